@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_CORE_ERROR_HPP
+#define MOE_CORE_ERROR_HPP
+
+#include <cstdlib>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include <moe/core/types.hpp>
+
+#ifndef MOE_ON_ERROR
+#define MOE_ON_ERROR(text) std::abort()
+#endif
+
+namespace moe::inline MOE_ABI {
+
+/// A file that is damaged, cut short, or of another format.
+class FormatError : public std::runtime_error {
+public:
+    using std::runtime_error::runtime_error;
+};
+
+namespace detail {
+
+inline std::string text(const char* part) { return part; }
+inline std::string text(const std::string& part) { return part; }
+template <class Number>
+    requires std::is_arithmetic_v<Number>
+std::string text(Number part) {
+    std::string digits = std::to_string(part);
+    if constexpr (std::is_floating_point_v<Number>) {  // 0.500000 -> 0.5
+        digits.erase(digits.find_last_not_of('0') + 1);
+        if (digits.back() == '.') digits.pop_back();
+    }
+    return digits;
+}
+
+template <class Error>
+[[noreturn, gnu::noinline, gnu::cold]] void raise(const std::string& message) {
+#if defined(__cpp_exceptions)
+    throw Error(message);
+#else
+    MOE_ON_ERROR(message.c_str());
+    std::abort();
+#endif
+}
+
+/// Throws `Error` with the parts joined into one sentence: who, what it got, what it wanted.
+template <class Error = std::invalid_argument, class... Parts>
+[[noreturn, gnu::noinline, gnu::cold]] void fail(const Parts&... parts) {
+    raise<Error>((text(parts) + ...));
+}
+
+/// a * b for extents.
+/// @throws std::length_error if the product does not fit an Index
+inline Index checked_product(Index a, Index b) {
+    if (a < 0 || b < 0 || (b != 0 && a > std::numeric_limits<Index>::max() / b))
+        fail<std::length_error>("moe: ", a, " x ", b, " elements do not fit a signed ",
+                                static_cast<int>(8 * sizeof(Index)), "-bit size");
+    return a * b;
+}
+
+}  // namespace detail
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_CORE_ERROR_HPP

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_KERNELS_TABLE_HPP
+#define MOE_KERNELS_TABLE_HPP
+
+#include <moe/core/types.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// Elementwise nonlinearities that kernels know; a is what the first product of an expert gives.
+///
+///     relu          max(a, 0)
+///     relu_squared  max(a, 0)^2
+///     gelu          a Phi(a) = a (1 + erf(a / sqrt 2)) / 2
+///     gelu_tanh     a (1 + tanh(sqrt(2 / pi) (a + 0.044715 a^3))) / 2
+///     silu          a sigmoid(a)
+enum class Activation { relu, relu_squared, gelu, gelu_tanh, silu };
+
+/// Everything arithmetic that a layer does per element, as plain functions over pointers, strides
+/// and counts: one table per instruction set, the same bits from each for float.
+///
+/// Three rules make the bits equal:
+///   - an element of a product is one chain of fused multiply-adds in the order of k;
+///   - any other sum has 16 interleaved partials (element i goes to partial i mod 16), folded
+///     8-4-2-1: p[i] += p[i + 8], then 4, 2, 1;
+///   - exp, sigmoid and erf are the same operations everywhere, and a multiplication that feeds an
+///     addition is an explicit fma.
+/// Double uses the standard library's exp and erf; its bits are those of one binary.
+///
+/// No function checks its arguments; pointers may be unaligned; counts may be 0. Nothing is read
+/// outside the stated extents.
+template <class S>
+struct KernelTable {
+    const char* name;   ///< "scalar", "avx2", "avx512"
+    Index panel_width;  ///< columns of one packed panel
+    Index tile_rows;    ///< most rows that one `tile` call takes
+
+    /// C = A B, or C += A B if `add`, for one tile.
+    ///
+    ///     C(i, j) = fma(A(i, k-1), B(k-1, j), ... fma(A(i, 0), B(0, j), add ? C(i, j) : 0))
+    ///
+    /// @param rows  1 to tile_rows
+    /// @param cols  1 to panel_width; columns from `cols` on are neither read in C nor written
+    /// @param k     length of the chain; 0 leaves 0 (or C, if `add`)
+    /// @param a     A(i, p) = a[i * a_row + p * a_col]
+    /// @param b     B(p, j) = b[p * b_row + j]; all panel_width columns of each row are readable
+    /// @param c     C(i, j) = c[i * c_row + j]
+    void (*tile)(Index rows, Index cols, Index k, const S* a, Index a_row, Index a_col, const S* b,
+                 Index b_row, S* c, Index c_row, bool add);
+
+    /// panel[p * panel_width + j] = B(p, j) for j < cols, 0 from there to panel_width.
+    /// @param b  B(p, j) = b[p * b_row + j * b_col]; quick when b_col or b_row is 1
+    void (*pack)(Index k, Index cols, const S* b, Index b_row, Index b_col, S* panel);
+
+    /// y = fma(a, x, y)
+    void (*axpy)(Index n, S a, const S* x, S* y);
+    /// y = a x; x may be y
+    void (*scale)(Index n, S a, const S* x, S* y);
+    /// sum of x y, each product fused into its partial
+    S (*dot)(Index n, const S* x, const S* y);
+    /// sum of x
+    S (*sum)(Index n, const S* x);
+
+    /// y = exp(x - max x) / sum of those; x may be y. -inf gives 0; a row of -inf only gives zeros;
+    /// NaN anywhere, or +inf, gives NaN everywhere.
+    void (*softmax)(Index n, const S* x, S* y);
+    /// log of the sum of exp(x); -inf for a row of -inf only or n = 0; NaN if any is NaN
+    S (*log_sum_exp)(Index n, const S* x);
+    /// y = 1 / (1 + exp(-x)); x may be y
+    void (*sigmoid)(Index n, const S* x, S* y);
+
+    /// h = act(a); h may be a
+    void (*activate)(Activation act, Index n, const S* a, S* h);
+    /// da = dh act'(a); da may be dh. relu' (0) = 0.
+    void (*activate_backward)(Activation act, Index n, const S* a, const S* dh, S* da);
+    /// h = act(g) u, the gated forms: SwiGLU with silu, GEGLU with gelu, ReGLU with relu
+    void (*gate)(Activation act, Index n, const S* g, const S* u, S* h);
+    /// dg = dh u act'(g), du = dh act(g); dg may be g or dh, du may be u
+    void (*gate_backward)(Activation act, Index n, const S* g, const S* u, const S* dh, S* dg,
+                          S* du);
+};
+
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_KERNELS_TABLE_HPP
