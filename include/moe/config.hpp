@@ -9,7 +9,8 @@
 ///     MOE_EXTERN_KERNELS   kernels are declared only; exactly one translation unit also defines
 ///                          MOE_IMPLEMENT_KERNELS and gets their code. Saves compile time.
 ///     MOE_ON_ERROR(text)   what happens on an error in a build without exceptions; `text` is a
-///                          `const char*` and the expression must not return. Default: std::abort().
+///                          `const char*` and the expression must not return. Default:
+///                          std::abort().
 ///     MOE_ASSERT(c, text)  the library's own invariants; off under NDEBUG. Never input checks.
 
 #define MOE_VERSION_MAJOR 0
@@ -49,7 +50,7 @@
     v##major##_##minor##_##baseline##_##threads##_##checks##_##errors
 #define MOE_TAG_EXPAND(major, minor, baseline, threads, checks, errors) \
     MOE_TAG_JOIN(major, minor, baseline, threads, checks, errors)
-#define MOE_ABI                                                                           \
+#define MOE_ABI                                                                             \
     MOE_TAG_EXPAND(MOE_VERSION_MAJOR, MOE_VERSION_MINOR, MOE_TAG_BASELINE, MOE_TAG_THREADS, \
                    MOE_TAG_CHECKS, MOE_TAG_ERRORS)
 

@@ -27,15 +27,14 @@ namespace detail {
 inline std::string text(const char* part) { return part; }
 inline std::string text(const std::string& part) { return part; }
 template <class Number>
-    requires std::is_arithmetic_v<Number>
-std::string text(Number part) {
-    std::string digits = std::to_string(part);
-    if constexpr (std::is_floating_point_v<Number>) {  // 0.500000 -> 0.5
-        digits.erase(digits.find_last_not_of('0') + 1);
-        if (digits.back() == '.') digits.pop_back();
+    requires std::is_arithmetic_v<Number> std::string text(Number part) {
+        std::string digits = std::to_string(part);
+        if constexpr (std::is_floating_point_v<Number>) {  // 0.500000 -> 0.5
+            digits.erase(digits.find_last_not_of('0') + 1);
+            if (digits.back() == '.') digits.pop_back();
+        }
+        return digits;
     }
-    return digits;
-}
 
 template <class Error>
 [[noreturn, gnu::noinline, gnu::cold]] void raise(const std::string& message) {

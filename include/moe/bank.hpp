@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_BANK_HPP
+#define MOE_BANK_HPP
+
+#include <cctype>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include <moe/core/concepts.hpp>
+#include <moe/core/fingerprint.hpp>
+#include <moe/core/parameters.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// Groups of experts: a Routing and tokens to outputs. The second half of a layer.
+///
+///     y[t] = sum over groups in argument order, over experts ascending, of
+///            weight * expert(input_scale * input_weight * x[t])
+///
+/// The global number of an expert is its position in the order of the arguments. A group that owns
+/// no routed expert (Shared) works on every token that is not padding, with weight 1.
+template <class S, class... Groups>
+class Bank {
+    static_assert(is_scalar<S>, "moe::Bank: the scalar must be float or double");
+    static_assert((ExpertGroup<detail::built_t<Groups, S>, S> && ...),
+                  "moe: an expert group needs num_experts() const and forward(x, rows, y, call) "
+                  "const; wrap a single expert type: moe::experts(count, prototype)");
+
+public:
+    using Scalar = S;
+    using GroupTuple = std::tuple<detail::built_t<Groups, S>...>;
+    static constexpr bool is_trainable = (TrainableGroup<detail::built_t<Groups, S>, S> && ...);
+
+    /// Holds nothing; a gradient like this is not wanted.
+    Bank() = default;
+
+    explicit Bank(const Config& config, const Groups&... groups)
+        : Bank(config, detail::shape_of(config, 0), std::index_sequence_for<Groups...>{}, groups...) {}
+
+    /// Made of modules that exist already, e.g. frozen ones.
+    Bank(const Config& config, GroupTuple groups) : groups_(std::move(groups)) { adopt(config); }
+
+    const Config& config() const { return config_; }
+    Index output_dim() const { return shape_.output_dim; }
+    Index num_experts() const { return shape_.num_experts; }
+    /// One entry per routed expert.
+    std::vector<ExpertFacts> facts() const {
+        std::vector<ExpertFacts> facts;
+        for_each_group([&](std::size_t, const auto& group) {
+            for (Index e = 0; e < group.num_experts(); ++e) {
+                if constexpr (requires { group.facts(e); })
+                    facts.push_back(group.facts(e));
+                else
+                    facts.emplace_back();
+            }
+        });
+        return facts;
+    }
+    template <std::size_t I>
+    const auto& group() const { return std::get<I>(groups_); }
+    template <std::size_t I>
+    auto& group() { return std::get<I>(groups_); }
+    const GroupTuple& groups() const { return groups_; }
+    GroupTuple& groups() { return groups_; }
+
+    /// Writes y from x and a plan.
+    /// @param x  [T, D]   @param y  [T, O], overwritten; must not overlap x
+    /// @throws std::invalid_argument if extents disagree
+    void apply(In<S> x, const Routing& routing, Out<S> y, Workspace<S>& ws,
+               const Context& context = {}) const {
+        check(x, routing, y, "y");
+        State& state = ws.template state<State>();
+        state.fingerprint = ws.keeps() ? fingerprint(x, routing, context) : 0;
+        y.setZero();
+        const AllRows all = prepare(x, routing, state, context);
+        for_each_group([&](std::size_t i, const auto& group) {
+            group.forward(x, rows_of(group, i, all), y, Call<S>{context, ws.child(i)});
+        });
+    }
+
+    /// The way back.
+    /// @param dx       [T, D], overwritten
+    /// @param dweight  [N] d(loss)/d(weight) by assignment number, overwritten; 0 where dropped
+    /// @param dinput   [N] the same for input weights; empty: not wanted
+    /// @throws std::logic_error if ws was not last filled by apply() with these arguments
+    void apply_backward(In<S> x, const Routing& routing, In<S> dy, Out<S> dx, std::span<S> dweight,
+                        std::span<S> dinput, Bank& grad, Workspace<S>& ws,
+                        const Context& context = {}) const {
+        static_assert(is_trainable,
+                      "moe: an expert group needs backward(x, rows, dy, dx, dweights, grad, call) "
+                      "const to be trained; frozen groups have none");
+        check(x, routing, dy, "dy");
+        State* state = ws.template find<State>();
+        if (state == nullptr || state->fingerprint != fingerprint(x, routing, context))
+            detail::fail<std::logic_error>(
+                "moe::Layer::backward: the workspace does not hold this batch: call forward() of the "
+                "same layer with the same x and context first, with Keep::everything");
+        dx.setZero();
+        const AllRows all = prepare(x, routing, *state, context);
+        const auto by_row = state->dweights.assign(routing.num_kept(), S(0));
+        const auto by_row_input =
+            state->dinput.assign(dinput.empty() ? 0 : routing.num_kept(), S(0));
+        const auto shared = state->shared_dweights.resize(x.rows());
+        for_each_group([&](std::size_t i, const auto& group) {
+            const bool routed = group.num_experts() > 0;
+            const RowGradients<S> gradients{.weights = routed ? by_row : shared,
+                                            .input_weights = routed ? by_row_input : std::span<S>{}};
+            visit_group(grad.groups_, i, [&](auto& group_grad) {
+                if constexpr (std::is_same_v<std::remove_cvref_t<decltype(group_grad)>,
+                                             std::remove_cvref_t<decltype(group)>>)
+                    group.backward(x, rows_of(group, i, all), dy, dx, gradients, group_grad,
+                                   Call<S>{context, ws.child(i)});
+            });
+        });
+        std::fill(dweight.begin(), dweight.end(), S(0));
+        std::fill(dinput.begin(), dinput.end(), S(0));
+        const auto scale = static_cast<S>(config_.input_scale);
+        for (std::size_t r = 0; r < by_row.size(); ++r) {
+            const auto a = static_cast<std::size_t>(routing.expert_assignments()[r]);
+            dweight[a] = by_row[r];
+            if (!dinput.empty()) dinput[a] = scale * by_row_input[r];
+        }
+    }
+
+    void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
+        State& state = ws.template state<State>();
+        state.weights.resize(assignments);
+        state.input_weights.resize(assignments);
+        state.dweights.resize(assignments);
+        for_each_group([&](std::size_t i, const auto& group) {
+            const Index rows = group.num_experts() > 0 ? assignments : tokens;
+            if constexpr (requires { group.reserve(tokens, rows, ws.child(i)); })
+                group.reserve(tokens, rows, ws.child(i));
+        });
+    }
+
+    /// experts.<global number>.*, then shared.<number>.* of groups without routed experts
+    void visit_parameters(auto&& visit) {
+        Index first = 0, shared = 0;
+        for_each_group_mutable([&](auto& group) {
+            const bool routed = group.num_experts() > 0 || std::tuple_size_v<GroupTuple> == 0;
+            const std::string prefix = routed ? "experts." : "shared.";
+            const Index offset = routed ? first : shared;
+            Index last = offset;
+            moe::visit_parameters(group, [&](std::string_view name, auto& matrix, Role role) {
+                // A group numbers its experts from 0: "2.gate". The layer numbers them throughout.
+                std::size_t digits = 0;
+                Index local = 0;
+                while (digits < name.size() && name[digits] >= '0' && name[digits] <= '9')
+                    local = 10 * local + (name[digits++] - '0');
+                last = std::max(last, offset + local + 1);
+                visit(prefix + std::to_string(offset + local) + std::string(name.substr(digits)),
+                      matrix, role);
+            });
+            first += group.num_experts();
+            if (!routed) shared = last;
+        });
+    }
+
+    void own_gradients() {
+        for_each_group_mutable([](auto& group) {
+            if constexpr (requires { group.own_gradients(); }) group.own_gradients();
+        });
+    }
+
+    /// f(i, group) for every group in order.
+    template <class F>
+    void for_each_group(F&& f) const {
+        [&]<std::size_t... I>(std::index_sequence<I...>) {
+            (f(I, std::get<I>(groups_)), ...);
+        }(std::index_sequence_for<Groups...>{});
+    }
+
+private:
+    struct State {
+        Buffer<S> weights, input_weights, dweights, dinput;
+        Buffer<std::int64_t> ids, shared_ids;
+        Buffer<std::int32_t> shared_tokens;
+        Buffer<S> ones, scales, shared_dweights;
+        Index shared_offsets[2] = {0, 0};
+        std::vector<Index> first_expert;
+        std::uint64_t fingerprint = 0;
+    };
+    struct AllRows {
+        Rows<S> routed, shared;
+        std::span<const Index> first_expert;
+    };
+
+    template <std::size_t... I>
+    Bank(const Config& config, const Shape& shape, std::index_sequence<I...>, const Groups&... groups)
+        : groups_{build_group<I>(config, shape, groups)...} {
+        adopt(config);
+    }
+
+    template <std::size_t I, class Group>
+    static auto build_group(const Config& config, const Shape& shape, const Group& group) {
+        Random random = Random(config.seed, 2).child(I);
+        return detail::built<Group, S>(group, shape, random);
+    }
+
+    void adopt(const Config& config) {
+        config_ = config;
+        Index experts = 0;
+        for_each_group([&](std::size_t, const auto& group) { experts += group.num_experts(); });
+        shape_ = detail::shape_of(config, experts);
+        for_each_group([&](std::size_t, const auto& group) {
+            if constexpr (requires { group.check(shape_); }) group.check(shape_);
+        });
+    }
+
+    template <class F>
+    void for_each_group_mutable(F&& f) {
+        [&]<std::size_t... I>(std::index_sequence<I...>) {
+            (f(std::get<I>(groups_)), ...);
+        }(std::index_sequence_for<Groups...>{});
+    }
+    template <class F>
+    static void visit_group(GroupTuple& groups, std::size_t wanted, F&& f) {
+        [&]<std::size_t... I>(std::index_sequence<I...>) {
+            ((I == wanted ? f(std::get<I>(groups)) : void()), ...);
+        }(std::index_sequence_for<Groups...>{});
+    }
+
+    std::uint64_t fingerprint(In<S> x, const Routing& routing, const Context& context) const {
+        return detail::Fingerprint(this).batch<S>(x).context(context).routing(routing).value();
+    }
+
+    void check(In<S> x, const Routing& routing, In<S> y, const char* what) const {
+        if (x.cols() != shape_.model_dim)
+            detail::fail("moe::Layer::apply: x has ", x.cols(), " columns, model_dim is ",
+                         shape_.model_dim);
+        if (y.rows() != x.rows() || y.cols() != shape_.output_dim)
+            detail::fail("moe::Layer::apply: ", what, " is [", y.rows(), ", ", y.cols(), "], it must be [",
+                         x.rows(), ", ", shape_.output_dim, "]");
+        if (routing.num_tokens() != x.rows() || routing.num_experts() != num_experts())
+            detail::fail("moe::Layer::apply: the routing is for ", routing.num_tokens(), " tokens and ",
+                         routing.num_experts(), " experts, the batch has ", x.rows(),
+                         " and the layer ", num_experts());
+    }
+
+    /// Row arrays of the whole batch: routed rows by expert, and all tokens for shared groups.
+    AllRows prepare(In<S> x, const Routing& routing, State& state, const Context& context) const {
+        const auto tokens = routing.expert_tokens();
+        const auto numbers = routing.expert_assignments();
+        const Index rows = routing.num_kept();
+        const auto scale = static_cast<S>(config_.input_scale);
+        bool scaled = config_.input_scale != 1;
+        const auto weights = state.weights.resize(rows);
+        const auto ids = state.ids.resize(rows);
+        for (std::size_t r = 0; r < tokens.size(); ++r) {
+            const Assignment& a = routing.assignments()[static_cast<std::size_t>(numbers[r])];
+            weights[r] = static_cast<S>(a.weight);
+            ids[r] = context.first_token + a.token;
+            scaled |= a.input_weight != 1;
+        }
+        const auto input_weights = state.input_weights.resize(scaled ? rows : 0);
+        for (std::size_t r = 0; r < input_weights.size(); ++r)
+            input_weights[r] =
+                scale * static_cast<S>(
+                            routing.assignments()[static_cast<std::size_t>(numbers[r])].input_weight);
+
+        const auto all = state.shared_tokens.resize(x.rows());
+        const auto all_ids = state.shared_ids.resize(x.rows());
+        Index live = 0;
+        for (Index t = 0; t < x.rows(); ++t) {
+            if (detail::is_padding(context, t)) continue;
+            all[static_cast<std::size_t>(live)] = static_cast<std::int32_t>(t);
+            all_ids[static_cast<std::size_t>(live++)] = context.first_token + t;
+        }
+        state.shared_offsets[1] = live;
+        const std::span<const S> ones = state.ones.assign(live, S(1));
+        const std::span<const S> scales = state.scales.assign(config_.input_scale != 1 ? live : 0, scale);
+
+        state.first_expert.clear();
+        Index first = 0;
+        for_each_group([&](std::size_t, const auto& group) {
+            state.first_expert.push_back(first);
+            first += group.num_experts();
+        });
+        return {.routed = {.offsets = routing.expert_offsets(),
+                           .from = tokens,
+                           .to = tokens,
+                           .weights = weights,
+                           .input_weights = input_weights,
+                           .ids = ids},
+                .shared = {.offsets = state.shared_offsets,
+                           .from = all,
+                           .to = all,
+                           .weights = ones,
+                           .input_weights = scales,
+                           .ids = all_ids},
+                .first_expert = state.first_expert};
+    }
+
+    template <class Group>
+    static Rows<S> rows_of(const Group& group, std::size_t i, const AllRows& all) {
+        if (group.num_experts() == 0) return all.shared;
+        Rows<S> rows = all.routed.experts(all.first_expert[i], all.first_expert[i] + group.num_experts());
+        rows.first_expert = 0;
+        return rows;
+    }
+
+    Config config_;
+    Shape shape_;
+    GroupTuple groups_;
+};
+
+template <class... Groups>
+explicit Bank(Config, Groups...) -> Bank<float, Groups...>;
+
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_BANK_HPP

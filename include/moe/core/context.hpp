@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_CORE_CONTEXT_HPP
+#define MOE_CORE_CONTEXT_HPP
+
+#include <cstdint>
+#include <optional>
+#include <span>
+
+#include <moe/core/error.hpp>
+#include <moe/core/types.hpp>
+
+namespace moe::inline MOE_ABI {
+
+class WorkspaceBase;
+
+/// What a gate may want to know about an expert; the layer fills it from its groups.
+struct ExpertFacts {
+    bool is_null = false;      ///< takes a slot, does nothing, is left out of normalisation
+    bool is_free = false;      ///< costs no matrix product: zero, null, copy
+    int capacity_class = 0;    ///< experts of one class share a capacity rule
+    double flops_per_row = 0;  ///< floating-point operations of one row, forward
+};
+
+/// A [rows, cols] matrix of either scalar, e.g. one vector per token. Only viewed.
+class SideVectors {
+public:
+    SideVectors() = default;
+    SideVectors(In<float> v)  // NOLINT(google-explicit-constructor)
+        : f32_(v.data()), rows_(v.rows()), cols_(v.cols()), stride_(v.outerStride()) {}
+    SideVectors(In<double> v)  // NOLINT(google-explicit-constructor)
+        : f64_(v.data()), rows_(v.rows()), cols_(v.cols()), stride_(v.outerStride()) {}
+
+    bool empty() const { return f32_ == nullptr && f64_ == nullptr; }
+    Index rows() const { return rows_; }
+    Index cols() const { return cols_; }
+
+    /// The vectors as the scalar of the layer that reads them.
+    /// @throws std::invalid_argument if they hold the other scalar
+    template <class S>
+    ConstView<S> as() const {
+        const S* data = nullptr;
+        if constexpr (std::is_same_v<S, float>) data = f32_;
+        if constexpr (std::is_same_v<S, double>) data = f64_;
+        if (data == nullptr)
+            detail::fail("moe::Context: side_vectors is ", empty() ? "empty" : "of another scalar",
+                         ", the part that reads it wants ", sizeof(S) == 4 ? "float" : "double");
+        return ConstView<S>(data, rows_, cols_, Eigen::OuterStride<>(stride_));
+    }
+
+private:
+    const float* f32_ = nullptr;
+    const double* f64_ = nullptr;
+    Index rows_ = 0, cols_ = 0, stride_ = 0;
+};
+
+/// Choices that may change from call to call. Unset: what the gate was built with.
+struct Dial {
+    std::optional<Index> k;                   ///< experts per token, for gates with a fixed number
+    std::optional<double> p;                  ///< probability mass, for top-p gates
+    std::span<const Index> k_per_sequence{};  ///< [B] overrides k; needs sequence_offsets
+    std::span<const double> p_per_sequence{};  ///< [B] overrides p; needs sequence_offsets
+};
+
+/// Where gradients with respect to a context's optional inputs go. All are added to.
+struct ContextGradients {
+    std::span<double> logit_offset{};     ///< [L]
+    std::span<double> gate_multiplier{};  ///< [E]
+    void* side_vectors = nullptr;         ///< View<S>*, [as Context::side_vectors]
+};
+
+/// Everything about a call that is not a token vector. All views are optional and must outlive the
+/// call; those that backward needs, until backward has run. Backward takes the same context.
+///
+/// A part that needs a field it did not get throws std::invalid_argument with the field's name.
+struct Context {
+    bool training = false;    ///< switches noise, jitter and capacity, nothing else
+    std::uint64_t step = 0;   ///< optimiser step, keys random numbers and schedules
+    std::uint64_t seed = 0;   ///< keys random numbers
+    std::uint64_t stream = 0;  ///< tells layers and passes of one step apart
+    std::int64_t first_token = 0;  ///< number of row 0 within the whole batch, keys random numbers
+
+    std::span<const std::int64_t> token_ids{};       ///< [T] vocabulary ids
+    std::span<const std::int32_t> token_groups{};    ///< [T] group or modality of each token
+    std::optional<Index> task{};                     ///< task of the whole batch
+    std::span<const std::uint8_t> padding{};         ///< [T] 1: not a token; it routes nowhere
+    std::span<const Index> sequence_offsets{};       ///< [B + 1] first row of each sequence
+    SideVectors side_vectors{};                      ///< [T or B, any] conditioning inputs
+    std::span<const std::uint8_t> allowed{};         ///< [T * E] row-major, 0: never this expert
+    std::span<const double> logit_offset{};          ///< [L] added to every token's logits
+    std::span<const double> gate_multiplier{};       ///< [E] multiplies combine weights at the end
+    Dial dial{};
+
+    /// Workspace of an earlier layer: routers may read its logits and add to its logit gradient,
+    /// so that layer's backward runs after this one's.
+    WorkspaceBase* previous = nullptr;
+    ContextGradients* gradients = nullptr;
+
+    /// [E] filled by the layer; leave empty.
+    std::span<const ExpertFacts> experts{};
+};
+
+namespace detail {
+
+/// @throws std::invalid_argument unless a per-token (or per-expert) view is empty or of `wanted`
+inline void check_extent(const char* field, std::size_t given, Index wanted, const char* what) {
+    if (given != 0 && static_cast<Index>(given) != wanted)
+        fail("moe::Context: ", field, " has ", given, " entries, ", what, " wants ", wanted);
+}
+
+inline void check_context(const Context& c, Index tokens, Index experts, Index logits) {
+    check_extent("token_ids", c.token_ids.size(), tokens, "one per token");
+    check_extent("token_groups", c.token_groups.size(), tokens, "one per token");
+    check_extent("padding", c.padding.size(), tokens, "one per token");
+    check_extent("allowed", c.allowed.size(), checked_product(tokens, experts),
+                 "one per token and expert");
+    check_extent("logit_offset", c.logit_offset.size(), logits, "one per logit");
+    check_extent("gate_multiplier", c.gate_multiplier.size(), experts, "one per expert");
+    const auto offsets = c.sequence_offsets;
+    if (!offsets.empty()) {
+        bool ascending = offsets.front() == 0 && offsets.back() == tokens;
+        for (std::size_t b = 1; b < offsets.size(); ++b) ascending &= offsets[b - 1] <= offsets[b];
+        if (!ascending)
+            fail("moe::Context: sequence_offsets must ascend from 0 to the ", tokens,
+                 " tokens of the batch");
+    }
+    const Index sequences = offsets.empty() ? 0 : static_cast<Index>(offsets.size()) - 1;
+    const auto check_dial = [&](const char* field, std::size_t given) {
+        if (given != 0 && static_cast<Index>(given) != sequences)
+            fail("moe::Context: dial.", field, " has ", given, " entries, sequence_offsets has ",
+                 sequences, " sequences");
+    };
+    check_dial("k_per_sequence", c.dial.k_per_sequence.size());
+    check_dial("p_per_sequence", c.dial.p_per_sequence.size());
+}
+
+inline bool is_padding(const Context& context, Index token) {
+    return !context.padding.empty() && context.padding[static_cast<std::size_t>(token)] != 0;
+}
+
+}  // namespace detail
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_CORE_CONTEXT_HPP

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_CORE_ROUTING_HPP
+#define MOE_CORE_ROUTING_HPP
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <vector>
+
+#include <moe/core/error.hpp>
+#include <moe/core/types.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// Why an assignment does not reach its expert.
+enum class Dropped : std::uint8_t {
+    no,        ///< it does
+    capacity,  ///< the expert was full
+    pruned,    ///< removed after selection, e.g. by an edit or a run-time rule
+};
+
+/// One (token, expert) pair and the factors it is computed with:
+///
+///     y[token] += weight * expert(input_weight * x[token])
+///
+/// Weights are stored as double, which holds a float exactly.
+struct Assignment {
+    std::int32_t token = 0;
+    std::int32_t expert = 0;
+    std::int32_t slot = 0;  ///< place in the token's own order of selection, from 0
+    Dropped dropped = Dropped::no;
+    double weight = 1;
+    double input_weight = 1;
+
+    bool operator==(const Assignment&) const = default;
+};
+
+/// The plan of one batch: which token goes to which expert with which weight.
+///
+/// A token has 0 to E assignments, in the order in which they were chosen. A routing is a plain
+/// value and does not know who made it: build it by hand, copy, compare, edit, save, replay it.
+///
+///     routing.reset(T, E);  routing.add(token, expert, weight) ...;  routing.group();
+///
+/// group() sorts what was added: assignments by token (slots keep the order in which they were
+/// added) and, for those that are not dropped, by expert with tokens ascending. Reading needs it.
+///
+/// Not-a-number: gates rank NaN last; a row with a NaN routes with NaN weights, so that the fault
+/// shows in the output. A row in which every logit is -inf has no assignments.
+class Routing {
+public:
+    /// Forgets everything; the plan is for `num_tokens` tokens and `num_experts` experts.
+    /// @throws std::invalid_argument if one is negative or does not fit 31 bits
+    void reset(Index num_tokens, Index num_experts) {
+        constexpr Index most = std::numeric_limits<std::int32_t>::max();
+        if (num_tokens < 0 || num_tokens > most || num_experts < 0 || num_experts > most)
+            detail::fail("moe::Routing: ", num_tokens, " tokens and ", num_experts,
+                         " experts, both must lie in [0, 2147483647]");
+        num_tokens_ = num_tokens;
+        num_experts_ = num_experts;
+        assignments_.clear();
+        grouped_ = false;
+    }
+
+    /// Adds an assignment in the next free slot of its token. Tokens may come in any order.
+    /// @throws std::invalid_argument if token or expert is out of range
+    void add(Index token, Index expert, double weight = 1, double input_weight = 1) {
+        if (token < 0 || token >= num_tokens_)
+            detail::fail("moe::Routing::add: token is ", token, ", there are ", num_tokens_);
+        if (expert < 0 || expert >= num_experts_)
+            detail::fail("moe::Routing::add: expert is ", expert, ", there are ", num_experts_);
+        assignments_.push_back({.token = static_cast<std::int32_t>(token),
+                                .expert = static_cast<std::int32_t>(expert),
+                                .slot = 0,
+                                .dropped = Dropped::no,
+                                .weight = weight,
+                                .input_weight = input_weight});
+        grouped_ = false;
+    }
+
+    /// Sorts what was added (two stable counting sorts, O(N + T + E)). Idempotent.
+    void group() {
+        if (grouped_) return;
+        const auto tokens = static_cast<std::size_t>(num_tokens_);
+        const auto experts = static_cast<std::size_t>(num_experts_);
+        token_offsets_.assign(tokens + 1, 0);
+        for (const Assignment& a : assignments_) ++token_offsets_[at(a.token) + 1];
+        for (std::size_t t = 0; t < tokens; ++t) token_offsets_[t + 1] += token_offsets_[t];
+        cursor_.assign(token_offsets_.begin(), token_offsets_.end());
+        sorted_.resize(assignments_.size());
+        for (const Assignment& a : assignments_) {
+            const Index place = cursor_[at(a.token)]++;
+            sorted_[at(place)] = a;
+            sorted_[at(place)].slot =
+                static_cast<std::int32_t>(place - token_offsets_[at(a.token)]);
+        }
+        assignments_.swap(sorted_);
+
+        expert_offsets_.assign(experts + 1, 0);
+        for (const Assignment& a : assignments_)
+            if (a.dropped == Dropped::no) ++expert_offsets_[at(a.expert) + 1];
+        for (std::size_t e = 0; e < experts; ++e) expert_offsets_[e + 1] += expert_offsets_[e];
+        cursor_.assign(expert_offsets_.begin(), expert_offsets_.end());
+        expert_tokens_.resize(at(expert_offsets_[experts]));
+        expert_assignments_.resize(at(expert_offsets_[experts]));
+        for (std::size_t i = 0; i < assignments_.size(); ++i) {
+            if (assignments_[i].dropped != Dropped::no) continue;
+            const Index place = cursor_[at(assignments_[i].expert)]++;
+            expert_tokens_[at(place)] = assignments_[i].token;
+            expert_assignments_[at(place)] = static_cast<Index>(i);
+        }
+        grouped_ = true;
+    }
+
+    Index num_tokens() const { return num_tokens_; }
+    Index num_experts() const { return num_experts_; }
+    /// All assignments, dropped ones included.
+    Index num_assignments() const { return static_cast<Index>(assignments_.size()); }
+    /// Assignments that reach an expert.
+    Index num_kept() const { return check_grouped(), expert_offsets_.back(); }
+
+    /// Every assignment, tokens ascending, slots ascending within a token. An assignment's number
+    /// is its place here.
+    std::span<const Assignment> assignments() const { return check_grouped(), assignments_; }
+    /// Number of the first assignment of `token`; first(t) to first(t + 1) are its own.
+    Index first(Index token) const { return check_grouped(), token_offsets_[at(token)]; }
+    /// The assignments of one token in slot order, dropped ones included.
+    std::span<const Assignment> of(Index token) const {
+        return assignments().subspan(at(first(token)), at(first(token + 1) - first(token)));
+    }
+
+    /// The tokens an expert works on, ascending.
+    std::span<const std::int32_t> tokens_of(Index expert) const {
+        check_expert(expert);
+        return std::span(expert_tokens_).subspan(begin(expert), size(expert));
+    }
+    /// The numbers of those assignments, in the same order.
+    std::span<const Index> assignments_of(Index expert) const {
+        check_expert(expert);
+        return std::span(expert_assignments_).subspan(begin(expert), size(expert));
+    }
+    /// [E + 1] where each expert's rows begin in the expert-major order.
+    std::span<const Index> expert_offsets() const { return check_grouped(), expert_offsets_; }
+    /// [num_kept] token of each row in the expert-major order.
+    std::span<const std::int32_t> expert_tokens() const { return check_grouped(), expert_tokens_; }
+    /// [num_kept] assignment number of each row in the expert-major order.
+    std::span<const Index> expert_assignments() const {
+        return check_grouped(), expert_assignments_;
+    }
+
+    template <class S>
+    S weight(Index assignment) const {
+        return static_cast<S>(assignments_[at(assignment)].weight);
+    }
+    void set_weight(Index assignment, double weight) {
+        assignments_[at(assignment)].weight = weight;
+    }
+    void set_input_weight(Index assignment, double weight) {
+        assignments_[at(assignment)].input_weight = weight;
+    }
+    /// Takes an assignment out of (or back into) the expert-major order; call group() afterwards.
+    void set_dropped(Index assignment, Dropped reason) {
+        assignments_[at(assignment)].dropped = reason;
+        grouped_ = false;
+    }
+
+    /// Room for a batch of this size without further allocation.
+    void reserve(Index num_tokens, Index num_experts, Index num_assignments) {
+        assignments_.reserve(at(num_assignments));
+        sorted_.reserve(at(num_assignments));
+        expert_tokens_.reserve(at(num_assignments));
+        expert_assignments_.reserve(at(num_assignments));
+        token_offsets_.reserve(at(num_tokens) + 1);
+        expert_offsets_.reserve(at(num_experts) + 1);
+        cursor_.reserve(at(std::max(num_tokens, num_experts)) + 1);
+    }
+
+    /// The same plan: extents, experts, slots, weights and drops.
+    friend bool operator==(const Routing& a, const Routing& b) {
+        return a.num_tokens_ == b.num_tokens_ && a.num_experts_ == b.num_experts_ &&
+               a.assignments_ == b.assignments_;
+    }
+
+private:
+    static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
+    std::size_t begin(Index expert) const { return at(expert_offsets_[at(expert)]); }
+    std::size_t size(Index expert) const { return at(expert_offsets_[at(expert) + 1]) - begin(expert); }
+    void check_grouped() const {
+        if (!grouped_)
+            detail::fail<std::logic_error>(
+                "moe::Routing: read before group(); call group() after the last add()");
+    }
+    void check_expert(Index expert) const {
+        check_grouped();
+        if (expert < 0 || expert >= num_experts_)
+            detail::fail("moe::Routing: expert is ", expert, ", there are ", num_experts_);
+    }
+
+    Index num_tokens_ = 0, num_experts_ = 0;
+    std::vector<Assignment> assignments_, sorted_;
+    std::vector<Index> token_offsets_, expert_offsets_, cursor_, expert_assignments_;
+    std::vector<std::int32_t> expert_tokens_;
+    bool grouped_ = false;
+};
+
+/// d(loss)/d(weight) of every assignment, by assignment number.
+template <class S>
+struct WeightGradients {
+    std::span<const S> output;  ///< [N] for Assignment::weight
+    std::span<const S> input;   ///< [N] for Assignment::input_weight; empty: all 0
+
+    /// For a gate that weighs outputs, which is nearly every gate.
+    S operator[](Index assignment) const { return output[static_cast<std::size_t>(assignment)]; }
+};
+
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_CORE_ROUTING_HPP

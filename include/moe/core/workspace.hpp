@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_CORE_WORKSPACE_HPP
+#define MOE_CORE_WORKSPACE_HPP
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include <moe/core/context.hpp>
+#include <moe/core/error.hpp>
+#include <moe/core/executor.hpp>
+#include <moe/core/memory.hpp>
+#include <moe/core/routing.hpp>
+#include <moe/core/types.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// What forward leaves behind for backward.
+enum class Keep {
+    everything,  ///< what backward needs
+    nothing,     ///< inference: backward throws
+};
+
+/// The part of a workspace that does not depend on the scalar.
+class WorkspaceBase {
+public:
+    virtual ~WorkspaceBase() = default;
+
+    /// The T that the part owning this node put here; made by its default constructor the first
+    /// time. A node holds one object of each type.
+    template <class T>
+    T& state() {
+        if (T* present = find<T>()) return *present;
+        states_.push_back({&type_tag<T>, std::unique_ptr<void, void (*)(void*)>(
+                                             new T(), [](void* p) { delete static_cast<T*>(p); })});
+        return *static_cast<T*>(states_.back().object.get());
+    }
+    /// The T that is here, or null.
+    template <class T>
+    T* find() const {
+        for (const State& state : states_)
+            if (state.type == &type_tag<T>) return static_cast<T*>(state.object.get());
+        return nullptr;
+    }
+
+protected:
+    WorkspaceBase() = default;
+    WorkspaceBase(WorkspaceBase&&) = default;
+    WorkspaceBase& operator=(WorkspaceBase&&) = default;
+
+private:
+    template <class T>
+    static inline char type_tag = 0;
+    struct State {
+        const char* type;
+        std::unique_ptr<void, void (*)(void*)> object;
+    };
+    std::vector<State> states_;
+};
+
+/// What routing a batch leaves behind; see Workspace::routing().
+template <class S>
+struct Routed {
+    Routing routing;
+    Buffer<S> logits, dlogits;  // [T, L]
+    Index num_logits = 0;
+    Context context;            // views as the caller gave them
+    Buffer<double> gate_weights;  // [N] as the gate gave them, before the gate multiplier
+    Buffer<S> dgate, dinput;      // [N] gradients at the weights
+    Buffer<S> dx;                 // [T, D] the router's share
+    std::uint64_t fingerprint = 0;  // of who filled this with what; 0: not for backward
+};
+
+/// Everything a call leaves behind: routing, logits, what backward needs, scratch, and who runs
+/// the parallel parts. It grows to the largest batch seen and then allocates nothing.
+///
+/// A workspace is a tree: a part of a layer gets a node of its own, keeps its state there and
+/// hands children to its own parts. One workspace per thread makes one layer usable from many.
+template <class S>
+class Workspace : public WorkspaceBase {
+    static_assert(is_scalar<S>, "moe::Workspace: the scalar must be float or double");
+
+public:
+    /// OpenMP's threads if OpenMP is enabled, else the calling thread.
+    Workspace() : settings_(std::make_shared<Settings>()) {}
+    /// @param executor  runs the parallel parts; must outlive the workspace
+    explicit Workspace(Executor& executor) : Workspace() { use(executor); }
+
+    Workspace(Workspace&&) noexcept = default;
+    Workspace& operator=(Workspace&&) noexcept = default;
+
+    /// Runs the parallel parts from now on; must outlive the workspace.
+    Workspace& use(Executor& executor) {
+        settings_->executor = &executor;
+        return *this;
+    }
+    /// Uses `count` threads of its own: an OpenMP team if OpenMP is enabled, else a pool.
+    Workspace& threads(int count) {
+        if (count < 1) detail::fail("moe::Workspace: threads is ", count, ", it must be >= 1");
+#if defined(_OPENMP)
+        settings_->own = std::make_unique<OpenMpExecutor>(count);
+#else
+        settings_->own = std::make_unique<ThreadPool>(count);
+#endif
+        return use(*settings_->own);
+    }
+    Executor& executor() const { return *settings_->executor; }
+
+    Workspace& keep(Keep keep) {
+        settings_->keep = keep;
+        return *this;
+    }
+    Keep keep() const { return settings_->keep; }
+    bool keeps() const { return settings_->keep == Keep::everything; }
+
+    /// The node of part `index`, made the first time.
+    Workspace& child(std::size_t index) {
+        while (children_.size() <= index)
+            children_.push_back(std::unique_ptr<Workspace>(new Workspace(settings_)));
+        return *children_[index];
+    }
+
+    /// The plan of the last batch routed on this node.
+    /// @throws std::logic_error if nothing was
+    const Routing& routing() const { return routed().routing; }
+    /// The same plan, to be edited before apply(); call group() on it if assignments change.
+    Routing& edit_routing() { return routed().routing; }
+    /// [T, L] logits of the last batch: offset and masks (-inf) applied, no noise.
+    View<S> logits() const { return matrix(routed().logits); }
+    /// [T, L] gradient of the losses at the logits: cleared by routing, added to by losses,
+    /// consumed by backward.
+    View<S> dlogits() const { return matrix(routed().dlogits); }
+    /// The context of the last batch.
+    const Context& context() const { return routed().context; }
+
+    /// Room for batches of up to `tokens` tokens and `assignments` assignments, so that not even
+    /// the first call allocates there.
+    template <class Layer>
+    void reserve(const Layer& layer, Index tokens, Index assignments) {
+        layer.reserve(tokens, assignments, *this);
+    }
+
+private:
+    struct Settings {
+        Keep keep = Keep::everything;
+#if defined(_OPENMP)
+        OpenMpExecutor standard;
+#else
+        SerialExecutor standard;
+#endif
+        Executor* executor = &standard;
+        std::unique_ptr<Executor> own;
+    };
+
+    explicit Workspace(std::shared_ptr<Settings> settings) : settings_(std::move(settings)) {}
+
+    Routed<S>& routed() const {
+        Routed<S>* routed = find<Routed<S>>();
+        if (routed == nullptr)
+            detail::fail<std::logic_error>(
+                "moe::Workspace: no batch has been routed here; call forward() or route() first");
+        return *routed;
+    }
+    View<S> matrix(Buffer<S>& buffer) const {
+        const Index cols = routed().num_logits, rows = cols == 0 ? 0 : buffer.size() / cols;
+        return View<S>(buffer.data(), rows, cols, Eigen::OuterStride<>(cols));
+    }
+
+    std::shared_ptr<Settings> settings_;
+    std::vector<std::unique_ptr<Workspace>> children_;
+};
+
+/// What a hook gets besides its matrices: the context of the call and the part's own node.
+template <class S>
+struct Call {
+    const Context& context;
+    Workspace<S>& ws;
+
+    /// The same call for a part of this part.
+    Call child(std::size_t index) const { return {context, ws.child(index)}; }
+};
+
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_CORE_WORKSPACE_HPP

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_IO_LIMITS_HPP
+#define MOE_IO_LIMITS_HPP
+
+#include <cstddef>
+
+#include <moe/config.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// What the safetensors reader and writer accept at most.
+///
+/// Together they bound what a hostile file can make the reader allocate: a few hundred megabytes,
+/// and only if its header is as large as that.
+struct SafetensorsLimits {
+    static constexpr std::size_t header_bytes = 100'000'000;  ///< the format's own limit
+    static constexpr std::size_t tensors = 1'000'000;         ///< also entries of __metadata__
+    static constexpr std::size_t rank = 8;                    ///< dimensions of one tensor
+    static constexpr std::size_t name_bytes = 1024;           ///< of a tensor name or metadata key
+    static constexpr int nesting = 3;                         ///< header, tensor, shape
+};
+
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_IO_LIMITS_HPP

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT
+#include <cstdio>
+
+#include <moe/moe.hpp>
+
+int main() {
+    moe::Layer layer{
+        moe::Config{.model_dim = 8},
+        moe::LinearRouter{},
+        moe::TopK{.k = 2},
+        moe::Swiglu{.count = 4, .ffn_dim = 16},
+    };
+
+    moe::Matrix<float> x = moe::Matrix<float>::Constant(3, 8, 0.5f);
+    moe::Matrix<float> y = layer(x);
+    std::printf("consumer: %d x %d, threads from %s\n", static_cast<int>(y.rows()),
+                static_cast<int>(y.cols()),
+#ifdef _OPENMP
+                "OpenMP"
+#else
+                "std"
+#endif
+    );
+    return y.squaredNorm() > 0 ? 0 : 1;
+}

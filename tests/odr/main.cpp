@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT
+#include <cstdint>
+#include <cstdio>
+#include <vector>
+
+using Bits = std::vector<std::uint32_t>;
+
+Bits bits_of_baseline();
+#ifdef MOE_TEST_X86
+Bits bits_of_avx2();
+Bits bits_of_native();
+#endif
+
+namespace {
+
+int failures = 0;
+
+void expect_same(const char* name, const Bits& got, const Bits& want) {
+    std::size_t different = got.size() == want.size() ? 0 : 1;
+    for (std::size_t i = 0; i < want.size() && i < got.size(); ++i) different += got[i] != want[i];
+    std::printf("%-8s %zu numbers, %zu differ from baseline\n", name, got.size(), different);
+    failures += different != 0;
+}
+
+}  // namespace
+
+int main() {
+    const Bits want = bits_of_baseline();
+    std::size_t nonzero = 0;
+    for (const std::uint32_t bits : want) nonzero += bits != 0;
+    if (want.size() != 2 * 11 * 24 || nonzero < want.size() / 2) {
+        std::printf("baseline computed nothing: %zu of %zu numbers are not zero\n", nonzero,
+                    want.size());
+        return 1;
+    }
+    expect_same("baseline", bits_of_baseline(), want);
+#ifdef MOE_TEST_X86
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        expect_same("avx2", bits_of_avx2(), want);
+    expect_same("native", bits_of_native(), want);
+#endif
+    return failures == 0 ? 0 : 1;
+}

@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: MIT
+// The one translation unit of a test program that holds the kernels.
+#define MOE_EXTERN_KERNELS
+#define MOE_IMPLEMENT_KERNELS
+#include <moe/moe.hpp>

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: MIT
+find_package(GTest QUIET)
+if(NOT GTest_FOUND)
+    message(FATAL_ERROR "The tests need GoogleTest (Debian, Ubuntu: libgtest-dev). "
+        "Install it or configure with -DMOE_BUILD_TESTS=OFF.")
+endif()
+
+add_library(moe_test_options INTERFACE)
+target_link_libraries(moe_test_options INTERFACE moe_developer GTest::gtest)
+target_include_directories(moe_test_options INTERFACE ${CMAKE_CURRENT_SOURCE_DIR})
+target_compile_definitions(moe_test_options INTERFACE MOE_EXTERN_KERNELS)
+
+add_library(moe_test_main OBJECT support/main.cpp)
+target_link_libraries(moe_test_main PRIVATE moe_test_options)
+target_precompile_headers(moe_test_main PRIVATE <gtest/gtest.h> <Eigen/Core>)
+
+moe_sources(files ${CMAKE_CURRENT_SOURCE_DIR} "*_test.cpp")
+set(folders "")
+foreach(file IN LISTS files)
+    if(file MATCHES "^([^/]+)/")
+        set(folder ${CMAKE_MATCH_1})
+    else()
+        set(folder layer)
+    endif()
+    list(APPEND folders ${folder})
+    list(APPEND files_of_${folder} ${file})
+endforeach()
+list(REMOVE_DUPLICATES folders)
+if(MOE_TEST_FOLDERS)
+    set(folders ${MOE_TEST_FOLDERS})
+endif()
+
+set(arguments --gtest_brief=1)
+set(environment ${MOE_TEST_ENVIRONMENT})
+if(MOE_TEST_DEEP)
+    list(APPEND arguments --gtest_repeat=3 --gtest_shuffle)
+    list(APPEND environment MOE_TEST_DEEP=1)
+endif()
+
+# Relative paths in tests start at the top of the source tree.
+function(moe_add_unit_test name program isa)
+    add_test(NAME ${name} COMMAND ${program} ${arguments}
+        WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+    set_tests_properties(${name} PROPERTIES LABELS unit TIMEOUT 900 ENVIRONMENT "${environment}${isa}")
+endfunction()
+
+foreach(folder IN LISTS folders)
+    set(program moe_${folder}_tests)
+    add_executable(${program} ${files_of_${folder}})
+    target_link_libraries(${program} PRIVATE moe_test_options moe_test_main moe_test_kernels)
+    target_precompile_headers(${program} REUSE_FROM moe_test_main)
+
+    moe_add_unit_test(${folder} ${program} "")
+    foreach(isa IN LISTS MOE_TEST_ISAS)
+        moe_add_unit_test(${folder}.${isa} ${program} ";MOE_ISA=${isa}")
+    endforeach()
+endforeach()
