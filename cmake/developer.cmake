@@ -14,6 +14,8 @@ if(PROJECT_IS_TOP_LEVEL AND NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYP
     set(CMAKE_BUILD_TYPE Release CACHE STRING "Release, RelWithDebInfo or Debug" FORCE)
 endif()
 
+set(CMAKE_CXX_EXTENSIONS OFF)
+
 # Flags for targets of ours, linked PRIVATE.
 add_library(moe_developer INTERFACE)
 target_link_libraries(moe_developer INTERFACE moe::moe)

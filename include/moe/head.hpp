@@ -31,6 +31,8 @@ class Head {
     static_assert(Gate<GateModule, S>,
                   "moe: the gate needs select(logits, routing) const, or with a last argument const "
                   "moe::Call<S>&");
+    static_assert(std::default_initializable<RouterModule> && std::default_initializable<GateModule>,
+                  "moe: a router and a gate need a default constructor");
 
 public:
     using Scalar = S;
@@ -57,6 +59,13 @@ public:
     const GateModule& gate() const { return gate_; }
     GateModule& gate() { return gate_; }
     const std::vector<ExpertFacts>& facts() const { return facts_; }
+    /// Whether the gate's weights scale what experts read instead of what they return.
+    bool weighs_input() const {
+        if constexpr (requires { gate_.weighs_input(); })
+            return gate_.weighs_input();
+        else
+            return false;
+    }
 
     /// Routes a batch: fills ws.logits() and ws.routing(), clears ws.dlogits().
     /// @param x  [T, D]
@@ -98,6 +107,11 @@ public:
             detail::fail<std::logic_error>(
                 "moe::Layer::backward: the workspace does not hold this batch: call forward() of the "
                 "same layer with the same x and context first, with Keep::everything");
+        if (static_cast<Index>(dweights.output.size()) != routed->routing.num_assignments())
+            detail::fail<std::logic_error>("moe::Head::route_backward: dweights has ",
+                                           dweights.output.size(), " entries, the routing has ",
+                                           routed->routing.num_assignments(),
+                                           " assignments; call apply_backward() first");
         const auto logits = ws.logits();
         auto dlogits = ws.dlogits();
         const WeightGradients<S> dgate = through_multiplier(dweights, *routed);

@@ -121,7 +121,7 @@ public:
         const Index count = ws.routing().num_assignments();
         bank_.apply_backward(detail::readable<S>(x), ws.routing(), detail::readable<S>(dy),
                              detail::writable<S>(std::forward<DX>(dx)), scratch.output.resize(count),
-                             scratch.input.resize(count), grad.bank_, ws.child(2), context);
+                             scratch.input.resize(head_.weighs_input() ? count : 0), grad.bank_, ws.child(2), context);
     }
 
     /// Adds the router's share to dx; consumes ws.dlogits().

@@ -31,9 +31,9 @@ function(install_moe prefix)
         -D MOE_BUILD_BENCHMARKS=OFF -D MOE_BUILD_EXAMPLES=OFF -D MOE_WITH_OPENMP=${WITH_OPENMP} ${ARGN})
     run(${CMAKE_COMMAND} --install ${WORK}/package --prefix ${prefix})
 
-    # Every header, the package files, the licence; nothing else, and no architecture's folder.
+    # Every file of include/, the package files, the licence; nothing else, and no architecture's folder.
     file(GLOB_RECURSE installed RELATIVE ${prefix} ${prefix}/*)
-    file(GLOB_RECURSE expected RELATIVE ${SOURCE} ${SOURCE}/include/moe/*.hpp)
+    file(GLOB_RECURSE expected RELATIVE ${SOURCE} ${SOURCE}/include/moe/*)
     list(APPEND expected share/cmake/moe/moe-config.cmake share/cmake/moe/moe-config-version.cmake
         share/cmake/moe/moe-targets.cmake share/licenses/moe/LICENSE share/pkgconfig/moe.pc)
     list(SORT installed)
@@ -138,7 +138,7 @@ elseif(CASE STREQUAL wrong_version)
         file(REMOVE_RECURSE ${WORK}/build)
         execute_process(COMMAND ${consumer} -D HOW=find_package -D WANTED=${wanted}
             -D CMAKE_PREFIX_PATH=${WORK}/prefix RESULT_VARIABLE status ERROR_VARIABLE text OUTPUT_QUIET)
-        if(status EQUAL 0 OR NOT text MATCHES "compatible with requested[ \n]+version \"${wanted}\"")
+        if(status EQUAL 0 OR NOT text MATCHES "compatible[ \n]+with[ \n]+requested[ \n]+version[ \n]+\"${wanted}\"")
             message(FATAL_ERROR "version ${wanted} was not refused (${status}):\n${text}")
         endif()
         message(STATUS "version ${wanted} refused")

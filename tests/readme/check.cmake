@@ -82,6 +82,13 @@ foreach(package IN LISTS packages)
     endif()
 endforeach()
 
+foreach(recipe vcpkg/vcpkg.json meson/meson.build)
+    file(STRINGS ${SOURCE}/cmake/packaging/${recipe} lines REGEX "version[^ ]*: *[\"']${VERSION}\\.[0-9]+[\"']")
+    if(NOT lines)
+        string(APPEND problems "cmake/packaging/${recipe} has another version than ${VERSION}\n")
+    endif()
+endforeach()
+
 string(REPLACE "](" "@(" targets "${readme}")  # a lone ] would join list elements
 string(REGEX MATCHALL "@\\([^):#]+" targets "${targets}")
 foreach(target IN LISTS targets)

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: MIT
 # readme_command(out readme heading): the one line in the one ```sh block of the section "## heading".
-#
-# As a script, cmake -D README=… -D "HEADING=Test it" -P command.cmake prints it.
-cmake_minimum_required(VERSION 3.21)
-
 function(readme_command out readme heading)
     string(FIND "${readme}" "\n## ${heading}\n" begin)
     if(begin EQUAL -1)
@@ -21,9 +17,3 @@ function(readme_command out readme heading)
     endif()
     set(${out} "${CMAKE_MATCH_1}" PARENT_SCOPE)
 endfunction()
-
-if(README)
-    file(READ ${README} text)
-    readme_command(command "${text}" "${HEADING}")
-    execute_process(COMMAND ${CMAKE_COMMAND} -E echo "${command}")
-endif()

@@ -50,6 +50,8 @@ concept Expert = requires(const E expert, E& grad, In<S> x, In<S> dy, Out<S> y, 
 ///     weigh(logits, routing[, call])  sets the weights of the assignments that are there; all that
 ///                                     replay runs. Without it, select's weights stay.
 ///     num_logits(E)                   logits per token, E if absent
+///     weighs_input()                  whether weights go to Assignment::input_weight: only then
+///                                     are gradients at input weights computed
 ///     static constexpr bool per_token whether a token's choice is its own (true if absent)
 template <class G, class S = float>
 concept Gate = requires(const G gate, In<S> logits, Routing& routing) {
@@ -80,8 +82,9 @@ concept ExpertGroup =
         group.forward(x, rows, y, call);
     };
 
-/// **Adds** to dx and grad, **writes** dweights (and not what it does not own). A grad that is
-/// default-constructed means that no parameter gradient is wanted.
+/// **Adds** to dx and grad, **writes** dweights (and not what it does not own; input weights only
+/// if that span is not empty). A grad that is default-constructed means that no parameter gradient
+/// is wanted.
 template <class G, class S = float>
 concept TrainableGroup =
     ExpertGroup<G, S> &&

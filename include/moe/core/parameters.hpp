@@ -39,6 +39,9 @@ public:
         data_ = memory_.get();
         std::fill_n(data_, count, S(0));
     }
+    /// The values at `at`, rows * cols elements that `owner` (may be null) keeps alive.
+    Parameter(Index rows, Index cols, S* at, std::shared_ptr<S> owner)
+        : memory_(std::move(owner)), data_(at), rows_(rows), cols_(cols) {}
     Parameter(const Parameter& other) : Parameter(other.rows_, other.cols_) {
         std::copy_n(other.data_, size(), data_);
     }

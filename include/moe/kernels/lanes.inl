@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
-// The portable vector of 16 lanes that body.inl is written over. Included inside a namespace, and
-// possibly inside a target region, that has `using S = float` or `double`; no guard on purpose.
+// The portable vectors that body.inl is written over. Included inside a namespace, and possibly
+// inside a target region, that has `using S = float` or `double`; no guard on purpose.
 // x86/avx2.hpp and x86/avx512.hpp define the same functions with intrinsics.
 
+/// V holds 16 elements: the columns of a tile, the partials of a sum.
 struct V {
     S lane[16];
 };
@@ -13,28 +14,20 @@ struct V {
     return r;
 }
 
-[[gnu::always_inline]] inline V load(const S* p) {
-    V r;
-    for (int l = 0; l < 16; ++l) r.lane[l] = p[l];
-    return r;
-}
-
 /// The first min(n, 16) elements at p; 0 in the other lanes.
 [[gnu::always_inline]] inline V load(const S* p, Index n) {
-    if (n >= 16) return load(p);
-    V r = splat(0);
-    for (Index l = 0; l < n; ++l) r.lane[l] = p[l];
+    V r;
+    if (n >= 16) {
+        for (int l = 0; l < 16; ++l) r.lane[l] = p[l];
+    } else {
+        for (int l = 0; l < 16; ++l) r.lane[l] = l < n ? p[l] : S(0);
+    }
     return r;
-}
-
-[[gnu::always_inline]] inline void store(S* p, V x) {
-    for (int l = 0; l < 16; ++l) p[l] = x.lane[l];
 }
 
 /// Writes the first min(n, 16) lanes.
 [[gnu::always_inline]] inline void store(S* p, V x, Index n) {
-    if (n >= 16) return store(p, x);
-    for (Index l = 0; l < n; ++l) p[l] = x.lane[l];
+    for (Index l = 0; l < (n < 16 ? n : 16); ++l) p[l] = x.lane[l];
 }
 
 /// x in the first n lanes, y in the others.
@@ -43,6 +36,7 @@ struct V {
     return x;
 }
 
+/// x y + z, rounded once.
 [[gnu::always_inline]] inline V fma(V x, V y, V z) {
     for (int l = 0; l < 16; ++l) z.lane[l] = std::fma(x.lane[l], y.lane[l], z.lane[l]);
     return z;
@@ -53,48 +47,34 @@ struct V {
     return x;
 }
 
-[[gnu::always_inline]] inline V sub(V x, V y) {
-    for (int l = 0; l < 16; ++l) x.lane[l] -= y.lane[l];
-    return x;
-}
-
-[[gnu::always_inline]] inline V mul(V x, V y) {
-    for (int l = 0; l < 16; ++l) x.lane[l] *= y.lane[l];
-    return x;
-}
-
-[[gnu::always_inline]] inline V div(V x, V y) {
-    for (int l = 0; l < 16; ++l) x.lane[l] /= y.lane[l];
-    return x;
-}
-
 /// y if either is NaN or both are zeros, like the instruction.
 [[gnu::always_inline]] inline V max(V x, V y) {
     for (int l = 0; l < 16; ++l) x.lane[l] = x.lane[l] > y.lane[l] ? x.lane[l] : y.lane[l];
     return x;
 }
 
-[[gnu::always_inline]] inline V min(V x, V y) {
-    for (int l = 0; l < 16; ++l) x.lane[l] = x.lane[l] < y.lane[l] ? x.lane[l] : y.lane[l];
-    return x;
-}
+/// E holds the elements that elementwise functions take at once: one, as compilers make little of
+/// exp over an array, and a lot of code.
+struct E {
+    S x;
+};
+inline constexpr Index elements = 1;
 
-[[gnu::always_inline]] inline V negate(V x) {
-    for (int l = 0; l < 16; ++l) x.lane[l] = -x.lane[l];
-    return x;
-}
-
+inline E each(S x) { return {x}; }
+inline E load_each(const S* p, Index) { return {*p}; }
+inline void store(S* p, E x, Index) { *p = x.x; }
+inline E fma(E x, E y, E z) { return {std::fma(x.x, y.x, z.x)}; }
+inline E add(E x, E y) { return {x.x + y.x}; }
+inline E sub(E x, E y) { return {x.x - y.x}; }
+inline E mul(E x, E y) { return {x.x * y.x}; }
+inline E div(E x, E y) { return {x.x / y.x}; }
+inline E max(E x, E y) { return {x.x > y.x ? x.x : y.x}; }
+inline E min(E x, E y) { return {x.x < y.x ? x.x : y.x}; }
+inline E negate(E x) { return {-x.x}; }
 /// -|x|
-[[gnu::always_inline]] inline V minus_abs(V x) {
-    for (int l = 0; l < 16; ++l) x.lane[l] = -std::fabs(x.lane[l]);
-    return x;
-}
-
+inline E minus_abs(E x) { return {-std::fabs(x.x)}; }
 /// a <= b ? x : y; y if either is NaN.
-[[gnu::always_inline]] inline V where_le(V a, V b, V x, V y) {
-    for (int l = 0; l < 16; ++l) x.lane[l] = a.lane[l] <= b.lane[l] ? x.lane[l] : y.lane[l];
-    return x;
-}
+inline E where_le(E a, E b, E x, E y) { return a.x <= b.x ? x : y; }
 
 /// to[p * to_row + j] = from[j * from_row + p] for j < rows and p < cols, 0 for rows <= j < 16;
 /// rows and cols are at most 16.

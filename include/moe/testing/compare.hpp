@@ -25,8 +25,8 @@
 ///     compare_within  each element within its own bound
 ///     same_bits       equal memory
 ///
-/// An argument is a dense Eigen object or expression, anything contiguous (std::vector, std::span,
-/// an array), or one number. All three fail
+/// An argument is a dense Eigen object or expression, a moe::Parameter, anything else contiguous
+/// (std::vector, std::span, an array), or one number. All three fail
 ///   - on a NaN (same_bits: unless the other side is the same NaN);
 ///   - where one side is infinite and the other is not the same infinity;
 ///   - on different shapes. A span has no shape: it is compared with as many elements in row-major
@@ -83,7 +83,7 @@ concept Contiguous = !EigenDense<X> && requires(const X& x) {
 template <class X>
 concept Dense = EigenDense<X> || Contiguous<X> || std::is_arithmetic_v<X>;
 
-/// A copy of an argument. One that is not an Eigen object has one row, and no shape to compare.
+/// A copy of an argument. One without rows() and cols() has one row, and no shape to compare.
 template <class S>
 struct Tensor {
     using Scalar = S;
@@ -99,6 +99,8 @@ auto tensor(const X& x) {
         const std::span view(std::data(x), std::size(x));
         using S = typename decltype(view)::value_type;
         Tensor<S> result{Matrix<S>(1, static_cast<Index>(view.size())), false};
+        if constexpr (requires { x.rows() * x.cols(); })  // a moe::Parameter
+            result = {Matrix<S>(x.rows(), x.cols()), true};
         for (std::size_t i = 0; i < view.size(); ++i) result.values.data()[i] = view[i];
         return result;
     } else {
@@ -247,78 +249,72 @@ Comparison compare_units(const Tensor<A>& actual, const Tensor<B>& expected, dou
 ///
 /// If all of expected is 0 (and that is allowed), actual must be 0 too.
 /// @param tolerance  in [0, 1): with 1 or more, zeros would pass for anything; fails outside
-template <class Actual, class Expected>
-    requires detail::Dense<Actual> && detail::Dense<Expected> Comparison
-    compare(const Actual& actual, const Expected& expected, double tolerance,
-            CompareOptions options = {}) {
-        const auto a = detail::tensor(actual);
-        const auto b = detail::tensor(expected);
-        if (!(tolerance >= 0 && tolerance < 1))
-            return {false, "tolerance " + detail::digits(tolerance) + " is outside [0, 1)"};
-        if (Comparison shapes = detail::compare_shapes(a, b); !shapes.message.empty())
-            return shapes;
+template <detail::Dense Actual, detail::Dense Expected>
+Comparison compare(const Actual& actual, const Expected& expected, double tolerance,
+                   CompareOptions options = {}) {
+    const auto a = detail::tensor(actual);
+    const auto b = detail::tensor(expected);
+    if (!(tolerance >= 0 && tolerance < 1))
+        return {false, "tolerance " + detail::digits(tolerance) + " is outside [0, 1)"};
+    if (Comparison shapes = detail::compare_shapes(a, b); !shapes.message.empty()) return shapes;
 
-        double scale = 0;
-        for (Index i = 0; i < b.values.size(); ++i) {
-            const double size = std::abs(static_cast<double>(b.values.data()[i]));
-            if (std::isfinite(size) && size > scale) scale = size;
-        }
-        return detail::compare_units(a, b, tolerance, "relative error", options,
-                                     [scale](Index) { return scale; });
+    double scale = 0;
+    for (Index i = 0; i < b.values.size(); ++i) {
+        const double size = std::abs(static_cast<double>(b.values.data()[i]));
+        if (std::isfinite(size) && size > scale) scale = size;
     }
+    return detail::compare_units(a, b, tolerance, "relative error", options,
+                                 [scale](Index) { return scale; });
+}
 
 /// |actual - expected| <= bound for each element; for kernels, with a bound from rounding_bound or
 /// product_bound.
 /// @param bound  of the same shape, 0 or more; an element whose bound is NaN or negative fails
-template <class Actual, class Expected, class Bound>
-    requires detail::Dense<Actual> && detail::Dense<Expected> && detail::Dense<Bound> Comparison
-    compare_within(const Actual& actual, const Expected& expected, const Bound& bound,
-                   CompareOptions options = {}) {
-        const auto a = detail::tensor(actual);
-        const auto b = detail::tensor(expected);
-        const auto bounds = detail::tensor(bound);
-        if (const Comparison shapes = detail::compare_shapes(bounds, b); !shapes.passed)
-            return {false, "bound: " + shapes.message};
-        if (Comparison shapes = detail::compare_shapes(a, b); !shapes.message.empty())
-            return shapes;
-        return detail::compare_units(
-            a, b, 1, "error in units of its bound", options,
-            [&bounds](Index i) { return static_cast<double>(bounds.values.data()[i]); });
-    }
+template <detail::Dense Actual, detail::Dense Expected, detail::Dense Bound>
+Comparison compare_within(const Actual& actual, const Expected& expected, const Bound& bound,
+                          CompareOptions options = {}) {
+    const auto a = detail::tensor(actual);
+    const auto b = detail::tensor(expected);
+    const auto bounds = detail::tensor(bound);
+    if (const Comparison shapes = detail::compare_shapes(bounds, b); !shapes.passed)
+        return {false, "bound: " + shapes.message};
+    if (Comparison shapes = detail::compare_shapes(a, b); !shapes.message.empty()) return shapes;
+    return detail::compare_units(
+        a, b, 1, "error in units of its bound", options,
+        [&bounds](Index i) { return static_cast<double>(bounds.values.data()[i]); });
+}
 
 /// Equal memory, element by element: 0 is not -0, and a NaN equals itself with the same payload.
 /// For any scalar that has no padding, integers included.
-template <class Actual, class Expected>
-    requires detail::Dense<Actual> && detail::Dense<Expected> Comparison
-    same_bits(const Actual& actual, const Expected& expected, CompareOptions options = {}) {
-        const auto a = detail::tensor(actual);
-        const auto b = detail::tensor(expected);
-        using S = typename decltype(a.values)::Scalar;
-        static_assert(std::is_same_v<S, typename decltype(b.values)::Scalar>,
-                      "different types cannot have the same bits");
-        if (Comparison shapes = detail::compare_shapes(a, b); !shapes.message.empty())
-            return shapes;
+template <detail::Dense Actual, detail::Dense Expected>
+Comparison same_bits(const Actual& actual, const Expected& expected, CompareOptions options = {}) {
+    const auto a = detail::tensor(actual);
+    const auto b = detail::tensor(expected);
+    using S = typename decltype(a.values)::Scalar;
+    static_assert(std::is_same_v<S, typename decltype(b.values)::Scalar>,
+                  "different types cannot have the same bits");
+    if (Comparison shapes = detail::compare_shapes(a, b); !shapes.message.empty()) return shapes;
 
-        Index differing = 0;
-        Index first = 0;
-        Index telling = 0;  // finite and not 0
-        for (Index i = 0; i < a.values.size(); ++i) {
-            const S x = a.values.data()[i];
-            const S y = b.values.data()[i];
-            if (std::memcmp(&x, &y, sizeof(S)) != 0 && differing++ == 0) first = i;
-            if (const auto value = static_cast<double>(y); value != 0 && std::isfinite(value))
-                ++telling;
-        }
-        const std::string count = detail::digits(a.values.size());
-        if (differing != 0)
-            return {false, detail::digits(differing) + " of " + count +
-                               " elements differ, the first " + detail::both_values(a, b, first) +
-                               " (" + detail::hex(a.values.data()[first]) + ", " +
-                               detail::hex(b.values.data()[first]) + ")"};
-        if (detail::mistrusts(telling, a.values.size(), options))
-            return {false, detail::mistrusted(telling, a.values.size(), "are finite and not 0")};
-        return {true, count + " elements have the same bits"};
+    Index differing = 0;
+    Index first = 0;
+    Index telling = 0;  // finite and not 0
+    for (Index i = 0; i < a.values.size(); ++i) {
+        const S x = a.values.data()[i];
+        const S y = b.values.data()[i];
+        if (std::memcmp(&x, &y, sizeof(S)) != 0 && differing++ == 0) first = i;
+        if (const auto value = static_cast<double>(y); value != 0 && std::isfinite(value))
+            ++telling;
     }
+    const std::string count = detail::digits(a.values.size());
+    if (differing != 0)
+        return {false, detail::digits(differing) + " of " + count + " elements differ, the first " +
+                           detail::both_values(a, b, first) + " (" +
+                           detail::hex(a.values.data()[first]) + ", " +
+                           detail::hex(b.values.data()[first]) + ")"};
+    if (detail::mistrusts(telling, a.values.size(), options))
+        return {false, detail::mistrusted(telling, a.values.size(), "are finite and not 0")};
+    return {true, count + " elements have the same bits"};
+}
 
 /// length * epsilon * magnitude: twice what rounding can do to a sum of `length` terms whose
 /// absolute values sum to `magnitude`, in any order, with or without fused multiply-adds.
@@ -326,36 +322,37 @@ template <class Actual, class Expected>
 /// Denormals are counted in: the smallest normal number times epsilon per term.
 /// @tparam S          the scalar that was summed in
 /// @param magnitudes  any shape, of any scalar
-template <class S, class Magnitudes>
-    requires detail::Dense<Magnitudes> Matrix<double> rounding_bound(Index length,
-                                                                     const Magnitudes& magnitudes) {
-        const auto sums = detail::tensor(magnitudes);
-        const auto step = static_cast<double>(length) * double{std::numeric_limits<S>::epsilon()};
-        Matrix<double> bound(sums.values.rows(), sums.values.cols());
-        for (Index i = 0; i < bound.size(); ++i)
-            bound.data()[i] = step * (static_cast<double>(sums.values.data()[i]) +
-                                      double{std::numeric_limits<S>::min()});
-        return bound;
-    }
+template <class S, detail::Dense Magnitudes>
+Matrix<double> rounding_bound(Index length, const Magnitudes& magnitudes) {
+    const auto sums = detail::tensor(magnitudes);
+    const auto step = static_cast<double>(length) * double{std::numeric_limits<S>::epsilon()};
+    Matrix<double> bound(sums.values.rows(), sums.values.cols());
+    for (Index i = 0; i < bound.size(); ++i)
+        bound.data()[i] = step * (static_cast<double>(sums.values.data()[i]) +
+                                  double{std::numeric_limits<S>::min()});
+    return bound;
+}
 
 /// rounding_bound for each element of the product A B when summed in S:
 /// k * epsilon * sum over k of |a(i, k)| |b(k, j)|.
 /// @param a  [rows, k]
 /// @param b  [k, columns]
 /// @throws std::invalid_argument if a and b do not agree in k
-template <class S, class A, class B>
-    requires detail::EigenDense<A> && detail::EigenDense<B> Matrix<double> product_bound(
-        const A& a, const B& b) {
-        const auto left = detail::tensor(a);
-        const auto right = detail::tensor(b);
-        Matrix<double> sums = Matrix<double>::Zero(left.values.rows(), right.values.cols());
-        for (Index i = 0; i < sums.rows(); ++i)
-            for (Index k = 0; k < left.values.cols(); ++k)
-                for (Index j = 0; j < sums.cols(); ++j)
-                    sums(i, j) += std::abs(static_cast<double>(left.values(i, k))) *
-                                  std::abs(static_cast<double>(right.values(k, j)));
-        return rounding_bound<S>(left.values.cols(), sums);
-    }
+template <class S, detail::EigenDense A, detail::EigenDense B>
+Matrix<double> product_bound(const A& a, const B& b) {
+    const auto left = detail::tensor(a);
+    const auto right = detail::tensor(b);
+    if (left.values.cols() != right.values.rows())
+        moe::detail::fail("moe::testing::product_bound: a has ", left.values.cols(),
+                          " columns, b has ", right.values.rows(), " rows");
+    Matrix<double> sums = Matrix<double>::Zero(left.values.rows(), right.values.cols());
+    for (Index i = 0; i < sums.rows(); ++i)
+        for (Index k = 0; k < left.values.cols(); ++k)
+            for (Index j = 0; j < sums.cols(); ++j)
+                sums(i, j) += std::abs(static_cast<double>(left.values(i, k))) *
+                              std::abs(static_cast<double>(right.values(k, j)));
+    return rounding_bound<S>(left.values.cols(), sums);
+}
 
 }  // namespace testing
 }  // namespace moe::inline MOE_ABI

@@ -45,6 +45,9 @@ namespace detail {
 
 inline constexpr int most_halvings = 4;
 
+template <class Loss>
+concept LossFunction = std::is_invocable_r_v<double, Loss&>;
+
 template <class S>
 GradientOptions with_defaults(GradientOptions options) {
     static_assert(is_scalar<S>, "gradients are checked in float or double");
@@ -106,6 +109,12 @@ GradientComparison check_entries(At at, std::span<const double> claimed, Name na
     const auto count = static_cast<Index>(claimed.size());
     std::vector<Derivative> measured(claimed.size());
     GradientComparison result;
+    if (!(options.step > 0 && options.tolerance > 0 && options.tolerance < 1)) {
+        result.message =
+            "step must be above 0 and tolerance in (0, 1): a gradient of zeros has an "
+            "error of 1";
+        return result;
+    }
     Index first_skipped = 0;
     double largest = 0;
     for (Index i = 0; i < count; ++i) {
@@ -189,66 +198,61 @@ GradientComparison check_entries(At at, std::span<const double> claimed, Name na
 /// @param gradient  d loss / d values, as many elements (and the same shape, if both have one)
 /// @return          true if the largest error is at most options.tolerance times the largest
 ///                  derivative; a NaN anywhere fails
-template <class Loss, class Values, class Gradient>
-    requires std::is_invocable_r_v<double, Loss&> && detail::Dense<std::remove_cvref_t<Values>> &&
-        detail::Dense<Gradient>
-            GradientComparison check_gradient(Loss&& loss, Values&& values,
-                                              const Gradient& gradient,
-                                              const GradientOptions& options = {}) {
-        const auto before = detail::tensor(values);
-        const auto claims = detail::tensor(gradient);
-        using Given = std::remove_cvref_t<Values>;
-        using S = typename decltype(before.values)::Scalar;
-        if (const Comparison shapes = detail::compare_shapes(claims, before); !shapes.passed)
-            return {{false, "gradient and values: " + shapes.message}};
+template <detail::LossFunction Loss, class Values, detail::Dense Gradient>
+GradientComparison check_gradient(Loss&& loss, Values&& values, const Gradient& gradient,
+                                  const GradientOptions& options = {}) {
+    const auto before = detail::tensor(values);
+    const auto claims = detail::tensor(gradient);
+    using Given = std::remove_cvref_t<Values>;
+    using S = typename decltype(before.values)::Scalar;
+    if (const Comparison shapes = detail::compare_shapes(claims, before); !shapes.passed)
+        return {{false, "gradient and values: " + shapes.message}};
 
-        const auto at = [&](Index i) -> S& {
-            if constexpr (detail::EigenDense<Given>)
-                return values.coeffRef(i / values.cols(), i % values.cols());
-            else if constexpr (detail::Contiguous<Given>)
-                return std::data(values)[i];
-            else
-                return values;
-        };
-        const auto name = [&](Index i) {
-            if (!before.has_shape) return "entry " + detail::digits(i);
-            const Index columns = before.values.cols();
-            return "entry (" + detail::digits(i / columns) + ", " + detail::digits(i % columns) +
-                   ")";
-        };
-        const Matrix<double> claimed = claims.values.template cast<double>();
+    const auto at = [&](Index i) -> S& {
+        if constexpr (detail::EigenDense<Given>)
+            return values.coeffRef(i / values.cols(), i % values.cols());
+        else if constexpr (detail::Contiguous<Given>)
+            return std::data(values)[i];
+        else
+            return values;
+    };
+    const auto name = [&](Index i) {
+        if (!before.has_shape) return "entry " + detail::digits(i);
+        const Index columns = before.values.cols();
+        return "entry (" + detail::digits(i / columns) + ", " + detail::digits(i % columns) + ")";
+    };
+    const Matrix<double> claimed = claims.values.template cast<double>();
 
-        struct Sides {
-            Loss& loss;
-            double side[2] = {};
-            void evaluate(int which) { side[which] = loss(); }
-            double difference() const { return side[0] - side[1]; }
-        } sides{loss};
+    struct Sides {
+        Loss& loss;
+        double side[2] = {};
+        void evaluate(int which) { side[which] = loss(); }
+        double difference() const { return side[0] - side[1]; }
+    } sides{loss};
 
-        sides.evaluate(0);
-        if (options.same_branch && !options.same_branch())
-            return {{false, "same_branch() is false at the given values"}};
-        sides.evaluate(1);
-        const double given = sides.side[0];
-        const auto is_given = [given](double again) {
-            return std::memcmp(&given, &again, sizeof given) == 0;
-        };
-        if (!is_given(sides.side[1]))
-            return {{false, "the loss is not repeatable: " + detail::digits(given) + ", then " +
-                                detail::digits(sides.side[1])}};
+    sides.evaluate(0);
+    if (options.same_branch && !options.same_branch())
+        return {{false, "same_branch() is false at the given values"}};
+    sides.evaluate(1);
+    const double given = sides.side[0];
+    const auto is_given = [given](double again) {
+        return std::memcmp(&given, &again, sizeof given) == 0;
+    };
+    if (!is_given(sides.side[1]))
+        return {{false, "the loss is not repeatable: " + detail::digits(given) + ", then " +
+                            detail::digits(sides.side[1])}};
 
-        GradientComparison result = detail::check_entries(
-            at, std::span(claimed.data(), static_cast<std::size_t>(claimed.size())), name, sides,
-            detail::with_defaults<S>(options));
-        sides.evaluate(0);
-        if (!is_given(sides.side[0])) {
-            result.passed = false;
-            result.message = "the loss remembers earlier values: it was " + detail::digits(given) +
-                             ", and now it is " + detail::digits(sides.side[0]) + "; " +
-                             result.message;
-        }
-        return result;
+    GradientComparison result = detail::check_entries(
+        at, std::span(claimed.data(), static_cast<std::size_t>(claimed.size())), name, sides,
+        detail::with_defaults<S>(options));
+    sides.evaluate(0);
+    if (!is_given(sides.side[0])) {
+        result.passed = false;
+        result.message = "the loss remembers earlier values: it was " + detail::digits(given) +
+                         ", and now it is " + detail::digits(sides.side[0]) + "; " + result.message;
     }
+    return result;
+}
 
 }  // namespace testing
 }  // namespace moe::inline MOE_ABI

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Writes the files of this folder with the format's own Python package.
 
-Made with safetensors 0.8.0, torch 2.x and numpy 2.x; the values are formulas, so there is no seed.
+Made with safetensors 0.8.0, torch 2.15.0 and numpy 2.4.6; the values are formulas, so there is no seed.
 Run it in this folder: python generate.py
 """
 
 import numpy
 import torch
-from safetensors import serialize_file
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
 # Element i of each, where the type can hold it: (i - 3) * 1.5, then its special values.
@@ -41,9 +41,9 @@ save_file(
 
 # Names and shapes that are allowed and rarely seen.
 values = numpy.arange(6, dtype=numpy.float32)
-serialize_file(
+save_arrays(
     {
-        name: {"dtype": "float32", "shape": shape, "data": values[: int(numpy.prod(shape))].tobytes()}
+        name: numpy.resize(values, shape)
         for name, shape in {
             "": [6],
             "scalar": [],

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_EXPERTS_FEED_FORWARD_HPP
+#define MOE_EXPERTS_FEED_FORWARD_HPP
+
+#include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <moe/core/concepts.hpp>
+#include <moe/core/parameters.hpp>
+#include <moe/core/weights.hpp>
+#include <moe/experts/feed_forward_backward.hpp>
+#include <moe/experts/feed_forward_forward.hpp>
+#include <moe/kernels/dispatch.hpp>
+#include <moe/kernels/grouped_gemm.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// How frozen weights are stored. fp32 keeps the scalar of the layer.
+enum class Storage { fp32 };
+
+/// How frozen weights are multiplied. exact: one fused multiply-add chain per element.
+enum class Compute { exact };
+
+/// What freeze() makes; see frozen.hpp.
+struct FreezeOptions {
+    Storage storage = Storage::fp32;
+    Compute compute = Compute::exact;
+};
+
+template <class S>
+class PackedFeedForward;
+
+/// A group of equal feed-forward experts, the module of the recipes Swiglu and Mlp:
+///
+///     gated:  y = down (act(gate x) * (up x))
+///     plain:  y = down act(up x + up_bias) + down_bias
+///
+/// gate, up: [F, D], down: [O, F]. All experts of the group are computed together; no copy of the
+/// tokens and no [N, O] matrix of expert outputs is made.
+template <class S>
+class FeedForwardModule {
+public:
+    /// Holds nothing; a gradient like this is not wanted.
+    FeedForwardModule() = default;
+
+    /// @param gated   whether there is a gate matrix   @param biased  whether there are biases
+    FeedForwardModule(Index count, const FeedForwardShape& shape, bool biased, Random& random)
+        : shape_(shape), count_(count) {
+        if (shape.gated) gate = Weights<S>(count, shape.ffn_dim, shape.model_dim);
+        up = Weights<S>(count, shape.ffn_dim, shape.model_dim);
+        down = Weights<S>(count, shape.output_dim, shape.ffn_dim);
+        if (biased) up_bias = Weights<S>(count, 1, shape.ffn_dim);
+        if (biased) down_bias = Weights<S>(count, 1, shape.output_dim);
+        const double in = 1 / std::sqrt(static_cast<double>(shape.model_dim));
+        gate.fill_normal(random, in);
+        up.fill_normal(random, in);
+        down.fill_normal(random, 1 / std::sqrt(static_cast<double>(shape.ffn_dim)));
+    }
+
+    Weights<S> gate, up, down;      // [F, D], [F, D], [O, F] per expert
+    Weights<S> up_bias, down_bias;  // [1, F], [1, O] per expert, or none
+
+    const FeedForwardShape& shape() const { return shape_; }
+    Index num_experts() const { return count_; }
+    ExpertFacts facts(Index) const { return {.flops_per_row = shape_.flops_per_row()}; }
+    void check(const Shape& layer) const { shape_.check(layer); }
+
+    void forward(In<S> x, const Rows<S>& rows, Out<S> y, const Call<S>& call) const {
+        detail::feed_forward<S>(shape_, operands(), x, rows, y, call);
+    }
+
+    void backward(In<S> x, const Rows<S>& rows, In<S> dy, Out<S> dx, const RowGradients<S>& dweights,
+                  FeedForwardModule& grad, const Call<S>& call) const {
+        const detail::FeedForwardGradients<S> gradients{.gate = &grad.gate,
+                                                        .up = &grad.up,
+                                                        .down = &grad.down,
+                                                        .up_bias = &grad.up_bias,
+                                                        .down_bias = &grad.down_bias};
+        detail::feed_forward_backward<S>(shape_, operands(), x, rows, dy, dx, dweights, gradients, call);
+    }
+
+    void reserve(Index, Index rows, Workspace<S>& ws) const {
+        auto& state = ws.template state<detail::FeedForwardState<S>>();
+        state.resize(shape_, rows, ws.keeps());
+    }
+
+    PackedFeedForward<S> freeze(const FreezeOptions& options) const {
+        return PackedFeedForward<S>(*this, options);
+    }
+
+    /// <e>.gate, <e>.up, <e>.down, <e>.up_bias, <e>.down_bias
+    void visit_parameters(auto&& visit) {
+        for (Index e = 0; e < count_; ++e) {
+            gate.visit(e, "gate", visit);
+            up.visit(e, "up", visit);
+            down.visit(e, "down", visit);
+            up_bias.visit(e, "up_bias", visit);
+            down_bias.visit(e, "down_bias", visit);
+        }
+    }
+    void own_gradients() {
+        for (Weights<S>* weights : {&gate, &up, &down, &up_bias, &down_bias}) weights->own_gradients();
+    }
+
+private:
+    friend class PackedFeedForward<S>;
+    detail::FeedForwardOperands<S> operands() const {
+        return {.gate = {&gate, nullptr}, .up = {&up, nullptr}, .down = {&down, nullptr},
+                .up_bias = &up_bias, .down_bias = &down_bias};
+    }
+
+    FeedForwardShape shape_;
+    Index count_ = 0;
+};
+
+/// The same group for inference, weights packed in the panels that the kernels read.
+template <class S>
+class PackedFeedForward {
+public:
+    PackedFeedForward() = default;
+    PackedFeedForward(const FeedForwardModule<S>& source, const FreezeOptions&)
+        : up_bias(source.up_bias), down_bias(source.down_bias), shape_(source.shape_),
+          count_(source.count_) {
+        gate = pack(source.gate);
+        up = pack(source.up);
+        down = pack(source.down);
+    }
+
+    Index num_experts() const { return count_; }
+    ExpertFacts facts(Index) const { return {.flops_per_row = shape_.flops_per_row()}; }
+    void check(const Shape& layer) const { shape_.check(layer); }
+    /// Bytes of the packed weights.
+    Index bytes() const {
+        Index sum = 0;
+        for (const auto* panels : {&gate, &up, &down})
+            for (const PackedMatrix<S>& matrix : *panels) sum += matrix.bytes();
+        return sum;
+    }
+
+    void forward(In<S> x, const Rows<S>& rows, Out<S> y, const Call<S>& call) const {
+        const detail::FeedForwardOperands<S> operands{.gate = {nullptr, &gate},
+                                                      .up = {nullptr, &up},
+                                                      .down = {nullptr, &down},
+                                                      .up_bias = &up_bias,
+                                                      .down_bias = &down_bias};
+        detail::feed_forward<S>(shape_, operands, x, rows, y, call);
+    }
+
+    void reserve(Index, Index rows, Workspace<S>& ws) const {
+        ws.template state<detail::FeedForwardState<S>>().resize(shape_, rows, false);
+    }
+
+private:
+    static std::vector<PackedMatrix<S>> pack(const Weights<S>& weights) {
+        std::vector<PackedMatrix<S>> packed;
+        for (Index e = 0; e < weights.count(); ++e)
+            packed.push_back(detail::packed_transpose<S>(weights[e]));
+        return packed;
+    }
+
+    std::vector<PackedMatrix<S>> gate, up, down;
+    Weights<S> up_bias, down_bias;
+    FeedForwardShape shape_;
+    Index count_ = 0;
+};
+
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_EXPERTS_FEED_FORWARD_HPP

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_EXPERTS_FEED_FORWARD_BACKWARD_HPP
+#define MOE_EXPERTS_FEED_FORWARD_BACKWARD_HPP
+
+#include <algorithm>
+
+#include <moe/experts/feed_forward_forward.hpp>
+
+namespace moe::inline MOE_ABI::detail {
+
+/// Where parameter gradients are added; matrices that are not wanted are empty.
+template <class S>
+struct FeedForwardGradients {
+    Weights<S>*gate, *up, *down, *up_bias, *down_bias;
+};
+
+// With h = act(g) * u for one row, w its weight and dy what comes from above:
+//
+//     dh' = dy down                d(w) = <dh', h>, which is <dy, expert output> without it
+//     dh  = w dh'                  (dg, du) = through act(g) * u
+//     dx += input weight * (dg gate + du up)
+//     d(down) += dy^T (w h),  d(gate) += dg^T x,  d(up) += du^T x    over the expert's rows
+//
+// Every product is over the rows of one expert, or over F, in ascending order, and every output
+// element belongs to one task: no sum depends on the number of threads.
+
+/// dh' = dy down for the columns of one item.
+template <class S>
+void feed_forward_dhidden(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands,
+                          const Rows<S>& rows, In<S> dy, FeedForwardState<S>& state,
+                          const FeedForwardItem& item, Buffer<S>& scratch) {
+    const KernelTable<S>& table = kernels<S>();
+    const Index expert = rows.first_expert + item.expert, dim = shape.output_dim;
+    const Index stride = FeedForwardState<S>::padded(dim);
+    const Index block = std::min(feed_forward_rows, rows.size(item.expert));
+    S* const dy_block = scratch.resize(block * stride + product_scratch(table)).data();
+    const Operand<S> down(strided<S>((*operands.down.unpacked)[expert]));
+    for (Index first = rows.begin(item.expert); first < rows.end(item.expert); first += block) {
+        const Index count = std::min(block, rows.end(item.expert) - first);
+        gather<S>(table, dy, rows.to, {}, first, count, 0, dim, dy_block, stride);
+        product(table, count, dim, Strided<S>{dy_block, stride, 1}, down, item.begin,
+                item.end - item.begin,
+                state.dgate.data() + (first - rows.offsets.front()) * state.stride + item.begin,
+                state.stride, false, dy_block + block * stride);
+    }
+}
+
+/// Row by row: the weight's gradient, dg and du, and w h for the gradient of `down`.
+template <class S>
+void feed_forward_nonlinearity(const FeedForwardShape& shape, const Rows<S>& rows,
+                               const RowGradients<S>& dweights, FeedForwardState<S>& state,
+                               Index begin, Index end) {
+    const KernelTable<S>& table = kernels<S>();
+    const Index n = shape.ffn_dim;
+    for (Index i = begin; i < end; ++i) {
+        const auto row = static_cast<std::size_t>(rows.offsets.front() + i);
+        const S* const u = state.up.data() + i * state.stride;
+        const S* const g = shape.gated ? state.gate.data() + i * state.stride : u;
+        S* const h = state.hidden.data() + i * state.stride;
+        S* const dh = state.dgate.data() + i * state.stride;
+        if (shape.gated)
+            table.gate(shape.activation, n, g, u, h);
+        else
+            table.activate(shape.activation, n, u, h);
+        dweights.weights[row] = table.dot(n, dh, h);
+        table.scale(n, rows.weights[row], dh, dh);
+        table.scale(n, rows.weights[row], h, h);
+        if (shape.gated)
+            table.gate_backward(shape.activation, n, g, u, dh, dh, state.dup.data() + i * state.stride);
+        else
+            table.activate_backward(shape.activation, n, u, dh, state.dup.data() + i * state.stride);
+    }
+}
+
+/// dx[from] += input weight * (dg gate + du up) for some columns of dx, experts ascending.
+template <class S>
+void feed_forward_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands,
+                     const Rows<S>& rows, Out<S> dx, FeedForwardState<S>& state, Index begin,
+                     Index end, Buffer<S>& scratch) {
+    const KernelTable<S>& table = kernels<S>();
+    const Index width = end - begin, base = rows.offsets.front();
+    S* const block = scratch.resize(feed_forward_rows * width + product_scratch(table)).data();
+    S* const packing = block + feed_forward_rows * width;
+    for (Index e = 0; e < rows.num_experts(); ++e) {
+        if (rows.size(e) == 0) continue;
+        const Index expert = rows.first_expert + e;
+        const Operand<S> up(strided<S>((*operands.up.unpacked)[expert]));
+        for (Index first = rows.begin(e); first < rows.end(e); first += feed_forward_rows) {
+            const Index count = std::min(feed_forward_rows, rows.end(e) - first);
+            const Index at = (first - base) * state.stride;
+            if (shape.gated) {
+                const Operand<S> gate(strided<S>((*operands.gate.unpacked)[expert]));
+                product(table, count, shape.ffn_dim, Strided<S>{state.dgate.data() + at, state.stride, 1},
+                        gate, begin, width, block, width, false, packing);
+            }
+            product(table, count, shape.ffn_dim, Strided<S>{state.dup.data() + at, state.stride, 1}, up,
+                    begin, width, block, width, shape.gated, packing);
+            for (Index i = 0; i < count; ++i) {
+                const auto row = static_cast<std::size_t>(first + i);
+                table.axpy(width, rows.input_weight(first + i), block + i * width,
+                           dx.data() + rows.from[row] * dx.outerStride() + begin);
+                if (state.dinput.size() > 0)
+                    std::copy_n(block + i * width, width,
+                                state.dinput.data() + (first + i - base) * shape.model_dim + begin);
+            }
+        }
+    }
+}
+
+/// d(down) += dy^T (w h) for rows [begin, end) of one expert's `down`.
+template <class S>
+void feed_forward_ddown(const FeedForwardShape& shape, const Rows<S>& rows, In<S> dy,
+                        const FeedForwardState<S>& state, const FeedForwardItem& item,
+                        const FeedForwardGradients<S>& grad, Buffer<S>& scratch) {
+    const Index expert = rows.first_expert + item.expert;
+    const Index width = item.end - item.begin, count = rows.size(item.expert);
+    const Index first = rows.begin(item.expert);
+    const KernelTable<S>& table = kernels<S>();
+    S* const dy_block = scratch.resize(count * width + product_scratch(table)).data();
+    if (S* const gradient = grad.down->gradient(expert)) {
+        gather<S>(table, dy, rows.to, {}, first, count, item.begin, item.end, dy_block, width);
+        const Strided<S> wh{state.hidden.data() + (first - rows.offsets.front()) * state.stride,
+                            state.stride, 1};
+        product(table, width, count, Strided<S>{dy_block, 1, width}, Operand<S>(wh), 0, shape.ffn_dim,
+                gradient + item.begin * shape.ffn_dim, shape.ffn_dim, true, dy_block + count * width);
+    }
+    if (S* const gradient = grad.down_bias->gradient(expert))
+        for (Index r = first; r < rows.end(item.expert); ++r) {
+            const auto row = static_cast<std::size_t>(r);
+            table.axpy(width, rows.weights[row], dy.data() + rows.to[row] * dy.outerStride() + item.begin,
+                       gradient + item.begin);
+        }
+}
+
+/// d(gate) += dg^T x and d(up) += du^T x for columns [begin, end) of one expert's matrices.
+template <class S>
+void feed_forward_dup(const FeedForwardShape& shape, In<S> x, const Rows<S>& rows,
+                      const FeedForwardState<S>& state, const FeedForwardItem& item,
+                      const FeedForwardGradients<S>& grad, Buffer<S>& scratch) {
+    const Index expert = rows.first_expert + item.expert;
+    S* const dgate = grad.gate->gradient(expert);
+    S* const dup = grad.up->gradient(expert);
+    const KernelTable<S>& table = kernels<S>();
+    const Index width = item.end - item.begin, count = rows.size(item.expert);
+    const Index first = rows.begin(item.expert);
+    const Index at = (first - rows.offsets.front()) * state.stride;
+    if (dgate != nullptr || dup != nullptr) {
+        S* const x_block = scratch.resize(count * width + product_scratch(table)).data();
+        gather<S>(table, x, rows.from, rows.input_weights, first, count, item.begin, item.end, x_block,
+                  width);
+        const Operand<S> b(Strided<S>{x_block, width, 1});
+        for (const auto& [source, gradient] : {std::pair{state.dgate.data(), dgate},
+                                               std::pair{state.dup.data(), dup}})
+            if (gradient != nullptr)
+                product(table, shape.ffn_dim, count, Strided<S>{source + at, 1, state.stride}, b, 0, width,
+                        gradient + item.begin, shape.model_dim, true, x_block + count * width);
+    }
+    if (S* const gradient = item.begin == 0 ? grad.up_bias->gradient(expert) : nullptr)
+        for (Index r = 0; r < count; ++r)
+            table.axpy(shape.ffn_dim, S(1), state.dup.data() + at + r * state.stride, gradient);
+}
+
+/// The backward pass of a group, from what feed_forward() left in the same node.
+template <class S>
+void feed_forward_backward(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands,
+                           In<S> x, const Rows<S>& rows, In<S> dy, Out<S> dx,
+                           const RowGradients<S>& dweights, const FeedForwardGradients<S>& grad,
+                           const Call<S>& call) {
+    if (rows.num_rows() == 0) return;
+    const Index n = rows.num_rows(), panel = kernels<S>().panel_width;
+    Executor& executor = call.ws.executor();
+    const int workers = executor.concurrency();
+    auto& state = call.ws.template state<FeedForwardState<S>>();
+    state.dgate.resize(n * state.stride);
+    state.dup.resize(n * state.stride);
+    state.dinput.resize(dweights.input_weights.empty() ? 0 : n * shape.model_dim);
+    state.scratch.resize(std::max(state.scratch.size(), static_cast<std::size_t>(workers)));
+    const auto scratch = [&](int worker) -> Buffer<S>& {
+        return state.scratch[static_cast<std::size_t>(worker)];
+    };
+    const auto item = [&](Index i) -> const FeedForwardItem& {
+        return state.items[static_cast<std::size_t>(i)];
+    };
+    const double flops = shape.flops_per_row() * static_cast<double>(n);
+
+    state.items.clear();
+    split_experts(rows, shape.ffn_dim, panel, workers, state.items);
+    parallel_for(executor, static_cast<Index>(state.items.size()), flops, [&](Index i, int worker) {
+        feed_forward_dhidden<S>(shape, operands, rows, dy, state, item(i), scratch(worker));
+    });
+
+    const Index step = 16;
+    parallel_for(executor, (n + step - 1) / step, flops, [&](Index i, int) {
+        feed_forward_nonlinearity<S>(shape, rows, dweights, state, i * step,
+                                     std::min(n, (i + 1) * step));
+    });
+
+    // The rest depends on nothing else: one list of tasks of three kinds.
+    state.items.clear();
+    split_experts(rows, shape.output_dim, feed_forward_columns, workers, state.items);
+    const auto downs = static_cast<Index>(state.items.size());
+    split_experts(rows, shape.model_dim, feed_forward_columns, workers, state.items);
+    const auto all = static_cast<Index>(state.items.size());
+    const Index chunk = column_chunk(shape.model_dim, panel, workers);
+    const Index chunks = (shape.model_dim + chunk - 1) / chunk;
+    parallel_for(executor, chunks + all, flops, [&](Index i, int worker) {
+        if (i < chunks)
+            feed_forward_dx<S>(shape, operands, rows, dx, state, i * chunk,
+                               std::min(shape.model_dim, (i + 1) * chunk), scratch(worker));
+        else if (i < chunks + downs)
+            feed_forward_ddown<S>(shape, rows, dy, state, item(i - chunks), grad, scratch(worker));
+        else
+            feed_forward_dup<S>(shape, x, rows, state, item(i - chunks), grad, scratch(worker));
+    });
+
+    for (Index i = 0; i < n && state.dinput.size() > 0; ++i) {
+        const auto row = static_cast<std::size_t>(rows.offsets.front() + i);
+        dweights.input_weights[row] =
+            kernels<S>().dot(shape.model_dim, state.dinput.data() + i * shape.model_dim,
+                             x.data() + rows.from[row] * x.outerStride());
+    }
+}
+
+}  // namespace moe::inline MOE_ABI::detail
+
+#endif  // MOE_EXPERTS_FEED_FORWARD_BACKWARD_HPP

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_KERNELS_PORTABLE_HPP
+#define MOE_KERNELS_PORTABLE_HPP
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <utility>
+
+#include <moe/kernels/polynomials.hpp>
+#include <moe/kernels/table.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// Float kernels in standard C++: for any processor, and what the others must equal bit for bit.
+///
+/// Where the build's own instruction set has no fused multiply-add (x86-64 without flags),
+/// std::fma is a call into the standard library: right, and slow.
+namespace portable_float {
+
+using S = float;
+inline constexpr const char* table_name = "scalar";
+inline constexpr int tile_rows = 4;
+inline constexpr int tile_vectors = 1;
+
+#include <moe/kernels/lanes.inl>
+
+/// low * high = 2^n, where shifted = n + round_shift.
+inline void powers_of_two(E shifted, E& low, E& high) {
+    const std::int32_t n = std::bit_cast<std::int32_t>(shifted.x) - detail::poly::round_shift_bits;
+    const std::int32_t half = n >> 1;
+    low.x = std::bit_cast<float>(static_cast<std::uint32_t>(half + 127) << 23);
+    high.x = std::bit_cast<float>(static_cast<std::uint32_t>(n - half + 127) << 23);
+}
+
+#include <moe/kernels/math_float.inl>
+//
+#include <moe/kernels/body.inl>
+
+}  // namespace portable_float
+
+/// Double kernels in standard C++.
+namespace portable_double {
+
+using S = double;
+inline constexpr const char* table_name = "scalar";
+inline constexpr int tile_rows = 4;
+inline constexpr int tile_vectors = 1;
+
+#include <moe/kernels/lanes.inl>
+//
+#include <moe/kernels/math_double.inl>
+//
+#include <moe/kernels/body.inl>
+
+}  // namespace portable_double
+}  // namespace moe::inline MOE_ABI
+
+#if defined(__x86_64__)
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+
+namespace moe::inline MOE_ABI {
+
+/// The same double kernels compiled for AVX2 and FMA, where std::fma is one instruction.
+namespace portable_double_avx2 {
+
+using S = double;
+inline constexpr const char* table_name = "avx2";
+inline constexpr int tile_rows = 4;
+inline constexpr int tile_vectors = 1;
+
+#include <moe/kernels/lanes.inl>
+//
+#include <moe/kernels/math_double.inl>
+//
+#include <moe/kernels/body.inl>
+
+}  // namespace portable_double_avx2
+}  // namespace moe::inline MOE_ABI
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif  // __x86_64__
+
+#endif  // MOE_KERNELS_PORTABLE_HPP

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_KERNELS_X86_AVX2_HPP
+#define MOE_KERNELS_X86_AVX2_HPP
+
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include <immintrin.h>
+
+#include <moe/kernels/polynomials.hpp>
+#include <moe/kernels/table.hpp>
+
+// Everything below is compiled for AVX2 and FMA, whatever the flags of the build.
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+
+namespace moe::inline MOE_ABI {
+
+/// Float kernels with AVX2 and FMA: two registers hold the 16 lanes.
+///
+/// A tile is 6 x 16: 12 accumulators, two vectors of B and a broadcast are 15 of 16 registers.
+namespace isa_avx2 {
+
+using S = float;
+inline constexpr const char* table_name = "avx2";
+inline constexpr int tile_rows = 6;
+inline constexpr int tile_vectors = 1;
+
+struct V {
+    __m256 low, high;
+};
+struct Mask {
+    __m256i low, high;
+};
+
+/// Sixteen ones, sixteen zeros: a window into it is the mask of the first n lanes.
+inline constexpr int mask_window[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+                                        -1, -1, -1, -1, -1, 0,  0,  0,  0,  0,  0,
+                                        0,  0,  0,  0,  0,  0,  0,  0,  0,  0};
+
+[[gnu::always_inline]] inline Mask mask(Index n) {
+    const int* window = mask_window + 16 - (n < 0 ? 0 : n > 16 ? 16 : n);
+    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(window)),
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(window + 8))};
+}
+
+[[gnu::always_inline]] inline V splat(S x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+[[gnu::always_inline]] inline V load(const S* p) {
+    return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
+}
+[[gnu::always_inline]] inline V load(const S* p, Index n) {
+    if (n >= 16) return load(p);
+    const Mask m = mask(n);
+    return {_mm256_maskload_ps(p, m.low), _mm256_maskload_ps(p + 8, m.high)};
+}
+[[gnu::always_inline]] inline void store(S* p, V x) {
+    _mm256_storeu_ps(p, x.low);
+    _mm256_storeu_ps(p + 8, x.high);
+}
+/// Masked stores are slow on some processors, so only the last vector of an array uses them.
+[[gnu::always_inline]] inline void store(S* p, V x, Index n) {
+    if (n >= 16) return store(p, x);
+    const Mask m = mask(n);
+    _mm256_maskstore_ps(p, m.low, x.low);
+    _mm256_maskstore_ps(p + 8, m.high, x.high);
+}
+[[gnu::always_inline]] inline V first(Index n, V x, V y) {
+    const Mask m = mask(n);
+    return {_mm256_blendv_ps(y.low, x.low, _mm256_castsi256_ps(m.low)),
+            _mm256_blendv_ps(y.high, x.high, _mm256_castsi256_ps(m.high))};
+}
+[[gnu::always_inline]] inline V fma(V x, V y, V z) {
+    return {_mm256_fmadd_ps(x.low, y.low, z.low), _mm256_fmadd_ps(x.high, y.high, z.high)};
+}
+[[gnu::always_inline]] inline V add(V x, V y) {
+    return {_mm256_add_ps(x.low, y.low), _mm256_add_ps(x.high, y.high)};
+}
+[[gnu::always_inline]] inline V sub(V x, V y) {
+    return {_mm256_sub_ps(x.low, y.low), _mm256_sub_ps(x.high, y.high)};
+}
+[[gnu::always_inline]] inline V mul(V x, V y) {
+    return {_mm256_mul_ps(x.low, y.low), _mm256_mul_ps(x.high, y.high)};
+}
+[[gnu::always_inline]] inline V div(V x, V y) {
+    return {_mm256_div_ps(x.low, y.low), _mm256_div_ps(x.high, y.high)};
+}
+[[gnu::always_inline]] inline V max(V x, V y) {
+    return {_mm256_max_ps(x.low, y.low), _mm256_max_ps(x.high, y.high)};
+}
+[[gnu::always_inline]] inline V min(V x, V y) {
+    return {_mm256_min_ps(x.low, y.low), _mm256_min_ps(x.high, y.high)};
+}
+[[gnu::always_inline]] inline V negate(V x) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_xor_ps(x.low, sign), _mm256_xor_ps(x.high, sign)};
+}
+[[gnu::always_inline]] inline V minus_abs(V x) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_or_ps(x.low, sign), _mm256_or_ps(x.high, sign)};
+}
+[[gnu::always_inline]] inline V where_le(V a, V b, V x, V y) {
+    return {_mm256_blendv_ps(y.low, x.low, _mm256_cmp_ps(a.low, b.low, _CMP_LE_OQ)),
+            _mm256_blendv_ps(y.high, x.high, _mm256_cmp_ps(a.high, b.high, _CMP_LE_OQ))};
+}
+
+[[gnu::always_inline]] inline void powers_of_two(__m256 shifted, __m256& low, __m256& high) {
+    const __m256i bias = _mm256_set1_epi32(127);
+    const __m256i n = _mm256_sub_epi32(_mm256_castps_si256(shifted),
+                                       _mm256_set1_epi32(detail::poly::round_shift_bits));
+    const __m256i half = _mm256_srai_epi32(n, 1);
+    const __m256i rest = _mm256_sub_epi32(n, half);
+    low = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23));
+    high = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23));
+}
+/// low * high = 2^n, where shifted = n + round_shift.
+[[gnu::always_inline]] inline void powers_of_two(V shifted, V& low, V& high) {
+    powers_of_two(shifted.low, low.low, high.low);
+    powers_of_two(shifted.high, low.high, high.high);
+}
+
+/// A block of 8 x 8: to[p * to_row + j] = from[j * from_row + p] for j < rows and p < cols, 0 for
+/// rows <= j < 8.
+inline void transpose_8(Index rows, Index cols, const S* from, Index from_row, S* to,
+                        Index to_row) {
+    const __m256i here = mask(cols).low;
+    __m256 r[8], t[8];
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) {
+        if (j >= rows)
+            r[j] = _mm256_setzero_ps();
+        else if (cols >= 8)
+            r[j] = _mm256_loadu_ps(from + j * from_row);
+        else
+            r[j] = _mm256_maskload_ps(from + j * from_row, here);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 8; j += 2) {
+        t[j] = _mm256_unpacklo_ps(r[j], r[j + 1]);
+        t[j + 1] = _mm256_unpackhi_ps(r[j], r[j + 1]);
+    }
+#pragma GCC unroll 2
+    for (int j = 0; j < 8; j += 4) {  // r[j + c] holds column c of each half, of four rows
+        r[j] = _mm256_shuffle_ps(t[j], t[j + 2], 0x44);
+        r[j + 1] = _mm256_shuffle_ps(t[j], t[j + 2], 0xEE);
+        r[j + 2] = _mm256_shuffle_ps(t[j + 1], t[j + 3], 0x44);
+        r[j + 3] = _mm256_shuffle_ps(t[j + 1], t[j + 3], 0xEE);
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+        t[c] = _mm256_permute2f128_ps(r[c], r[c + 4], 0x20);
+        t[c + 4] = _mm256_permute2f128_ps(r[c], r[c + 4], 0x31);
+    }
+#pragma GCC unroll 8
+    for (int p = 0; p < 8; ++p)
+        if (p < cols) _mm256_storeu_ps(to + p * to_row, t[p]);
+}
+
+/// to[p * to_row + j] = from[j * from_row + p] for j < rows and p < cols, 0 for rows <= j < 16.
+inline void transpose(Index rows, Index cols, const S* from, Index from_row, S* to, Index to_row) {
+    for (Index p = 0; p < cols; p += 8)
+        for (Index j = 0; j < 16; j += 8)
+            transpose_8(rows - j, cols - p, j < rows ? from + j * from_row + p : from, from_row,
+                        to + p * to_row + j, to_row);
+}
+
+/// Elementwise functions take 16 elements at once, too.
+using E = V;
+inline constexpr Index elements = 16;
+[[gnu::always_inline]] inline E each(S x) { return splat(x); }
+[[gnu::always_inline]] inline E load_each(const S* p, Index n) { return load(p, n); }
+
+#include <moe/kernels/math_float.inl>
+//
+#include <moe/kernels/body.inl>
+
+}  // namespace isa_avx2
+}  // namespace moe::inline MOE_ABI
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif  // MOE_KERNELS_X86_AVX2_HPP

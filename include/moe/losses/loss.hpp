@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_LOSSES_LOSS_HPP
+#define MOE_LOSSES_LOSS_HPP
+
+#include <limits>
+
+#include <moe/core/concepts.hpp>
+#include <moe/core/context.hpp>
+#include <moe/core/error.hpp>
+#include <moe/core/memory.hpp>
+#include <moe/core/routing.hpp>
+#include <moe/core/types.hpp>
+#include <moe/core/workspace.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// What an auxiliary loss returns: its value, **without** the caller's weight.
+///
+/// Every loss is a free function in two forms, here for z_loss:
+///
+///     Loss z_loss(logits, routing, context, weight, dlogits)
+///     Loss z_loss(ws, weight)        the same on what forward() or route() left in a workspace
+///
+/// It computes the value from the logits alone and **adds** weight * d(value)/d(logits) to dlogits.
+/// So the loss to report is weight * value, and the weight holds the coefficient and whatever the
+/// caller's own loss is scaled by. With weight 0 only the value is computed, dlogits is not touched.
+///
+///     layer.forward(x, y, ws);
+///     const Loss z = z_loss(ws, 1e-3);
+///     layer.backward(x, dy, dx, grad, ws);    // takes the loss's gradient with it
+///
+/// What all losses have in common:
+///   - Means are over the tokens that count: not the padding of the context, and not rows in which
+///     every logit is -inf. Without any such token the value is exactly 0 and nothing is added.
+///   - A logit of -inf (a masked expert) has probability 0 and gradient 0. A NaN makes the value
+///     and the gradient of its row NaN.
+///   - Sums over tokens are in double, in token order; sums over experts are those of the kernels.
+///   - Nothing is kept; the short form allocates nothing on the second call.
+///   - @throws std::invalid_argument if extents differ.
+struct Loss {
+    const char* name;
+    double value;
+
+    operator double() const { return value; }  // NOLINT(google-explicit-constructor)
+};
+
+namespace detail {
+
+/// Rows of one token, and numbers per expert.
+template <class S>
+struct LossScratch {
+    Buffer<S> scores, gradient, fraction;  // [L]
+    Buffer<double> mean;                   // [L]
+};
+
+/// The matrices of a loss, checked against one another.
+template <class S>
+struct LossInput {
+    In<S> logits;  // [T, L]
+    const Routing& routing;
+    const Context& context;
+    double weight;
+    Out<S>& dlogits;  // [T, L]
+
+    void check(const char* who) const {
+        if (dlogits.rows() != logits.rows() || dlogits.cols() != logits.cols())
+            fail("moe::", who, ": dlogits is [", dlogits.rows(), ", ", dlogits.cols(),
+                 "], logits is [", logits.rows(), ", ", logits.cols(), "]");
+        if (routing.num_tokens() != logits.rows())
+            fail("moe::", who, ": the routing is for ", routing.num_tokens(), " tokens, logits has ",
+                 logits.rows(), " rows");
+        check_extent("padding", context.padding.size(), logits.rows(), "one per token");
+    }
+
+    const S* row(Index token) const { return logits.data() + token * logits.outerStride(); }
+    S* drow(Index token) const { return dlogits.data() + token * dlogits.outerStride(); }
+
+    /// Whether a token takes part; the loop ends at the first logit that is not -inf.
+    bool counts(Index token) const {
+        if (is_padding(context, token)) return false;
+        const S* z = row(token);
+        for (Index l = 0; l < logits.cols(); ++l)
+            if (z[l] != -std::numeric_limits<S>::infinity()) return true;
+        return false;
+    }
+    Index count(Index from, Index to) const {
+        Index tokens = 0;
+        for (Index t = from; t < to; ++t) tokens += counts(t) ? 1 : 0;
+        return tokens;
+    }
+};
+
+/// loss(input, scratch) on matrices as callers have them.
+template <class F, class X, class Y>
+Loss call_loss(F loss, const Eigen::DenseBase<X>& logits, const Routing& routing,
+               const Context& context, double weight, Y&& dlogits) {
+    using S = typename X::Scalar;
+    const Eigen::Ref<const Matrix<S>> z = readable<S>(logits);
+    Eigen::Ref<Matrix<S>> dz = writable<S>(std::forward<Y>(dlogits));
+    LossScratch<S> scratch;
+    return loss(LossInput<S>{z, routing, context, weight, dz}, scratch);
+}
+
+/// loss(input, scratch) on a workspace.
+template <class F, class S>
+Loss call_loss(F loss, Workspace<S>& ws, double weight) {
+    const Eigen::Ref<const Matrix<S>> z(ws.logits());
+    Eigen::Ref<Matrix<S>> dz(ws.dlogits());
+    return loss(LossInput<S>{z, ws.routing(), ws.context(), weight, dz},
+                ws.template state<LossScratch<S>>());
+}
+
+}  // namespace detail
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_LOSSES_LOSS_HPP

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_ROUTERS_LINEAR_HPP
+#define MOE_ROUTERS_LINEAR_HPP
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include <moe/core/concepts.hpp>
+#include <moe/core/parameters.hpp>
+#include <moe/kernels/dispatch.hpp>
+#include <moe/kernels/grouped_gemm.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// logits = x W^T + b        W: [L, D], b: [L]
+template <class S>
+class LinearRouterModule {
+public:
+    /// Holds nothing; a gradient like this is not wanted.
+    LinearRouterModule() = default;
+
+    Parameter<S> weight;  // [L, D]
+    Parameter<S> bias;    // [1, L] or empty
+
+    /// @param x  [T, D]   @param logits  [T, L], overwritten
+    void forward(In<S> x, Out<S> logits, const Call<S>& call) const {
+        const KernelTable<S>& table = kernels<S>();
+        const Operand<S> w = packed_.empty() ? Operand<S>(Strided<S>{weight.data(), 1, weight.cols()})
+                                             : Operand<S>(packed_.front());
+        const Index step = 64;
+        over_rows(x, step, call, [&](Index first, Index count, S* packing) {
+            product(table, count, x.cols(), Strided<S>{x.data() + first * x.outerStride(), x.outerStride(), 1},
+                    w, 0, weight.rows(), logits.data() + first * logits.outerStride(),
+                    logits.outerStride(), false, packing);
+            for (Index i = 0; i < count && !bias.empty(); ++i)
+                table.axpy(bias.size(), S(1), bias.data(), logits.data() + (first + i) * logits.outerStride());
+        });
+    }
+
+    /// dx = dlogits W, dW += dlogits^T x, db += column sums of dlogits
+    void backward(In<S> x, In<S> dlogits, Out<S> dx, LinearRouterModule& grad, const Call<S>& call) const {
+        const KernelTable<S>& table = kernels<S>();
+        const Operand<S> w(Strided<S>{weight.data(), weight.cols(), 1});
+        over_rows(x, 64, call, [&](Index first, Index count, S* packing) {
+            product(table, count, weight.rows(),
+                    Strided<S>{dlogits.data() + first * dlogits.outerStride(), dlogits.outerStride(), 1}, w, 0,
+                    x.cols(), dx.data() + first * dx.outerStride(), dx.outerStride(), false, packing);
+        });
+        if (!grad.weight.empty()) {
+            const Operand<S> b(Strided<S>{x.data(), x.outerStride(), 1});
+            auto& state = call.ws.template state<State>();
+            product(table, weight.rows(), x.rows(), Strided<S>{dlogits.data(), 1, dlogits.outerStride()}, b, 0,
+                    x.cols(), grad.weight.data(), x.cols(), true,
+                    state.packing.front().resize(product_scratch(table)).data());
+        }
+        for (Index t = 0; t < x.rows() && !grad.bias.empty(); ++t)
+            table.axpy(bias.size(), S(1), dlogits.data() + t * dlogits.outerStride(), grad.bias.data());
+    }
+
+    /// Packs W once, for inference.
+    void pack() {
+        packed_.assign(1, PackedMatrix<S>());
+        packed_.front().pack(kernels<S>(), Strided<S>{weight.data(), 1, weight.cols()}, weight.cols(),
+                             weight.rows());
+    }
+
+    void visit_parameters(auto&& visit) {
+        visit("weight", weight);
+        if (!bias.empty()) visit("bias", bias);
+    }
+
+private:
+    struct State {
+        std::vector<Buffer<S>> packing;  // one per worker
+    };
+
+    /// f(first, count, packing scratch) over blocks of rows, in parallel.
+    template <class F>
+    void over_rows(In<S> x, Index step, const Call<S>& call, F&& f) const {
+        Executor& executor = call.ws.executor();
+        auto& state = call.ws.template state<State>();
+        const auto workers = static_cast<std::size_t>(executor.concurrency());
+        state.packing.resize(std::max(state.packing.size(), workers));
+        const double flops = 2 * static_cast<double>(x.size()) * static_cast<double>(weight.rows());
+        detail::parallel_for(executor, (x.rows() + step - 1) / step, flops, [&](Index i, int worker) {
+            Buffer<S>& packing = state.packing[static_cast<std::size_t>(worker)];
+            f(i * step, std::min(step, x.rows() - i * step),
+              packing.resize(product_scratch(kernels<S>())).data());
+        });
+    }
+
+    std::vector<PackedMatrix<S>> packed_;
+};
+
+/// Recipe of the usual learned router. Computed in the scalar of the layer, float at least.
+/// Initial weights are normal with variance 1 / D.
+struct LinearRouter {
+    bool bias = false;
+
+    template <class S>
+    LinearRouterModule<S> build(const Shape& shape, Random& random) const {
+        LinearRouterModule<S> router;
+        router.weight = Parameter<S>(shape.num_logits, shape.model_dim);
+        random.fill_normal(router.weight, 1 / std::sqrt(static_cast<double>(shape.model_dim)));
+        if (bias) router.bias = Parameter<S>(1, shape.num_logits);
+        return router;
+    }
+};
+
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_ROUTERS_LINEAR_HPP
