@@ -8,14 +8,14 @@
 
 namespace {
 
-using moe::detail::quoted;
+using moe::detail::in_quotes;
 using moe::detail::utf8_prefix;
 
 TEST(Utf8Prefix, AcceptsTheFirstAndLastCodeOfEachLength) {
     for (const std::string_view text :
          {"", "a", "\x7f", "\xc2\x80", "\xdf\xbf", "\xe0\xa0\x80", "\xed\x9f\xbf", "\xee\x80\x80",
           "\xef\xbf\xbf", "\xf0\x90\x80\x80", "\xf4\x8f\xbf\xbf"})
-        EXPECT_EQ(utf8_prefix(text), text.size()) << quoted(text);
+        EXPECT_EQ(utf8_prefix(text), text.size()) << in_quotes(text);
 }
 
 TEST(Utf8Prefix, StopsAtOverlongForms) {
@@ -44,13 +44,13 @@ TEST(Utf8Prefix, StopsAtCutOrStrayBytes) {
 }
 
 TEST(Quoted, ShowsPrintableAsciiOnly) {
-    EXPECT_EQ(quoted("experts.3.w1"), "\"experts.3.w1\"");
-    EXPECT_EQ(quoted(std::string_view("a\0\n\x1b\x7f\xc3\xa9", 7)), "\"a??????\"");
+    EXPECT_EQ(in_quotes("experts.3.w1"), "\"experts.3.w1\"");
+    EXPECT_EQ(in_quotes(std::string_view("a\0\n\x1b\x7f\xc3\xa9", 7)), "\"a??????\"");
 }
 
 TEST(Quoted, CutsAtEightyBytes) {
-    EXPECT_EQ(quoted(std::string(80, 'x')), "\"" + std::string(80, 'x') + "\"");
-    EXPECT_EQ(quoted(std::string(81, 'x')), "\"" + std::string(80, 'x') + "\"...");
+    EXPECT_EQ(in_quotes(std::string(80, 'x')), "\"" + std::string(80, 'x') + "\"");
+    EXPECT_EQ(in_quotes(std::string(81, 'x')), "\"" + std::string(80, 'x') + "\"...");
 }
 
 }  // namespace

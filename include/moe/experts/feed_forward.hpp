@@ -8,6 +8,7 @@
 #include <vector>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/freeze.hpp>
 #include <moe/core/parameters.hpp>
 #include <moe/core/weights.hpp>
 #include <moe/experts/feed_forward_backward.hpp>
@@ -16,18 +17,6 @@
 #include <moe/kernels/grouped_gemm.hpp>
 
 namespace moe::inline MOE_ABI {
-
-/// How frozen weights are stored. fp32 keeps the scalar of the layer.
-enum class Storage { fp32 };
-
-/// How frozen weights are multiplied. exact: one fused multiply-add chain per element.
-enum class Compute { exact };
-
-/// What freeze() makes; see frozen.hpp.
-struct FreezeOptions {
-    Storage storage = Storage::fp32;
-    Compute compute = Compute::exact;
-};
 
 template <class S>
 class PackedFeedForward;
@@ -156,7 +145,8 @@ private:
     static std::vector<PackedMatrix<S>> pack(const Weights<S>& weights) {
         std::vector<PackedMatrix<S>> packed;
         for (Index e = 0; e < weights.count(); ++e)
-            packed.push_back(detail::packed_transpose<S>(weights[e]));
+            packed.emplace_back(kernels<S>(), detail::strided_transpose<S>(weights[e]), weights.cols(),
+                                weights.rows());
         return packed;
     }
 

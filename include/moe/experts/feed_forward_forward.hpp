@@ -46,6 +46,10 @@ struct ExpertMatrices {
     const Weights<S>* unpacked = nullptr;
     const std::vector<PackedMatrix<S>>* packed = nullptr;
 
+    /// The kernels to use: packed weights are read by those they were packed for.
+    const KernelTable<S>& table() const {
+        return packed != nullptr && !packed->empty() ? packed->front().table() : kernels<S>();
+    }
     /// W^T as the right-hand side of X W^T, for W [out, in].
     Operand<S> transposed(Index e) const {
         if (packed != nullptr) return Operand<S>((*packed)[static_cast<std::size_t>(e)]);
@@ -132,7 +136,7 @@ template <class S>
 void feed_forward_hidden(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands,
                          In<S> x, const Rows<S>& rows, bool keep, FeedForwardState<S>& state,
                          const FeedForwardItem& item, Buffer<S>& scratch) {
-    const KernelTable<S>& table = kernels<S>();
+    const KernelTable<S>& table = operands.up.table();
     const Index expert = rows.first_expert + item.expert, dim = shape.model_dim;
     const Index x_stride = FeedForwardState<S>::padded(dim);
     const Index block = std::min(feed_forward_rows, rows.size(item.expert));
@@ -178,7 +182,7 @@ template <class S>
 void feed_forward_down(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands,
                        const Rows<S>& rows, Out<S> y, const FeedForwardState<S>& state, Index begin,
                        Index end, Buffer<S>& scratch) {
-    const KernelTable<S>& table = kernels<S>();
+    const KernelTable<S>& table = operands.up.table();
     const Index width = end - begin;
     S* const block = scratch.resize(feed_forward_rows * width + product_scratch(table)).data();
     S* const packing = block + feed_forward_rows * width;
@@ -217,7 +221,7 @@ template <class S>
 void feed_forward(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands, In<S> x,
                   const Rows<S>& rows, Out<S> y, const Call<S>& call) {
     if (rows.num_rows() == 0) return;
-    const KernelTable<S>& table = kernels<S>();
+    const KernelTable<S>& table = operands.up.table();
     Executor& executor = call.ws.executor();
     const int workers = executor.concurrency();
     const bool keep = call.ws.keeps();

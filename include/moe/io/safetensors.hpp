@@ -173,7 +173,7 @@ private:
                 fail("more than ", SafetensorsLimits::tensors, " entries in __metadata__");
             const std::string_view value = json.string(value_scratch);
             if (!metadata.emplace(key, value).second)
-                fail("metadata ", detail::quoted(key), " is given twice");
+                fail("metadata ", detail::in_quotes(key), " is given twice");
         }
     }
 
@@ -185,7 +185,7 @@ private:
         std::string scratch;
         const auto first = [&](bool& seen) {
             if (std::exchange(seen, true))
-                fail("tensor ", detail::quoted(tensor.name), " has ", detail::quoted(field),
+                fail("tensor ", detail::in_quotes(tensor.name), " has ", detail::in_quotes(field),
                      " twice");
         };
         json.begin_object();
@@ -204,20 +204,20 @@ private:
                 first(has_offsets);
                 read_offsets(json, tensor.name, begin, end);
             } else {
-                fail("tensor ", detail::quoted(tensor.name), " has an unknown field ",
-                     detail::quoted(field));
+                fail("tensor ", detail::in_quotes(tensor.name), " has an unknown field ",
+                     detail::in_quotes(field));
             }
         }
         if (!has_dtype || !has_shape || !has_offsets)
-            fail("tensor ", detail::quoted(tensor.name), " has no ",
+            fail("tensor ", detail::in_quotes(tensor.name), " has no ",
                  !has_dtype   ? "dtype"
                  : !has_shape ? "shape"
                               : "data_offsets");
         if (end > data.size())
-            fail("tensor ", detail::quoted(tensor.name), " ends at byte ", end, ", the file has ",
-                 data.size(), " data bytes");
+            fail("tensor ", detail::in_quotes(tensor.name), " ends at byte ", end,
+                 ", the file has ", data.size(), " data bytes");
         if (begin > end)
-            fail("tensor ", detail::quoted(tensor.name), " begins at byte ", begin,
+            fail("tensor ", detail::in_quotes(tensor.name), " begins at byte ", begin,
                  " and ends before it, at ", end);
         tensor.bytes =
             data.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
@@ -233,7 +233,7 @@ private:
         while (json.next_element()) {
             const std::uint64_t extent = json.unsigned_integer();
             if (tensor.shape.size() == static_cast<Index>(SafetensorsLimits::rank))
-                fail("tensor ", detail::quoted(tensor.name), " has more than ",
+                fail("tensor ", detail::in_quotes(tensor.name), " has more than ",
                      SafetensorsLimits::rank, " dimensions");
             const std::uint64_t factor = extent == 0 ? 1 : extent;
             if (product > most / factor) fail_overflow(tensor);
@@ -251,7 +251,7 @@ private:
             if (count < 2) (count == 0 ? begin : end) = offset;
             if (++count > 2) break;
         }
-        if (count != 2) fail("tensor ", detail::quoted(name), " needs 2 data_offsets");
+        if (count != 2) fail("tensor ", detail::in_quotes(name), " needs 2 data_offsets");
     }
 
     /// The range must be shape x element size. Of an unknown dtype the element size is not known,
@@ -268,14 +268,14 @@ private:
                 elements == 0 ? bytes == 0
                               : bytes != 0 && bytes <= most / 8 && 8 * bytes % elements == 0;
             if (!plausible)
-                fail("tensor ", detail::quoted(tensor.name), " has shape ", to_string(tensor.shape),
-                     ", which ", bytes, " bytes cannot hold evenly");
+                fail("tensor ", detail::in_quotes(tensor.name), " has shape ",
+                     to_string(tensor.shape), ", which ", bytes, " bytes cannot hold evenly");
             return;
         }
         const auto size = static_cast<std::uint64_t>(element_size(tensor.dtype));
         if (span > most / size) fail_overflow(tensor);
         if (bytes != elements * size)
-            fail("tensor ", detail::quoted(tensor.name), " has shape ", to_string(tensor.shape),
+            fail("tensor ", detail::in_quotes(tensor.name), " has shape ", to_string(tensor.shape),
                  " of ", dtype_name(tensor.dtype), ", which is ", elements * size,
                  " bytes, but data_offsets span ", bytes);
     }
@@ -292,7 +292,7 @@ private:
         for (const TensorView& tensor : tensors) {
             const auto begin = static_cast<std::size_t>(tensor.bytes.data() - data.data());
             if (begin != covered)
-                fail("tensor ", detail::quoted(tensor.name), " begins at data byte ", begin,
+                fail("tensor ", detail::in_quotes(tensor.name), " begins at data byte ", begin,
                      ", but the tensors before it end at ", covered, "; there must be no ",
                      begin > covered ? "holes" : "overlaps");
             covered += tensor.bytes.size();  // at most data.size(): the range was checked
@@ -310,7 +310,7 @@ private:
         });
         for (std::size_t i = 1; i < by_name.size(); ++i)
             if (tensors[by_name[i]].name == tensors[by_name[i - 1]].name)
-                fail("tensor ", detail::quoted(tensors[by_name[i]].name), " is given twice");
+                fail("tensor ", detail::in_quotes(tensors[by_name[i]].name), " is given twice");
         return by_name;
     }
 
@@ -342,17 +342,17 @@ private:
         }
         std::string hint = near.empty() ? "" : "; near it:";
         for (const auto& entry : near)
-            hint += (hint.back() == ':' ? " " : ", ") + detail::quoted(entry.second);
-        fail("none of the ", size(), " tensors is called ", detail::quoted(name), hint);
+            hint += (hint.back() == ':' ? " " : ", ") + detail::in_quotes(entry.second);
+        fail("none of the ", size(), " tensors is called ", detail::in_quotes(name), hint);
     }
 
     [[noreturn]] static void fail_long(std::string_view name) {
-        fail("name ", detail::quoted(name), " has ", name.size(), " bytes, the limit is ",
+        fail("name ", detail::in_quotes(name), " has ", name.size(), " bytes, the limit is ",
              SafetensorsLimits::name_bytes);
     }
 
     [[noreturn]] static void fail_overflow(const TensorView& tensor) {
-        fail("tensor ", detail::quoted(tensor.name), " has a shape whose size overflows");
+        fail("tensor ", detail::in_quotes(tensor.name), " has a shape whose size overflows");
     }
 
     std::shared_ptr<const Contents> contents_;

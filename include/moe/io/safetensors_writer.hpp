@@ -97,11 +97,11 @@ public:
     void add_metadata(std::string_view key, std::string_view value) {
         check_text(key, "metadata key");
         if (detail::utf8_prefix(value) != value.size())
-            detail::fail("moe::SafetensorsWriter: metadata ", detail::quoted(key),
+            detail::fail("moe::SafetensorsWriter: metadata ", detail::in_quotes(key),
                          " is not valid UTF-8");
         if (metadata_.size() == SafetensorsLimits::tensors) fail_full();
         if (!metadata_.emplace(key, value).second)
-            detail::fail("moe::SafetensorsWriter: metadata ", detail::quoted(key),
+            detail::fail("moe::SafetensorsWriter: metadata ", detail::in_quotes(key),
                          " is added twice");
     }
 
@@ -141,7 +141,7 @@ private:
         if (tensor.name == "__metadata__")
             detail::fail("moe::SafetensorsWriter: __metadata__ is no tensor; use add_metadata()");
         if (tensor.dtype == Dtype::unknown)
-            detail::fail("moe::SafetensorsWriter: tensor ", detail::quoted(tensor.name),
+            detail::fail("moe::SafetensorsWriter: tensor ", detail::in_quotes(tensor.name),
                          " has an unknown dtype");
         check_size(tensor);
         if (tensors_.size() == SafetensorsLimits::tensors) fail_full();
@@ -151,7 +151,7 @@ private:
             entry.bytes = entry.owned;
         }
         if (!tensors_.emplace(tensor.name, std::move(entry)).second)
-            detail::fail("moe::SafetensorsWriter: tensor ", detail::quoted(tensor.name),
+            detail::fail("moe::SafetensorsWriter: tensor ", detail::in_quotes(tensor.name),
                          " is added twice");
     }
 
@@ -161,7 +161,7 @@ private:
             span = detail::checked_product(span, std::max<Index>(extent, 1));
         const Index size = tensor.shape.product() * element_size(tensor.dtype);
         if (tensor.bytes.size() != static_cast<std::size_t>(size))
-            detail::fail("moe::SafetensorsWriter: tensor ", detail::quoted(tensor.name),
+            detail::fail("moe::SafetensorsWriter: tensor ", detail::in_quotes(tensor.name),
                          " has shape ", to_string(tensor.shape), " of ", dtype_name(tensor.dtype),
                          ", which is ", size, " bytes, but ", tensor.bytes.size(), " are given");
     }
@@ -169,10 +169,10 @@ private:
     static void check_text(std::string_view text, const char* what) {
         if (text.size() > SafetensorsLimits::name_bytes)
             detail::fail<std::length_error>("moe::SafetensorsWriter: ", what, " ",
-                                            detail::quoted(text), " has ", text.size(),
+                                            detail::in_quotes(text), " has ", text.size(),
                                             " bytes, the limit is ", SafetensorsLimits::name_bytes);
         if (detail::utf8_prefix(text) != text.size())
-            detail::fail("moe::SafetensorsWriter: ", what, " ", detail::quoted(text),
+            detail::fail("moe::SafetensorsWriter: ", what, " ", detail::in_quotes(text),
                          " is not valid UTF-8");
     }
 

@@ -161,12 +161,13 @@ private:
     }
 
     std::string dtype_label() const {
-        return dtype == Dtype::unknown ? "of dtype " + detail::quoted(dtype_text)
+        return dtype == Dtype::unknown ? "of dtype " + detail::in_quotes(dtype_text)
                                        : std::string(dtype_name(dtype));
     }
 
     [[noreturn]] void refuse(const std::string& what) const {
-        detail::fail<FormatError>("moe::TensorView: tensor ", detail::quoted(name), " is ", what);
+        detail::fail<FormatError>("moe::TensorView: tensor ", detail::in_quotes(name), " is ",
+                                  what);
     }
 };
 

@@ -36,7 +36,7 @@ inline std::size_t utf8_prefix(std::string_view text) {
 }
 
 /// `name` in quotes, fit for a sentence: at most 80 bytes, whatever is not printable ASCII as '?'.
-inline std::string quoted(std::string_view name) {
+inline std::string in_quotes(std::string_view name) {
     constexpr std::size_t longest = 80;
     std::string out = "\"";
     for (const char c : name.substr(0, longest)) out += c >= ' ' && c <= '~' ? c : '?';

@@ -58,7 +58,7 @@ Loss entropy_loss(const LossInput<S>& in, LossScratch<S>& scratch) {
 /// @param weight   published: 1e-4; a negative weight spreads the probabilities instead
 /// @param dlogits  [T, L], **added** to
 /// @return the value without `weight`; see Loss
-/// Source: "Harder Tasks Need More Experts" (arXiv:2403.07652), section 3.3, the dynamic loss.
+/// Source: "Harder Tasks Need More Experts" (arXiv:2403.07652), section 3.
 template <class X, class Y>
 Loss entropy_loss(const Eigen::DenseBase<X>& logits, const Routing& routing, const Context& context,
                   double weight, Y&& dlogits) {

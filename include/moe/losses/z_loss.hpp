@@ -42,7 +42,7 @@ Loss z_loss(const LossInput<S>& in, LossScratch<S>& scratch) {
 /// @param weight   published: 1e-3 (ST-MoE, NLLB, Switch), 1e-4 (OpenMoE)
 /// @param dlogits  [T, L], **added** to
 /// @return the value without `weight`; see Loss
-/// Source: ST-MoE (arXiv:2202.08906), equation 5.
+/// Source: ST-MoE (arXiv:2202.08906), the router z-loss.
 template <class X, class Y>
 Loss z_loss(const Eigen::DenseBase<X>& logits, const Routing& routing, const Context& context,
             double weight, Y&& dlogits) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/freeze.hpp>
 #include <moe/core/parameters.hpp>
 #include <moe/kernels/dispatch.hpp>
 #include <moe/kernels/grouped_gemm.hpp>
@@ -25,7 +26,7 @@ public:
 
     /// @param x  [T, D]   @param logits  [T, L], overwritten
     void forward(In<S> x, Out<S> logits, const Call<S>& call) const {
-        const KernelTable<S>& table = kernels<S>();
+        const KernelTable<S>& table = packed_.empty() ? kernels<S>() : packed_.front().table();
         const Operand<S> w = packed_.empty() ? Operand<S>(Strided<S>{weight.data(), 1, weight.cols()})
                                              : Operand<S>(packed_.front());
         const Index step = 64;
@@ -58,11 +59,13 @@ public:
             table.axpy(bias.size(), S(1), dlogits.data() + t * dlogits.outerStride(), grad.bias.data());
     }
 
-    /// Packs W once, for inference.
-    void pack() {
-        packed_.assign(1, PackedMatrix<S>());
-        packed_.front().pack(kernels<S>(), Strided<S>{weight.data(), 1, weight.cols()}, weight.cols(),
-                             weight.rows());
+    /// The same router with W packed once, for inference.
+    LinearRouterModule freeze(const FreezeOptions&) const {
+        LinearRouterModule frozen = *this;
+        frozen.packed_.clear();
+        frozen.packed_.emplace_back(kernels<S>(), Strided<S>{weight.data(), 1, weight.cols()},
+                                    weight.cols(), weight.rows());
+        return frozen;
     }
 
     void visit_parameters(auto&& visit) {

@@ -96,7 +96,7 @@ auto tensor(const X& x) {
     if constexpr (EigenDense<X>) {
         return Tensor<typename X::Scalar>{x.matrix(), true};
     } else if constexpr (Contiguous<X>) {
-        const std::span view(std::data(x), std::size(x));
+        const std::span view(std::data(x), static_cast<std::size_t>(std::size(x)));
         using S = typename decltype(view)::value_type;
         Tensor<S> result{Matrix<S>(1, static_cast<Index>(view.size())), false};
         if constexpr (requires { x.rows() * x.cols(); })  // a moe::Parameter

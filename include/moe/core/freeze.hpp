@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_CORE_FREEZE_HPP
+#define MOE_CORE_FREEZE_HPP
+
+#include <utility>
+
+#include <moe/core/types.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// How frozen weights are stored. fp32: in the scalar of the layer, as they are.
+enum class Storage { fp32 };
+
+/// How frozen weights are multiplied. exact: one fused multiply-add chain per element, the same
+/// bits as the layer that was frozen.
+enum class Compute { exact };
+
+/// What moe::freeze() makes of a layer. A part that has something to prepare for inference offers
+/// `freeze(const FreezeOptions&) const`; the others are copied as they are.
+struct FreezeOptions {
+    Storage storage = Storage::fp32;
+    Compute compute = Compute::exact;
+};
+
+namespace detail {
+
+template <class Part>
+auto frozen(const Part& part, const FreezeOptions& options) {
+    if constexpr (requires { part.freeze(options); })
+        return part.freeze(options);
+    else
+        return part;
+}
+template <class Part>
+using frozen_t = decltype(frozen(std::declval<const Part&>(), std::declval<const FreezeOptions&>()));
+
+}  // namespace detail
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_CORE_FREEZE_HPP

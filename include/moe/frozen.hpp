@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_FROZEN_HPP
+#define MOE_FROZEN_HPP
+
+#include <tuple>
+#include <utility>
+
+#include <moe/core/freeze.hpp>
+#include <moe/layer.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// A layer for inference: weights packed once for this machine's kernels. Made by freeze().
+///
+/// The same bits as the layer it came from. It keeps nothing for backward and has none.
+/// @tparam R, G, Groups  modules
+template <class S, class R, class G, class... Groups>
+class FrozenLayer {
+public:
+    using Scalar = S;
+
+    FrozenLayer(const Config& config, const R& router, const G& gate, std::tuple<Groups...> groups)
+        : bank_(config, std::move(groups)), head_(config, router, gate, bank_.facts()) {}
+
+    const Config& config() const { return bank_.config(); }
+    Index model_dim() const { return config().model_dim; }
+    Index output_dim() const { return bank_.output_dim(); }
+    Index num_experts() const { return bank_.num_experts(); }
+    const Head<S, R, G>& head() const { return head_; }
+    const Bank<S, Groups...>& bank() const { return bank_; }
+
+    /// Allocates the result and a workspace.
+    template <class X>
+    Matrix<S> operator()(const X& x, const Context& context = {}) const {
+        Workspace<S> ws;
+        Matrix<S> y(x.rows(), output_dim());
+        forward(x, y, ws, context);
+        return y;
+    }
+
+    /// y = layer(x); see Layer::forward.
+    template <class X, class Y>
+    void forward(const X& x, Y&& y, Workspace<S>& ws, const Context& context = {}) const {
+        route(x, ws, context);
+        apply(x, std::forward<Y>(y), ws, context);
+    }
+
+    template <class X>
+    void route(const X& x, Workspace<S>& ws, const Context& context = {}) const {
+        const KeepNothing guard(ws);
+        head_.route(detail::readable<S>(x), ws, context);
+    }
+    template <class X>
+    void reweigh(const X& x, const Routing& plan, Workspace<S>& ws, const Context& context = {}) const {
+        const KeepNothing guard(ws);
+        head_.reweigh(detail::readable<S>(x), plan, ws, context);
+    }
+    template <class X, class Y>
+    void apply(const X& x, Y&& y, Workspace<S>& ws, const Context& context = {}) const {
+        const KeepNothing guard(ws);
+        bank_.apply(detail::readable<S>(x), ws.routing(), detail::writable<S>(std::forward<Y>(y)),
+                    ws.child(2), context);
+    }
+
+    void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
+        const KeepNothing guard(ws);
+        head_.reserve(tokens, assignments, ws);
+        bank_.reserve(tokens, assignments, ws.child(2));
+    }
+
+private:
+    class KeepNothing {
+    public:
+        explicit KeepNothing(Workspace<S>& ws) : ws_(ws), before_(ws.keep()) {
+            ws_.keep(Keep::nothing);
+        }
+        KeepNothing(const KeepNothing&) = delete;
+        KeepNothing& operator=(const KeepNothing&) = delete;
+        ~KeepNothing() { ws_.keep(before_); }
+
+    private:
+        Workspace<S>& ws_;
+        Keep before_;
+    };
+
+    Bank<S, Groups...> bank_;
+    Head<S, R, G> head_;
+};
+
+namespace detail {
+
+template <class S, class R, class G, class... Groups>
+FrozenLayer<S, R, G, Groups...> make_frozen(const Config& config, const R& router, const G& gate,
+                                            std::tuple<Groups...> groups) {
+    return FrozenLayer<S, R, G, Groups...>(config, router, gate, std::move(groups));
+}
+
+}  // namespace detail
+
+/// Packs the weights of a layer for inference; the layer stays as it is.
+///
+///     const auto frozen = moe::freeze(layer);
+template <class S, class R, class G, class... Groups>
+auto freeze(const Layer<S, R, G, Groups...>& layer, const FreezeOptions& options = {}) {
+    return std::apply(
+        [&](const auto&... groups) {
+            return detail::make_frozen<S>(
+                layer.config(), detail::frozen(layer.router(), options), layer.gate(),
+                std::tuple<detail::frozen_t<std::remove_cvref_t<decltype(groups)>>...>(
+                    detail::frozen(groups, options)...));
+        },
+        layer.bank().groups());
+}
+
+/// Packs the weights of a layer that is not needed any more: each group's originals are released
+/// as soon as it is packed, so that both copies never exist as a whole.
+template <class S, class R, class G, class... Groups>
+auto freeze(Layer<S, R, G, Groups...>&& layer, const FreezeOptions& options = {}) {
+    const Config config = layer.config();
+    auto router = detail::frozen(layer.router(), options);
+    auto gate = std::move(layer.gate());
+    const auto consume = [&options](auto& group) {
+        const auto source = std::exchange(group, {});
+        return detail::frozen(source, options);
+    };
+    auto packed = std::apply(
+        [&](auto&... groups) {
+            return std::tuple<detail::frozen_t<std::remove_cvref_t<decltype(groups)>>...>{
+                consume(groups)...};  // braces: left to right
+        },
+        layer.bank().groups());
+    return detail::make_frozen<S>(config, router, gate, std::move(packed));
+}
+
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_FROZEN_HPP

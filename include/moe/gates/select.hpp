@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_GATES_SELECT_HPP
+#define MOE_GATES_SELECT_HPP
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include <moe/core/memory.hpp>
+#include <moe/core/routing.hpp>
+#include <moe/core/types.hpp>
+#include <moe/core/workspace.hpp>
+#include <moe/gates/tokens.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// Who wins among equals.
+enum class TieBreak {
+    lower_index,         ///< the lower expert index, NaN last; as JAX and TensorFlow
+    torch_cpu,           ///< whom torch.topk on a CPU picks, NaN first
+    torch_cpu_unsorted,  ///< torch.topk(sorted=False): the same experts in its order of slots
+};
+
+/// The value of a group of experts.
+enum class GroupScore {
+    max,          ///< its best score (DeepSeek-V2, arXiv:2405.04434)
+    top_two_sum,  ///< its two best scores added (DeepSeek-V3, arXiv:2412.19437)
+    top_sum,      ///< its k / groups_kept best scores added (Megatron-LM)
+};
+
+/// What takes the place of scores in groups that are not kept.
+enum class GroupMask {
+    minus_infinity,  ///< never selected (DeepSeek)
+    zero,            ///< selected before a score below 0 (Hugging Face deepseek_v3, glm4_moe)
+};
+
+namespace detail {
+
+/// An entry of a row and its place in it.
+template <class S>
+struct Ranked {
+    S key;
+    std::int32_t index;
+};
+
+/// The `k` best live entries, best first: higher keys first, of equal ones the lower index, NaN
+/// last. -inf is not alive. O(n + k^2) for few, O(n log k) for many.
+/// @param ranked  [n] scratch
+/// @return        how many were found; they are ranked[0], ranked[1], ...
+template <class S>
+Index rank_by_index(Index n, const S* keys, Index k, Ranked<S>* ranked) {
+    constexpr S dead = -std::numeric_limits<S>::infinity();
+    constexpr Index few = 32;
+    // NaN becomes -inf: that ranks it last, and keeps comparisons an order.
+    const auto comparable = [](S key) { return std::isnan(key) ? dead : key; };
+    Index count = 0;
+    if (k > few) {
+        for (Index e = 0; e < n; ++e)
+            if (keys[e] != dead)
+                ranked[count++] = {comparable(keys[e]), static_cast<std::int32_t>(e)};
+        k = std::min(k, count);
+        std::partial_sort(ranked, ranked + k, ranked + count,
+                          [](const Ranked<S>& a, const Ranked<S>& b) {
+                              return a.key > b.key || (a.key == b.key && a.index < b.index);
+                          });
+        return k;
+    }
+    const auto insert = [&](Index e, Index free) {
+        const S key = comparable(keys[e]);
+        Index place = free;
+        for (; place > 0 && ranked[place - 1].key < key; --place) ranked[place] = ranked[place - 1];
+        ranked[place] = {key, static_cast<std::int32_t>(e)};
+    };
+    Index e = 0;
+    for (; e < n && count < k; ++e)
+        if (keys[e] != dead) insert(e, count++);
+    if (count == 0) return 0;
+    for (; e < n; ++e)
+        if (keys[e] > ranked[count - 1].key) insert(e, count - 1);
+    return count;
+}
+
+/// The entries that torch.topk finds in a row on a CPU, without those that are -inf.
+///
+/// It compares keys only, NaN above all, so that ties fall as the algorithms of the C++ library
+/// happen to leave them. With libstdc++ they are those of the published PyTorch builds. Source:
+/// pytorch, aten/src/ATen/native/TopKImpl.h.
+template <class S>
+Index rank_as_torch(Index n, const S* keys, Index k, bool sorted, Ranked<S>* ranked) {
+    constexpr S dead = -std::numeric_limits<S>::infinity();
+    for (Index e = 0; e < n; ++e) ranked[e] = {keys[e], static_cast<std::int32_t>(e)};
+    const auto before = [](const Ranked<S>& a, const Ranked<S>& b) {
+        return (std::isnan(a.key) && !std::isnan(b.key)) || a.key > b.key;
+    };
+    k = std::min(k, n);
+    if (k == 0) return 0;
+    if (k <= n / 64) {
+        std::partial_sort(ranked, ranked + k, ranked + n, before);
+    } else {
+        std::nth_element(ranked, ranked + k - 1, ranked + n, before);
+        if (sorted) std::sort(ranked, ranked + k - 1, before);  // the last one is in place
+    }
+    const auto end = std::remove_if(ranked, ranked + k,
+                                    [](const Ranked<S>& entry) { return entry.key == dead; });
+    return static_cast<Index>(end - ranked);
+}
+
+template <class S>
+Index rank(Index n, const S* keys, Index k, TieBreak tie_break, Ranked<S>* ranked) {
+    if (tie_break == TieBreak::lower_index) return rank_by_index(n, keys, k, ranked);
+    return rank_as_torch(n, keys, k, tie_break == TieBreak::torch_cpu, ranked);
+}
+
+/// Selection from the best groups only. Group g is the g-th run of n / num_groups experts.
+struct GroupLimit {
+    Index num_groups = 1;
+    Index groups_kept = 1;
+    GroupScore score = GroupScore::max;
+    GroupMask mask = GroupMask::minus_infinity;
+
+    bool is_active() const { return groups_kept < num_groups; }
+
+    /// Masks the keys of groups that are not kept. A group counts its live experts only; one that
+    /// has none is not kept.
+    /// @param k       experts wanted, for GroupScore::top_sum
+    /// @param scores  [n] what groups are compared by
+    /// @param keys    [n] what experts are compared by; may be scores
+    /// @param values  [num_groups] scratch
+    /// @param ranked  [n] scratch
+    template <class S>
+    void apply(Index n, Index k, const S* scores, S* keys, TieBreak tie_break, S* values,
+               Ranked<S>* ranked) const {
+        constexpr S dead = -std::numeric_limits<S>::infinity();
+        const Index size = n / num_groups;
+        const Index terms = score == GroupScore::max           ? 1
+                            : score == GroupScore::top_two_sum ? 2
+                                                               : std::max(k / groups_kept, Index(1));
+        for (Index g = 0; g < num_groups; ++g) {
+            const S* group = scores + g * size;
+            const Index found = rank_by_index(size, group, std::min(terms, size), ranked);
+            values[g] = found == 0 ? dead : group[ranked[0].index];
+            for (Index i = 1; i < found; ++i) values[g] += group[ranked[i].index];
+        }
+        const Index found = rank(num_groups, values, groups_kept, tie_break, ranked);
+        for (Index g = 0; g < num_groups; ++g) values[g] = 0;
+        for (Index i = 0; i < found; ++i) values[ranked[i].index] = 1;
+        for (Index e = 0; e < n; ++e)
+            if (values[e / size] == 0 && keys[e] != dead)
+                keys[e] = mask == GroupMask::zero ? S(0) : dead;
+    }
+};
+
+/// What a gate needs per worker while it selects.
+template <class S>
+struct SelectScratch {
+    Buffer<S> values;          // [workers, 3 L]
+    Buffer<Ranked<S>> ranked;  // [workers, L]
+    Buffer<std::int32_t> chosen, counts;
+};
+
+/// Adds to `routing` what `choose` picks for each token, in its order.
+/// @param most    experts that a token can get
+/// @param choose  choose(token, z, values, ranked) -> count, with z [L] the token's logits,
+///                values [3 L] and ranked [L] scratch; leaves its choice in ranked[0 .. count)
+template <class S, class Choose>
+void select_each(In<S> logits, Routing& routing, const Call<S>& call, Index most, Choose&& choose) {
+    constexpr Index wave = 2048;  // tokens chosen in parallel before they are added in order
+    auto& scratch = call.ws.template state<SelectScratch<S>>();
+    Executor& executor = call.ws.executor();
+    const Index tokens = logits.rows(), n = logits.cols();
+    const Index workers = executor.concurrency();
+    const Index values_stride = padded(3 * n), ranked_stride = padded(n);
+    scratch.values.resize(checked_product(workers, values_stride));
+    scratch.ranked.resize(checked_product(workers, ranked_stride));
+    scratch.chosen.resize(checked_product(std::min(wave, tokens), most));
+    scratch.counts.resize(std::min(wave, tokens));
+    for (Index first = 0; first < tokens; first += wave) {
+        const Index here = std::min(wave, tokens - first);
+        for_tokens(executor, here, 20.0 * static_cast<double>(n), [&](Index i, int worker) {
+            Ranked<S>* ranked = scratch.ranked.data() + worker * ranked_stride;
+            const Index count = choose(first + i, row<S>(logits, first + i),
+                                       scratch.values.data() + worker * values_stride, ranked);
+            scratch.counts[i] = static_cast<std::int32_t>(count);
+            for (Index s = 0; s < count; ++s) scratch.chosen[i * most + s] = ranked[s].index;
+        });
+        for (Index i = 0; i < here; ++i)
+            for (Index s = 0; s < scratch.counts[i]; ++s)
+                routing.add(first + i, scratch.chosen[i * most + s]);
+    }
+}
+
+}  // namespace detail
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_GATES_SELECT_HPP

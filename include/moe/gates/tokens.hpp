@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_GATES_TOKENS_HPP
+#define MOE_GATES_TOKENS_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <span>
+
+#include <moe/core/context.hpp>
+#include <moe/core/error.hpp>
+#include <moe/core/executor.hpp>
+#include <moe/core/routing.hpp>
+#include <moe/core/types.hpp>
+
+/// What gates that treat one token at a time share: the loop, and the dial.
+
+namespace moe::inline MOE_ABI {
+namespace detail {
+
+/// f(token, worker) for every token, in blocks over the executor's workers. f must not throw and
+/// writes what belongs to its token, or scratch of its worker.
+/// @param flops  of one token
+template <class F>
+void for_tokens(Executor& executor, Index tokens, double flops, F&& f) {
+    constexpr Index block = 64;
+    const Index blocks = tokens / block + (tokens % block != 0);
+    parallel_for(executor, blocks, flops * static_cast<double>(tokens),
+                 [&](Index number, int worker) {
+                     const Index last = std::min(tokens, (number + 1) * block);
+                     for (Index t = number * block; t < last; ++t) f(t, worker);
+                 });
+}
+
+/// Elements per worker such that workers do not share cache lines.
+inline Index padded(Index count) { return (count + 15) / 16 * 16; }
+
+template <class S>
+const S* row(In<S> matrix, Index t) {
+    return matrix.data() + t * matrix.outerStride();
+}
+
+/// One setting of the dial: of the token's sequence if there is one per sequence, else of the call
+/// if it has one, else the gate's own.
+template <class V>
+struct Dialled {
+    V own;
+    std::span<const V> per_sequence;
+    std::span<const Index> offsets;
+
+    V operator()(Index token) const {
+        if (per_sequence.empty()) return own;
+        const auto next = std::upper_bound(offsets.begin(), offsets.end(), token);
+        return per_sequence[static_cast<std::size_t>(next - offsets.begin()) - 1];
+    }
+
+    /// check(field, value) for every value that a token can get.
+    template <class Check>
+    void for_each(const char* whole, const char* each, Check&& check) const {
+        if (per_sequence.empty()) check(whole, own);
+        for (const V& value : per_sequence) check(each, value);
+    }
+};
+
+/// @param gate   who asks, for the message
+/// @param field  name of the dial's per-sequence field
+/// @throws std::invalid_argument if the sequences are not known
+template <class V>
+Dialled<V> dialled(const char* gate, const char* field, V own, std::span<const V> per_sequence,
+                   const Context& context) {
+    if (!per_sequence.empty() && context.sequence_offsets.size() != per_sequence.size() + 1)
+        fail(gate, ": ", field, " has ", per_sequence.size(),
+             " entries, so sequence_offsets must have ", per_sequence.size() + 1, ", it has ",
+             context.sequence_offsets.size());
+    return {own, per_sequence, context.sequence_offsets};
+}
+
+/// @throws std::invalid_argument unless a batch has one row per token and one logit per expert
+inline void check_gate_extents(const char* gate, Index rows, Index columns, const Routing& routing,
+                               Index num_experts) {
+    if (rows != routing.num_tokens() || columns != num_experts ||
+        routing.num_experts() != num_experts)
+        fail(gate, ": logits is [", rows, ", ", columns, "], the routing is for ",
+             routing.num_tokens(), " tokens and ", routing.num_experts(),
+             " experts, the gate was built for ", num_experts, " experts");
+}
+
+}  // namespace detail
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_GATES_TOKENS_HPP

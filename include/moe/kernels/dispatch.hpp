@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_KERNELS_DISPATCH_HPP
+#define MOE_KERNELS_DISPATCH_HPP
+
+#include <array>
+#include <atomic>
+#include <cstdlib>
+#include <span>
+#include <string_view>
+#include <type_traits>
+
+#include <moe/core/error.hpp>
+#include <moe/kernels/table.hpp>
+
+#if defined(__x86_64__)
+#include <moe/kernels/x86/cpuid.hpp>
+#endif
+
+#if !defined(MOE_EXTERN_KERNELS) || defined(MOE_IMPLEMENT_KERNELS)
+#include <moe/kernels/portable.hpp>
+#if defined(__x86_64__)
+#include <moe/kernels/x86/avx2.hpp>
+#include <moe/kernels/x86/avx512.hpp>
+#endif
+#endif
+
+namespace moe::inline MOE_ABI {
+
+/// Instruction sets that kernels are written for, each containing the ones before it. Double has a
+/// table for scalar and one for avx2, which avx512 uses too.
+enum class Isa { scalar, avx2, avx512 };
+
+namespace detail {
+
+/// The tables by Isa.
+struct Tables {
+    std::array<const KernelTable<float>*, 3> of_float;
+    std::array<const KernelTable<double>*, 3> of_double;
+};
+
+// With MOE_EXTERN_KERNELS the tables are one symbol that only the translation unit which defines
+// MOE_IMPLEMENT_KERNELS gives a value, and that is all the others compile of the kernels.
+#if defined(MOE_EXTERN_KERNELS)
+extern const Tables tables;
+#endif
+
+#if !defined(MOE_EXTERN_KERNELS) || defined(MOE_IMPLEMENT_KERNELS)
+#if !defined(MOE_EXTERN_KERNELS)
+inline
+#endif
+    constexpr Tables tables{
+#if defined(__x86_64__)
+        {&portable_float::table, &isa_avx2::table, &isa_avx512::table},
+        {&portable_double::table, &portable_double_avx2::table, &portable_double_avx2::table},
+#else
+        {&portable_float::table, &portable_float::table, &portable_float::table},
+        {&portable_double::table, &portable_double::table, &portable_double::table},
+#endif
+    };
+#endif
+
+/// The Isa in use as an int; -1 until the first question.
+inline constinit std::atomic<int> isa_in_use{-1};
+
+}  // namespace detail
+
+inline const char* name(Isa isa) {
+    switch (isa) {
+        case Isa::scalar: return "scalar";
+        case Isa::avx2: return "avx2";
+        case Isa::avx512: return "avx512";
+    }
+    return "unknown";
+}
+
+/// The best that processor and operating system support.
+inline Isa best_isa() {
+#if defined(__x86_64__)
+    static const CpuFeatures features = cpu_features();
+    return features.avx512 ? Isa::avx512 : features.avx2 ? Isa::avx2 : Isa::scalar;
+#else
+    return Isa::scalar;
+#endif
+}
+
+/// Everything this machine can run, worst first.
+inline std::span<const Isa> supported_isas() {
+    static constexpr std::array<Isa, 3> all{Isa::scalar, Isa::avx2, Isa::avx512};
+    return std::span(all).first(static_cast<std::size_t>(best_isa()) + 1);
+}
+
+namespace detail {
+
+/// What the environment variable MOE_ISA asks for, and no more than `best`.
+inline Isa requested_isa(const char* word, Isa best) {
+    const std::string_view text = word == nullptr ? "" : word;
+    if (text == "scalar") return Isa::scalar;
+    if (text == "avx2") return best < Isa::avx2 ? best : Isa::avx2;
+    return best;  // avx512, amx, nothing, or a word we do not know
+}
+
+}  // namespace detail
+
+/// The instruction set in use.
+///
+/// Chosen at the first call: the best one, or what the environment variable MOE_ISA says (scalar,
+/// avx2, avx512 or amx). A word above what the machine has means the best it has, as does `amx`
+/// while no kernel uses tiles; an unknown word is ignored.
+inline Isa isa() {
+    int chosen = detail::isa_in_use.load(std::memory_order_relaxed);
+    if (chosen < 0) [[unlikely]] {
+        // Threads that get here together compute the same answer, unless force_isa came between.
+        const int wanted = static_cast<int>(detail::requested_isa(std::getenv("MOE_ISA"),
+                                                                  best_isa()));
+        if (detail::isa_in_use.compare_exchange_strong(chosen, wanted, std::memory_order_relaxed))
+            chosen = wanted;
+    }
+    return static_cast<Isa>(chosen);
+}
+
+/// Uses `wanted` from now on, in the whole program: for tests and benchmarks. Weights packed for
+/// another table must be packed again.
+/// @throws std::invalid_argument if this machine does not support it
+inline void force_isa(Isa wanted) {
+    if (wanted < Isa::scalar || wanted > best_isa())
+        detail::fail("moe::force_isa: this machine does not support ", name(wanted), ", only ",
+                     name(best_isa()), " and below");
+    detail::isa_in_use.store(static_cast<int>(wanted), std::memory_order_relaxed);
+}
+
+/// Forces an instruction set while it lives, then puts the previous one back.
+class ScopedIsa {
+public:
+    /// @throws std::invalid_argument if this machine does not support `wanted`
+    explicit ScopedIsa(Isa wanted) : previous_(isa()) { force_isa(wanted); }
+    ~ScopedIsa() {
+        detail::isa_in_use.store(static_cast<int>(previous_), std::memory_order_relaxed);
+    }
+    ScopedIsa(const ScopedIsa&) = delete;
+    ScopedIsa& operator=(const ScopedIsa&) = delete;
+
+private:
+    Isa previous_;
+};
+
+/// The table of one instruction set, which this machine must support.
+template <class S>
+const KernelTable<S>& kernels(Isa isa) {
+    static_assert(is_scalar<S>, "moe::kernels: there are tables for float and double");
+    if constexpr (std::is_same_v<S, float>)
+        return *detail::tables.of_float[static_cast<std::size_t>(isa)];
+    else
+        return *detail::tables.of_double[static_cast<std::size_t>(isa)];
+}
+
+/// The kernels in use. One relaxed load; a layer asks once per call and hands the table down.
+template <class S>
+const KernelTable<S>& kernels() {
+    return kernels<S>(isa());
+}
+
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_KERNELS_DISPATCH_HPP

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_KERNELS_X86_CPUID_HPP
+#define MOE_KERNELS_X86_CPUID_HPP
+
+#include <cstdint>
+
+#include <cpuid.h>
+
+#include <moe/core/types.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// What the processor has and the operating system saves on a context switch. Both are needed: a
+/// hypervisor or an old kernel may leave AVX-512 registers out.
+struct CpuFeatures {
+    bool avx2 = false;    ///< AVX2, FMA and F16C
+    bool avx512 = false;  ///< the above and AVX-512 F, BW, DQ, VL
+};
+
+/// Asks CPUID and XGETBV; a few hundred cycles, more under a hypervisor.
+inline CpuFeatures cpu_features() {
+    CpuFeatures features;
+    const auto bit = [](unsigned word, int position) { return ((word >> position) & 1U) != 0; };
+    unsigned a = 0, b = 0, c = 0, d = 0;
+
+    if (__get_cpuid(1, &a, &b, &c, &d) == 0) return features;
+    const bool fma = bit(c, 12), osxsave = bit(c, 27), f16c = bit(c, 29);
+    if (!osxsave) return features;
+
+    // XCR0: bits 1 and 2 are xmm and ymm; 5, 6 and 7 the masks and the two parts of zmm.
+    std::uint32_t saved = 0, unused = 0;
+    __asm__("xgetbv" : "=a"(saved), "=d"(unused) : "c"(0));
+
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return features;
+    features.avx2 = fma && f16c && bit(b, 5) && (saved & 0x06U) == 0x06U;
+    features.avx512 = features.avx2 && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31) &&
+                      (saved & 0xE6U) == 0xE6U;
+    return features;
+}
+
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_KERNELS_X86_CPUID_HPP

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_LOSSES_LOAD_BALANCE_HPP
+#define MOE_LOSSES_LOAD_BALANCE_HPP
+
+#include <algorithm>
+#include <cmath>
+#include <span>
+#include <utility>
+
+#include <moe/kernels/dispatch.hpp>
+#include <moe/losses/loss.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// Which load-balance loss. With T tokens that count, n(e) counted assignments of expert e, N their
+/// sum, k = N / T, and s the scores:
+struct LoadBalance {
+    /// The value. Last: what it is at perfect balance (n and the summed scores equal for all e).
+    enum class Norm {
+        /// E sum_e f(e) P(e), f = n / T, P = mean over tokens of s. k: the number of slots, and 1
+        /// with Slots::first. Switch, V-MoE, Tutel (first slot); transformers' Mixtral, Qwen, OLMoE,
+        /// DBRX, gpt-oss; flaxformer, Hunyuan, Dynamic_MoE (all slots).
+        per_token,
+        /// E^2 mean_e f(e) P(e): GShard's way to write per_token, the same number.
+        gshard,
+        /// E sum_e f(e) P(e), f = n / N, P as above. 1. Megatron, DeepSeek, DeepSpeed's top-k.
+        per_assignment,
+        /// E sum_e f(e) P(e), f = n / N, P = summed scores / N. 1 / k. FastMoE.
+        all_per_assignment,
+        /// sum_e f(e) P(e), f = n / T, P as in per_token. k / E. MoE++ (see expert_weights).
+        unscaled,
+    };
+    enum class Score {
+        softmax,  ///< s = softmax(z)
+        sigmoid,  ///< s = sigmoid(z) / its sum over all E; 0 if that sum is 0. DeepSeek-V3
+    };
+    /// Which assignments n(e) counts. A first slot that was dropped is still the first.
+    enum class Slots { first, all };
+
+    Norm norm = Norm::per_token;
+    Score score = Score::softmax;
+    Slots slots = Slots::all;
+    bool count_dropped = true;  ///< count what was selected; false: only what reaches its expert
+    /// The mean of the values of the sequences (DeepSeek-V2 and -V3, Megatron); needs
+    /// Context::sequence_offsets. Sequences without tokens that count are left out.
+    bool per_sequence = false;
+    /// [E] instead of counting, f(e) is this: the fraction over all ranks or accumulated batches
+    /// (Megatron's global loss). Empty: count.
+    std::span<const double> fraction{};
+    /// [E] multiplies f(e), e.g. tau < 1 for zero-computation experts (MoE++). Empty: 1.
+    std::span<const double> expert_weights{};
+};
+
+namespace detail {
+
+/// The factor in front of sum_e f(e) P(e), with f and P over the tokens of one segment.
+struct BalanceScale {
+    double per_load;   // f(e) = n(e) * per_load
+    double per_score;  // P(e) = summed scores * per_score
+    double total;      // value = total * sum_e f(e) P(e)
+};
+
+inline BalanceScale balance_scale(LoadBalance::Norm norm, Index experts, Index tokens,
+                                  double assignments) {
+    using Norm = LoadBalance::Norm;
+    const double e = static_cast<double>(experts), per_token = 1 / static_cast<double>(tokens);
+    const double per_assignment = assignments == 0 ? 0 : 1 / assignments;
+    if (norm == Norm::per_assignment) return {per_assignment, per_token, e};
+    if (norm == Norm::all_per_assignment) return {per_assignment, per_assignment, e};
+    if (norm == Norm::unscaled) return {per_token, per_token, 1};
+    return {per_token, per_token, e};  // gshard's E^2 / E is exact
+}
+
+/// Adds to load[e] what the tokens [from, to) that count have selected; returns how many.
+template <class S>
+double count_load(const LossInput<S>& in, const LoadBalance& options, Index from, Index to,
+                  double* load) {
+    double all = 0;
+    for (Index t = from; t < to; ++t) {
+        if (!in.counts(t)) continue;
+        auto slots = in.routing.of(t);
+        if (options.slots == LoadBalance::Slots::first)
+            slots = slots.first(std::min<std::size_t>(slots.size(), 1));
+        for (const Assignment& a : slots) {
+            if (a.dropped != Dropped::no && !options.count_dropped) continue;
+            load[a.expert] += 1;
+            all += 1;
+        }
+    }
+    return all;
+}
+
+/// s(z) of one token. For the sigmoid, slope(e) = 1 - sigmoid(z(e)): ds/dz is softmax's, times that.
+template <class S>
+void balance_scores(const KernelTable<S>& table, LoadBalance::Score score, Index experts,
+                    const S* z, S* s, S* slope) {
+    if (score == LoadBalance::Score::softmax) return table.softmax(experts, z, s);
+    table.sigmoid(experts, z, s);
+    for (Index e = 0; e < experts; ++e) slope[e] = 1 - s[e];
+    const S sum = table.sum(experts, s);
+    for (Index e = 0; e < experts && sum != 0; ++e) s[e] /= sum;
+}
+
+/// value_before + the value over the tokens [from, to), of which `tokens` count; adds
+/// share * d(value) to the gradient.
+template <class S>
+double load_balance(const LossInput<S>& in, LossScratch<S>& scratch, const LoadBalance& options,
+                    Index from, Index to, Index tokens, double share, double value_before) {
+    const KernelTable<S>& table = kernels<S>();
+    const Index experts = in.logits.cols();
+    const auto at = [](Index e) { return static_cast<std::size_t>(e); };
+
+    double* load = scratch.mean.assign(2 * experts, 0.0).data();  // n(e), then f(e)
+    double* score_sum = load + experts;
+    const double assignments = count_load(in, options, from, to, load);
+    const BalanceScale scale = balance_scale(options.norm, experts, tokens, assignments);
+    S* fraction = scratch.fraction.resize(experts).data();
+    for (Index e = 0; e < experts; ++e) {
+        load[e] = options.fraction.empty() ? load[e] * scale.per_load : options.fraction[at(e)];
+        if (!options.expert_weights.empty()) load[e] *= options.expert_weights[at(e)];
+        fraction[e] = static_cast<S>(load[e]);
+    }
+
+    S* s = scratch.scores.resize(2 * experts).data();
+    S* slope = s + experts;
+    S* gradient = scratch.gradient.resize(experts).data();
+    const S factor = static_cast<S>(share * in.weight * scale.total * scale.per_score);
+    for (Index t = from; t < to; ++t) {
+        if (!in.counts(t)) continue;
+        balance_scores(table, options.score, experts, in.row(t), s, slope);
+        for (Index e = 0; e < experts; ++e) score_sum[e] += static_cast<double>(s[e]);
+        if (in.weight == 0) continue;
+        const S mean = table.dot(experts, s, fraction);
+        for (Index e = 0; e < experts; ++e) gradient[e] = s[e] * (fraction[e] - mean);
+        if (options.score == LoadBalance::Score::sigmoid)
+            for (Index e = 0; e < experts; ++e) gradient[e] *= slope[e];
+        table.axpy(experts, factor, gradient, in.drow(t));
+    }
+    double sum = 0;
+    for (Index e = 0; e < experts; ++e) sum = std::fma(load[e], score_sum[e], sum);
+    return std::fma(scale.total * scale.per_score, sum, value_before);
+}
+
+template <class S>
+void check_load_balance(const LossInput<S>& in, const LoadBalance& options) {
+    in.check("load_balance_loss");
+    const Index experts = in.routing.num_experts();
+    if (in.logits.cols() != experts)
+        fail("moe::load_balance_loss: there are ", in.logits.cols(), " logits per token and ", experts,
+             " experts; it needs one logit per expert");
+    for (const auto per_expert : {options.fraction, options.expert_weights})
+        if (!per_expert.empty() && static_cast<Index>(per_expert.size()) != experts)
+            fail("moe::LoadBalance: fraction or expert_weights has ", per_expert.size(),
+                 " entries, there are ", experts, " experts");
+    if (!options.per_sequence) return;
+    if (in.context.sequence_offsets.empty())
+        fail("moe::LoadBalance: per_sequence needs Context::sequence_offsets");
+    check_context(in.context, in.logits.rows(), experts, experts);
+}
+
+template <class S>
+Loss load_balance_loss(const LossInput<S>& in, LossScratch<S>& scratch, const LoadBalance& options) {
+    check_load_balance(in, options);
+    const Index rows = in.logits.rows();
+    if (!options.per_sequence) {
+        const Index tokens = in.count(0, rows);
+        if (tokens == 0) return {"load_balance", 0};
+        return {"load_balance", load_balance(in, scratch, options, 0, rows, tokens, 1, 0)};
+    }
+    const auto offsets = in.context.sequence_offsets;
+    Index sequences = 0;
+    for (std::size_t b = 1; b < offsets.size(); ++b)
+        sequences += in.count(offsets[b - 1], offsets[b]) > 0 ? 1 : 0;
+    double sum = 0;
+    for (std::size_t b = 1; b < offsets.size(); ++b)
+        if (const Index tokens = in.count(offsets[b - 1], offsets[b]); tokens > 0)
+            sum = load_balance(in, scratch, options, offsets[b - 1], offsets[b], tokens,
+                               1 / static_cast<double>(sequences), sum);
+    return {"load_balance", sequences == 0 ? 0 : sum / static_cast<double>(sequences)};
+}
+
+}  // namespace detail
+
+/// Pulls the router towards equal loads: the loss of Switch, GShard and most models since.
+///
+///     value = E sum_e f(e) P(e)     f: share of the load, P: mean score; LoadBalance has the variants
+///     dz(e) = weight E / T * s(e) (f(e) - sum_j s(j) f(j)),  times 1 - sigmoid(z(e)) for the sigmoid
+///
+/// f is a count and constant in the gradient. The value is not bounded below by its value at balance:
+/// it is small wherever the load and the scores disagree.
+///
+///     load_balance_loss(ws, 0.01);                                         // Mixtral, all slots
+///     load_balance_loss(ws, 0.01, {.slots = LoadBalance::Slots::first});   // Switch
+///
+/// @param logits   [T, E] clean logits: no noise, no selection bias
+/// @param routing  of the same tokens: what was selected, e.g. before a bias or capacity if f is to
+///                 be free of them (Megatron counts a plain top-k of the scores)
+/// @param context  padding; sequence_offsets if options.per_sequence
+/// @param weight   published: 1e-2 (Switch, OLMoE), 2e-2 (Mixtral), 1e-3 (Qwen), 1e-4 (DeepSeek-V3)
+/// @param dlogits  [T, E], **added** to
+/// @return the value without `weight`; see Loss
+/// Source: Switch (arXiv:2101.03961), equations 4 to 6; GShard (arXiv:2006.16668), algorithm 1.
+template <class X, class Y>
+Loss load_balance_loss(const Eigen::DenseBase<X>& logits, const Routing& routing,
+                       const Context& context, double weight, Y&& dlogits,
+                       const LoadBalance& options = {}) {
+    using S = typename X::Scalar;
+    const auto loss = [&](const detail::LossInput<S>& in, detail::LossScratch<S>& scratch) {
+        return detail::load_balance_loss(in, scratch, options);
+    };
+    return detail::call_loss(loss, logits, routing, context, weight, std::forward<Y>(dlogits));
+}
+
+/// load_balance_loss of the batch that `ws` holds.
+template <class S>
+Loss load_balance_loss(Workspace<S>& ws, double weight, const LoadBalance& options = {}) {
+    const auto loss = [&](const detail::LossInput<S>& in, detail::LossScratch<S>& scratch) {
+        return detail::load_balance_loss(in, scratch, options);
+    };
+    return detail::call_loss(loss, ws, weight);
+}
+
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_LOSSES_LOAD_BALANCE_HPP
