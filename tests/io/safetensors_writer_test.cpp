@@ -63,7 +63,7 @@ TEST(SafetensorsWriter, WritesTheHeaderThatTheFormatDescribes) {
     const auto file = writer.bytes();
     EXPECT_EQ(header_of(file),
               R"({"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,3],)"
-              R"("data_offsets":[0,24]}}  )");
+              R"("data_offsets":[0,24]}})");
     EXPECT_EQ(std::memcmp(file.data() + file.size() - 24, m.data(), 24), 0);
 }
 

@@ -7,6 +7,10 @@
 
 #include <gtest/gtest.h>
 
+#include <moe/experts/swiglu.hpp>
+#include <moe/layer.hpp>
+#include <moe/routers/linear.hpp>
+
 namespace {
 
 using moe::In;
@@ -260,6 +264,65 @@ TEST(GradientCheck, AModuleWhoseCopiesShareMemoryFails) {
     const GradientComparison result = check_gradients(Alias{memory}, {.columns = 2});
     EXPECT_FALSE(result);
     EXPECT_TRUE(says(result, "share the memory of factor")) << result;
+}
+
+/// The best expert, weighted with its logit; the gradient is multiplied by `factor`.
+struct Best {
+    double factor = 1;
+
+    void select(In<double> logits, moe::Routing& routing) const {
+        for (Index t = 0; t < logits.rows(); ++t) {
+            Index best = 0;
+            for (Index e = 1; e < logits.cols(); ++e)
+                if (logits(t, e) > logits(t, best)) best = e;
+            routing.add(t, best, logits(t, best));
+        }
+    }
+    void backward(In<double>, const moe::Routing& routing,
+                  const moe::WeightGradients<double>& dweights, Out<double> dlogits) const {
+        Index number = 0;
+        for (const moe::Assignment& a : routing.assignments())
+            dlogits(a.token, a.expert) += factor * dweights[number++];
+    }
+};
+
+auto layer_with(Best gate) {
+    return moe::make_layer<double>(moe::Config{.model_dim = 5, .seed = 1}, moe::LinearRouter{},
+                                   gate, moe::Swiglu{.count = 2, .ffn_dim = 3});
+}
+
+TEST(GradientCheck, AWholeLayerPasses) {
+    const GradientComparison result = check_gradients(layer_with({}), {.rows = 8, .columns = 5});
+    EXPECT_TRUE(result);
+    EXPECT_EQ(result.checked, 8 * 5 + 2 * 5 + 2 * 3 * 3 * 5);
+}
+
+TEST(GradientCheck, AWholeLayerWithAWrongGateFails) {
+    EXPECT_FALSE(check_gradients(layer_with({.factor = 2}), {.rows = 8, .columns = 5}));
+}
+
+/// A router whose first expert is ahead by x(t, 0) and by nothing else.
+struct Ahead {
+    void forward(In<double> x, Out<double> logits) const {
+        logits.setOnes();
+        logits.col(0) += x.col(0);
+    }
+    void backward(In<double>, In<double> dlogits, Out<double> dx, Ahead&) const {
+        dx.setZero();
+        dx.col(0) = dlogits.col(0);
+    }
+};
+
+TEST(GradientCheck, ALayerIsNotMeasuredAcrossAChangeOfRouting) {
+    const auto layer = moe::make_layer<double>(moe::Config{.model_dim = 5, .seed = 1}, Ahead{},
+                                               Best{}, moe::Swiglu{.count = 2, .ffn_dim = 3});
+    EXPECT_TRUE(check_gradients(layer, {.rows = 8, .columns = 5}));
+    // A step of 0.9 crosses the boundary for every token that is closer to it than that.
+    const GradientComparison result =
+        check_gradients(layer, {.rows = 8, .columns = 5, .step = 0.9, .tolerance = 0.9});
+    EXPECT_FALSE(result);
+    EXPECT_TRUE(says(result, "the branch changes next to")) << result;
+    EXPECT_GT(result.skipped, 0);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <span>
 #include <type_traits>
 #include <vector>
@@ -45,14 +46,15 @@ public:
     /// @param counts  [E] integers or floating-point numbers
     /// @throws std::invalid_argument if there are not E, or one is negative or not finite; nothing
     ///         is added then
-    template <class Number>
+    template <class Number, std::size_t n>
         requires std::is_arithmetic_v<Number>
-    void add(std::span<const Number> counts) {
+    void add(std::span<Number, n> counts) {
         check_extent(static_cast<Index>(counts.size()));
-        for (const Number count : counts)
+        for (const auto count : counts)
             if (const double c = static_cast<double>(count); !(c >= 0) || !std::isfinite(c))
                 detail::fail("moe::LoadSum::add: a count is ", c, ", it must be finite and >= 0");
-        for (std::size_t e = 0; e < counts.size(); ++e) counts_[e] += static_cast<double>(counts[e]);
+        for (std::size_t e = 0; e < counts.size(); ++e)
+            counts_[e] += static_cast<double>(counts[e]);
     }
     template <class Number>
         requires std::is_arithmetic_v<Number>

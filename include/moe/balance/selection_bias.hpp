@@ -22,7 +22,8 @@ namespace moe::inline MOE_ABI {
 /// The bias is added to the scores when experts are chosen and never enters weights, losses or
 /// gradients, so balance costs the model no gradient. A controller may have state of its own.
 template <class C, class S = float>
-concept BalanceController = requires(C& controller, std::span<S> bias, std::span<const double> load) {
+concept BalanceController = requires(C& controller, std::span<S> bias,
+                                     std::span<const double> load) {
     controller.update(bias, load);
 };
 
@@ -52,8 +53,9 @@ inline double sign(double x) { return x > 0 ? 1 : x < 0 ? -1 : 0; }
 ///
 /// Source: arXiv:2408.15664, algorithm 1.
 struct SignUpdate {
-    double rate = 1e-3;   ///< DeepSeek-V3: 1e-3 for scores in (0, 1)
-    bool centre = false;  ///< subtract the mean of the steps, so that the mean of b stays (torchtitan)
+    double rate = 1e-3;  ///< DeepSeek-V3: 1e-3 for scores in (0, 1)
+    bool centre =
+        false;  ///< subtract the mean of the steps, so that the mean of b stays (torchtitan)
 
     /// @param bias  [E] any values    @param load  [E] tokens per expert since the last update
     /// @throws std::invalid_argument if the extents differ or a load is negative or not finite
@@ -96,6 +98,7 @@ static_assert(BalanceController<const ProportionalUpdate>);
 /// name is "bias" or ends in ".bias" ("gate.bias" in a layer). Valid as long as the layer is.
 /// @throws std::invalid_argument if there is none, or several
 template <class S, class Layer>
+    requires(!std::is_const_v<Layer>)
 std::span<S> selection_bias(Layer& layer) {
     std::span<S> bias;
     std::string found;
@@ -112,8 +115,7 @@ std::span<S> selection_bias(Layer& layer) {
             detail::fail("moe::selection_bias: ", std::string(name), " is of another scalar");
         }
     });
-    if (found.empty())
-        detail::fail("moe::selection_bias: the gate has none; build it with one");
+    if (found.empty()) detail::fail("moe::selection_bias: the gate has none; build it with one");
     return bias;
 }
 
@@ -126,13 +128,20 @@ std::span<S> selection_bias(Layer& layer) {
 /// @param controller  anything with update(bias, load)
 /// @throws std::invalid_argument as selection_bias() and the controller do
 template <class Layer, class Controller>
-    requires BalanceController<std::remove_reference_t<Controller>, typename Layer::Scalar>
-void update_bias(Layer& layer, std::span<const double> load, Controller&& controller) {
+    requires BalanceController < std::remove_reference_t<Controller>,
+typename Layer::Scalar >
+    void update_bias(Layer& layer, std::span<const double> load, Controller&& controller) {
     controller.update(selection_bias<typename Layer::Scalar>(layer), load);
 }
 template <class Layer, class Controller>
 void update_bias(Layer& layer, const LoadSum& load, Controller&& controller) {
     update_bias(layer, load.counts(), std::forward<Controller>(controller));
+}
+template <class Layer, class Controller>
+void update_bias(Layer& layer, std::span<const Index> load, Controller&& controller) {
+    LoadSum sum(static_cast<Index>(load.size()));
+    sum.add(load);
+    update_bias(layer, sum.counts(), std::forward<Controller>(controller));
 }
 /// With the load of one batch.
 template <class Layer, class Controller>

@@ -32,9 +32,8 @@ template <class F>
 void for_row_runs(Executor& executor, Index count, double flops, F&& f) {
     const Index most = flops < serial_flops ? 1 : 4 * Index{executor.concurrency()};
     const Index tasks = std::min(count, most);
-    parallel_for(executor, tasks, flops, [&](Index task, int) {
-        f(count * task / tasks, count * (task + 1) / tasks);
-    });
+    parallel_for(executor, tasks, flops,
+                 [&](Index task, int) { f(count * task / tasks, count * (task + 1) / tasks); });
 }
 
 /// f(e, r) for every row r of every local expert e, where f adds to row target[r] of a matrix with
@@ -60,9 +59,8 @@ void scatter_rows(Executor& executor, const Rows<S>& rows, std::span<const std::
 template <class F>
 void for_column_runs(Executor& executor, Index count, double flops, F&& f) {
     constexpr Index width = 128;
-    parallel_for(executor, (count + width - 1) / width, flops, [&](Index task, int) {
-        f(task * width, std::min(width, count - task * width));
-    });
+    parallel_for(executor, (count + width - 1) / width, flops,
+                 [&](Index task, int) { f(task * width, std::min(width, count - task * width)); });
 }
 
 }  // namespace moe::inline MOE_ABI::detail

@@ -3,6 +3,8 @@
 #define MOE_EXPERTS_CONSTANT_HPP
 
 #include <algorithm>
+#include <cmath>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -34,8 +36,7 @@ struct ConstantModule {
     Index num_experts() const { return static_cast<Index>(mix.size()); }
     /// Capacity class 1: experts that replace computation have a capacity rule of their own.
     ExpertFacts facts(Index e) const {
-        return {.capacity_class = 1,
-                .flops_per_row = 9 * static_cast<double>(value[at(e)].cols())};
+        return {.capacity_class = 1, .flops_per_row = 9 * static_cast<double>(value[at(e)].cols())};
     }
 
     /// @throws std::invalid_argument if outputs are not as wide as tokens
@@ -84,7 +85,8 @@ struct ConstantModule {
                 const S dy_x = kernel.dot(dim, dy_row, x_row);
                 const S dy_u = input_weight * dy_x;
                 const S dy_v = kernel.dot(dim, dy_row, value[at(e)].data());
-                const S dlogit = weight * (blend.token * blend.value * (dy_u - dy_v));
+                const S difference = std::fma(input_weight, dy_x, -dy_v);
+                const S dlogit = weight * (blend.token * blend.value * difference);
                 dlogits[i] = dlogit;
                 dweights.weights[i] = std::fma(blend.token, dy_u, blend.value * dy_v);
                 if (!dweights.input_weights.empty())

@@ -39,31 +39,30 @@ struct CopyModule {
     void forward(In<S> x, const Rows<S>& rows, Out<S> y, const Call<S>& call) const {
         const KernelTable<S>& kernel = kernels<S>();
         const double flops = 2.0 * static_cast<double>(rows.num_rows() * x.cols());
-        detail::scatter_rows(call.ws.executor(), rows, rows.to, y.rows(), flops,
-                             [&](Index, Index r) {
-                                 const auto i = static_cast<std::size_t>(r);
-                                 kernel.axpy(x.cols(), rows.weights[i] * rows.input_weight(r),
-                                             detail::row_data(x, rows.from[i]),
-                                             detail::row_data(y, rows.to[i]));
-                             });
+        detail::scatter_rows(
+            call.ws.executor(), rows, rows.to, y.rows(), flops, [&](Index, Index r) {
+                const auto i = static_cast<std::size_t>(r);
+                kernel.axpy(x.cols(), rows.weights[i] * rows.input_weight(r),
+                            detail::row_data(x, rows.from[i]), detail::row_data(y, rows.to[i]));
+            });
     }
 
     void backward(In<S> x, const Rows<S>& rows, In<S> dy, Out<S> dx,
                   const RowGradients<S>& dweights, CopyModule&, const Call<S>& call) const {
         const KernelTable<S>& kernel = kernels<S>();
         const double flops = 4.0 * static_cast<double>(rows.num_rows() * x.cols());
-        detail::scatter_rows(
-            call.ws.executor(), rows, rows.from, dx.rows(), flops, [&](Index, Index r) {
-                const auto i = static_cast<std::size_t>(r);
-                const S* x_row = detail::row_data(x, rows.from[i]);
-                const S* dy_row = detail::row_data(dy, rows.to[i]);
-                const S product = kernel.dot(x.cols(), dy_row, x_row);
-                dweights.weights[i] = rows.input_weight(r) * product;
-                if (!dweights.input_weights.empty())
-                    dweights.input_weights[i] = rows.weights[i] * product;
-                kernel.axpy(x.cols(), rows.weights[i] * rows.input_weight(r), dy_row,
-                            detail::row_data(dx, rows.from[i]));
-            });
+        detail::scatter_rows(call.ws.executor(), rows, rows.from, dx.rows(), flops,
+                             [&](Index, Index r) {
+                                 const auto i = static_cast<std::size_t>(r);
+                                 const S* x_row = detail::row_data(x, rows.from[i]);
+                                 const S* dy_row = detail::row_data(dy, rows.to[i]);
+                                 const S product = kernel.dot(x.cols(), dy_row, x_row);
+                                 dweights.weights[i] = rows.input_weight(r) * product;
+                                 if (!dweights.input_weights.empty())
+                                     dweights.input_weights[i] = rows.weights[i] * product;
+                                 kernel.axpy(x.cols(), rows.weights[i] * rows.input_weight(r),
+                                             dy_row, detail::row_data(dx, rows.from[i]));
+                             });
     }
 };
 

@@ -14,7 +14,7 @@
 #include <moe/experts/feed_forward_backward.hpp>
 #include <moe/experts/feed_forward_forward.hpp>
 #include <moe/kernels/dispatch.hpp>
-#include <moe/kernels/grouped_gemm.hpp>
+#include <moe/kernels/operand.hpp>
 
 namespace moe::inline MOE_ABI {
 
@@ -145,8 +145,8 @@ private:
     static std::vector<PackedMatrix<S>> pack(const Weights<S>& weights) {
         std::vector<PackedMatrix<S>> packed;
         for (Index e = 0; e < weights.count(); ++e)
-            packed.emplace_back(kernels<S>(), detail::strided_transpose<S>(weights[e]), weights.cols(),
-                                weights.rows());
+            packed.emplace_back().pack(kernels<S>(), detail::strided<S>(weights[e]).transpose(),
+                                       weights.cols(), weights.rows());
         return packed;
     }
 

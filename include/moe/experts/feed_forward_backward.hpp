@@ -38,7 +38,7 @@ void feed_forward_dhidden(const FeedForwardShape& shape, const FeedForwardOperan
     for (Index first = rows.begin(item.expert); first < rows.end(item.expert); first += block) {
         const Index count = std::min(block, rows.end(item.expert) - first);
         gather<S>(table, dy, rows.to, {}, first, count, 0, dim, dy_block, stride);
-        product(table, count, dim, Strided<S>{dy_block, stride, 1}, down, item.begin,
+        multiply(table, count, dim, Strided<S>{dy_block, stride, 1}, down, item.begin,
                 item.end - item.begin,
                 state.dgate.data() + (first - rows.offsets.front()) * state.stride + item.begin,
                 state.stride, false, dy_block + block * stride);
@@ -90,10 +90,10 @@ void feed_forward_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>
             const Index at = (first - base) * state.stride;
             if (shape.gated) {
                 const Operand<S> gate(strided<S>((*operands.gate.unpacked)[expert]));
-                product(table, count, shape.ffn_dim, Strided<S>{state.dgate.data() + at, state.stride, 1},
+                multiply(table, count, shape.ffn_dim, Strided<S>{state.dgate.data() + at, state.stride, 1},
                         gate, begin, width, block, width, false, packing);
             }
-            product(table, count, shape.ffn_dim, Strided<S>{state.dup.data() + at, state.stride, 1}, up,
+            multiply(table, count, shape.ffn_dim, Strided<S>{state.dup.data() + at, state.stride, 1}, up,
                     begin, width, block, width, shape.gated, packing);
             for (Index i = 0; i < count; ++i) {
                 const auto row = static_cast<std::size_t>(first + i);
@@ -121,7 +121,7 @@ void feed_forward_ddown(const FeedForwardShape& shape, const Rows<S>& rows, In<S
         gather<S>(table, dy, rows.to, {}, first, count, item.begin, item.end, dy_block, width);
         const Strided<S> wh{state.hidden.data() + (first - rows.offsets.front()) * state.stride,
                             state.stride, 1};
-        product(table, width, count, Strided<S>{dy_block, 1, width}, Operand<S>(wh), 0, shape.ffn_dim,
+        multiply(table, width, count, Strided<S>{dy_block, 1, width}, Operand<S>(wh), 0, shape.ffn_dim,
                 gradient + item.begin * shape.ffn_dim, shape.ffn_dim, true, dy_block + count * width);
     }
     if (S* const gradient = grad.down_bias->gradient(expert))
@@ -152,7 +152,7 @@ void feed_forward_dup(const FeedForwardShape& shape, In<S> x, const Rows<S>& row
         for (const auto& [source, gradient] : {std::pair{state.dgate.data(), dgate},
                                                std::pair{state.dup.data(), dup}})
             if (gradient != nullptr)
-                product(table, shape.ffn_dim, count, Strided<S>{source + at, 1, state.stride}, b, 0, width,
+                multiply(table, shape.ffn_dim, count, Strided<S>{source + at, 1, state.stride}, b, 0, width,
                         gradient + item.begin, shape.model_dim, true, x_block + count * width);
     }
     if (S* const gradient = item.begin == 0 ? grad.up_bias->gradient(expert) : nullptr)

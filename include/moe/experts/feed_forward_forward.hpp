@@ -8,7 +8,7 @@
 #include <moe/core/concepts.hpp>
 #include <moe/core/weights.hpp>
 #include <moe/kernels/dispatch.hpp>
-#include <moe/kernels/grouped_gemm.hpp>
+#include <moe/kernels/operand.hpp>
 
 namespace moe::inline MOE_ABI {
 
@@ -48,12 +48,12 @@ struct ExpertMatrices {
 
     /// The kernels to use: packed weights are read by those they were packed for.
     const KernelTable<S>& table() const {
-        return packed != nullptr && !packed->empty() ? packed->front().table() : kernels<S>();
+        return packed != nullptr && !packed->empty() ? *packed->front().table() : kernels<S>();
     }
     /// W^T as the right-hand side of X W^T, for W [out, in].
     Operand<S> transposed(Index e) const {
         if (packed != nullptr) return Operand<S>((*packed)[static_cast<std::size_t>(e)]);
-        return Operand<S>(strided_transpose<S>((*unpacked)[e]));
+        return Operand<S>(strided<S>((*unpacked)[e]).transpose());
     }
 };
 
@@ -156,9 +156,9 @@ void feed_forward_hidden(const FeedForwardShape& shape, const FeedForwardOperand
         const Strided<S> a{x_block, x_stride, 1};
         for (Index begin = item.begin; begin < item.end; begin += width) {
             const Index columns = std::min(width, item.end - begin);
-            product(table, count, dim, a, up, begin, columns, up_block, width, false, packing);
+            multiply(table, count, dim, a, up, begin, columns, up_block, width, false, packing);
             if (shape.gated)
-                product(table, count, dim, a, gate, begin, columns, gate_block, width, false, packing);
+                multiply(table, count, dim, a, gate, begin, columns, gate_block, width, false, packing);
             for (Index i = 0; i < count; ++i) {
                 const Index at = (first + i - rows.offsets.front()) * state.stride + begin;
                 S* const u = up_block + i * width;
@@ -197,7 +197,7 @@ void feed_forward_down(const FeedForwardShape& shape, const FeedForwardOperands<
             const Index count = std::min(feed_forward_rows, rows.end(e) - first);
             const Strided<S> a{state.hidden.data() + (first - rows.offsets.front()) * state.stride,
                                state.stride, 1};
-            product(table, count, shape.ffn_dim, a, down, begin, width, block, width, false, packing);
+            multiply(table, count, shape.ffn_dim, a, down, begin, width, block, width, false, packing);
             for (Index i = 0; i < count; ++i) {
                 const auto row = static_cast<std::size_t>(first + i);
                 if (bias != nullptr) table.axpy(width, S(1), bias + begin, block + i * width);

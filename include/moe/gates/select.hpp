@@ -133,9 +133,10 @@ struct GroupLimit {
                Ranked<S>* ranked) const {
         constexpr S dead = -std::numeric_limits<S>::infinity();
         const Index size = n / num_groups;
-        const Index terms = score == GroupScore::max           ? 1
-                            : score == GroupScore::top_two_sum ? 2
-                                                               : std::max(k / groups_kept, Index(1));
+        const Index terms = score == GroupScore::max ? 1
+                            : score == GroupScore::top_two_sum
+                                ? 2
+                                : std::max(k / groups_kept, Index(1));
         for (Index g = 0; g < num_groups; ++g) {
             const S* group = scores + g * size;
             const Index found = rank_by_index(size, group, std::min(terms, size), ranked);

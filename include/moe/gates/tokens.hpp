@@ -63,15 +63,20 @@ struct Dialled {
 
 /// @param gate   who asks, for the message
 /// @param field  name of the dial's per-sequence field
-/// @throws std::invalid_argument if the sequences are not known
+/// @throws std::invalid_argument if there is one per sequence and the sequences are not known
 template <class V>
 Dialled<V> dialled(const char* gate, const char* field, V own, std::span<const V> per_sequence,
-                   const Context& context) {
-    if (!per_sequence.empty() && context.sequence_offsets.size() != per_sequence.size() + 1)
+                   const Context& context, Index tokens) {
+    const auto offsets = context.sequence_offsets;
+    if (per_sequence.empty()) return {own, {}, {}};
+    if (offsets.size() != per_sequence.size() + 1)
         fail(gate, ": ", field, " has ", per_sequence.size(),
              " entries, so sequence_offsets must have ", per_sequence.size() + 1, ", it has ",
-             context.sequence_offsets.size());
-    return {own, per_sequence, context.sequence_offsets};
+             offsets.size());
+    if (offsets.front() != 0 || offsets.back() != tokens)
+        fail(gate, ": sequence_offsets run from ", offsets.front(), " to ", offsets.back(),
+             ", the batch has tokens 0 to ", tokens);
+    return {own, per_sequence, offsets};
 }
 
 /// @throws std::invalid_argument unless a batch has one row per token and one logit per expert

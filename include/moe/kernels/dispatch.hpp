@@ -20,6 +20,7 @@
 #include <moe/kernels/portable.hpp>
 #if defined(__x86_64__)
 #include <moe/kernels/x86/avx2.hpp>
+#include <moe/kernels/x86/avx2_double.hpp>
 #include <moe/kernels/x86/avx512.hpp>
 #endif
 #endif
@@ -33,7 +34,7 @@ enum class Isa { scalar, avx2, avx512 };
 namespace detail {
 
 /// The tables by Isa.
-struct Tables {
+struct KernelTables {
     std::array<const KernelTable<float>*, 3> of_float;
     std::array<const KernelTable<double>*, 3> of_double;
 };
@@ -41,17 +42,17 @@ struct Tables {
 // With MOE_EXTERN_KERNELS the tables are one symbol that only the translation unit which defines
 // MOE_IMPLEMENT_KERNELS gives a value, and that is all the others compile of the kernels.
 #if defined(MOE_EXTERN_KERNELS)
-extern const Tables tables;
+extern const KernelTables tables;
 #endif
 
 #if !defined(MOE_EXTERN_KERNELS) || defined(MOE_IMPLEMENT_KERNELS)
 #if !defined(MOE_EXTERN_KERNELS)
 inline
 #endif
-    constexpr Tables tables{
+    constexpr KernelTables tables{
 #if defined(__x86_64__)
         {&portable_float::table, &isa_avx2::table, &isa_avx512::table},
-        {&portable_double::table, &portable_double_avx2::table, &portable_double_avx2::table},
+        {&portable_double::table, &isa_avx2_double::table, &isa_avx2_double::table},
 #else
         {&portable_float::table, &portable_float::table, &portable_float::table},
         {&portable_double::table, &portable_double::table, &portable_double::table},

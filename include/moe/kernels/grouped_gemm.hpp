@@ -74,12 +74,12 @@ Index product_scratch(const KernelTable<S>& table) {
 namespace detail {
 
 /// Equal parts of `total` that are no larger than `most`; the first `longer` have one more.
-struct Split {
+struct EvenSplit {
     Index count;
     Index size;
     Index longer;
 
-    Split(Index total, Index most)
+    EvenSplit(Index total, Index most)
         : count(std::max<Index>(1, total / most + (total % most != 0 ? 1 : 0))),
           size(total / count),
           longer(total % count) {}
@@ -91,8 +91,8 @@ template <class S, class Slice>
 void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a, S* c,
              Index c_row, bool add, Index panel_begin, Index panel_end, const Slice& slice) {
     if (rows == 0) return;
-    const Split row_blocks(rows, table.tile_rows);
-    const Split k_blocks(k, k_block(table));
+    const EvenSplit row_blocks(rows, table.tile_rows);
+    const EvenSplit k_blocks(k, k_block(table));
     for (Index j = panel_begin; j < panel_end; ++j) {
         const Index first_col = j * table.panel_width;
         const Index width = std::min(table.panel_width, cols - first_col);
@@ -171,6 +171,15 @@ template <class S>
 class PackedMatrix {
 public:
     PackedMatrix() = default;
+    PackedMatrix(const PackedMatrix& other) {
+        if (other.table_ == nullptr) return;
+        resize(*other.table_, other.k_, other.cols_);
+        std::copy_n(other.data_.get(), packed_size(*table_, k_, cols_), data_.get());
+    }
+    PackedMatrix(PackedMatrix&&) noexcept = default;
+    PackedMatrix& operator=(const PackedMatrix& other) { return *this = PackedMatrix(other); }
+    PackedMatrix& operator=(PackedMatrix&&) noexcept = default;
+    ~PackedMatrix() = default;
 
     /// Makes room for a [k, cols] matrix; the panels are not initialised, and the old ones are
     /// lost. Allocates only if the matrix is larger than any before.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
-// The portable vectors that body.inl is written over. Included inside a namespace, and possibly
-// inside a target region, that has `using S = float` or `double`; no guard on purpose.
-// x86/avx2.hpp and x86/avx512.hpp define the same functions with intrinsics.
+// The portable V that body.inl is written over. Included inside a namespace that has
+// `using S = float` or `double`; no guard on purpose. The headers in x86/ define the same functions
+// with intrinsics.
 
-/// V holds 16 elements: the columns of a tile, the partials of a sum.
+/// 16 elements: the columns of a tile, the partials of a sum.
 struct V {
     S lane[16];
 };
@@ -52,29 +52,6 @@ struct V {
     for (int l = 0; l < 16; ++l) x.lane[l] = x.lane[l] > y.lane[l] ? x.lane[l] : y.lane[l];
     return x;
 }
-
-/// E holds the elements that elementwise functions take at once: one, as compilers make little of
-/// exp over an array, and a lot of code.
-struct E {
-    S x;
-};
-inline constexpr Index elements = 1;
-
-inline E each(S x) { return {x}; }
-inline E load_each(const S* p, Index) { return {*p}; }
-inline void store(S* p, E x, Index) { *p = x.x; }
-inline E fma(E x, E y, E z) { return {std::fma(x.x, y.x, z.x)}; }
-inline E add(E x, E y) { return {x.x + y.x}; }
-inline E sub(E x, E y) { return {x.x - y.x}; }
-inline E mul(E x, E y) { return {x.x * y.x}; }
-inline E div(E x, E y) { return {x.x / y.x}; }
-inline E max(E x, E y) { return {x.x > y.x ? x.x : y.x}; }
-inline E min(E x, E y) { return {x.x < y.x ? x.x : y.x}; }
-inline E negate(E x) { return {-x.x}; }
-/// -|x|
-inline E minus_abs(E x) { return {-std::fabs(x.x)}; }
-/// a <= b ? x : y; y if either is NaN.
-inline E where_le(E a, E b, E x, E y) { return a.x <= b.x ? x : y; }
 
 /// to[p * to_row + j] = from[j * from_row + p] for j < rows and p < cols, 0 for rows <= j < 16;
 /// rows and cols are at most 16.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// exp and the normal distribution in double: the standard library's. Included after lanes.inl, in
+// exp and the normal distribution in double: the standard library's. Included after single.inl, in
 // the same namespace.
 
 inline E exp(E x) { return {std::exp(x.x)}; }

@@ -25,6 +25,8 @@ inline constexpr int tile_rows = 4;
 inline constexpr int tile_vectors = 1;
 
 #include <moe/kernels/lanes.inl>
+//
+#include <moe/kernels/single.inl>
 
 /// low * high = 2^n, where shifted = n + round_shift.
 inline void powers_of_two(E shifted, E& low, E& high) {
@@ -50,47 +52,13 @@ inline constexpr int tile_vectors = 1;
 
 #include <moe/kernels/lanes.inl>
 //
+#include <moe/kernels/single.inl>
+//
 #include <moe/kernels/math_double.inl>
 //
 #include <moe/kernels/body.inl>
 
 }  // namespace portable_double
 }  // namespace moe::inline MOE_ABI
-
-#if defined(__x86_64__)
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#endif
-
-namespace moe::inline MOE_ABI {
-
-/// The same double kernels compiled for AVX2 and FMA, where std::fma is one instruction.
-namespace portable_double_avx2 {
-
-using S = double;
-inline constexpr const char* table_name = "avx2";
-inline constexpr int tile_rows = 4;
-inline constexpr int tile_vectors = 1;
-
-#include <moe/kernels/lanes.inl>
-//
-#include <moe/kernels/math_double.inl>
-//
-#include <moe/kernels/body.inl>
-
-}  // namespace portable_double_avx2
-}  // namespace moe::inline MOE_ABI
-
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-
-#endif  // __x86_64__
 
 #endif  // MOE_KERNELS_PORTABLE_HPP

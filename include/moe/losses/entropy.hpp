@@ -45,8 +45,8 @@ Loss entropy_loss(const LossInput<S>& in, LossScratch<S>& scratch) {
 
 }  // namespace detail
 
-/// Makes the router decide: its Shannon entropy. A top-p gate under a balance loss alone learns flat
-/// probabilities and takes many experts; this term keeps them few.
+/// Makes the router decide: its Shannon entropy. A top-p gate under a balance loss alone learns
+/// flat probabilities and takes many experts; this term keeps them few.
 ///
 ///     value = mean over tokens of H,  H = -sum_l p(l) log p(l),  p = softmax(z)
 ///     dz(l) = -weight / T * p(l) (log p(l) + H)

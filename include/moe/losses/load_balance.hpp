@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <span>
 #include <utility>
 
+#include <moe/gates/score.hpp>
 #include <moe/kernels/dispatch.hpp>
 #include <moe/losses/loss.hpp>
 
@@ -18,7 +20,8 @@ struct LoadBalance {
     /// The value. Last: what it is at perfect balance (n and the summed scores equal for all e).
     enum class Norm {
         /// E sum_e f(e) P(e), f = n / T, P = mean over tokens of s. k: the number of slots, and 1
-        /// with Slots::first. Switch, V-MoE, Tutel (first slot); transformers' Mixtral, Qwen, OLMoE,
+        /// with Slots::first. Switch, V-MoE, Tutel (first slot); transformers' Mixtral, Qwen,
+        /// OLMoE,
         /// DBRX, gpt-oss; flaxformer, Hunyuan, Dynamic_MoE (all slots).
         per_token,
         /// E^2 mean_e f(e) P(e): GShard's way to write per_token, the same number.
@@ -30,14 +33,12 @@ struct LoadBalance {
         /// sum_e f(e) P(e), f = n / T, P as in per_token. k / E. MoE++ (see expert_weights).
         unscaled,
     };
-    enum class Score {
-        softmax,  ///< s = softmax(z)
-        sigmoid,  ///< s = sigmoid(z) / its sum over all E; 0 if that sum is 0. DeepSeek-V3
-    };
     /// Which assignments n(e) counts. A first slot that was dropped is still the first.
     enum class Slots { first, all };
 
     Norm norm = Norm::per_token;
+    /// softmax (of the token's L logits, also for softmax_of_selected), or sigmoid or sqrt_softplus
+    /// divided by their sum over all E (DeepSeek-V3, Megatron; 0 if that sum is 0). Not raw.
     Score score = Score::softmax;
     Slots slots = Slots::all;
     bool count_dropped = true;  ///< count what was selected; false: only what reaches its expert
@@ -90,13 +91,25 @@ double count_load(const LossInput<S>& in, const LoadBalance& options, Index from
     return all;
 }
 
-/// s(z) of one token. For the sigmoid, slope(e) = 1 - sigmoid(z(e)): ds/dz is softmax's, times that.
+inline bool is_softmax(Score score) {
+    return score == Score::softmax || score == Score::softmax_of_selected;
+}
+
+/// s(z) = g(z) / sum g of one token, and slope(e) = g'(z(e)) / g(z(e)). softmax has slope 1, which
+/// is not written.
 template <class S>
-void balance_scores(const KernelTable<S>& table, LoadBalance::Score score, Index experts,
-                    const S* z, S* s, S* slope) {
-    if (score == LoadBalance::Score::softmax) return table.softmax(experts, z, s);
-    table.sigmoid(experts, z, s);
-    for (Index e = 0; e < experts; ++e) slope[e] = 1 - s[e];
+void balance_scores(const KernelTable<S>& table, Score score, Index experts, const S* z, S* s,
+                    S* slope) {
+    if (is_softmax(score)) return table.softmax(experts, z, s);
+    selection_scores(score, experts, z, s);
+    for (Index e = 0; e < experts; ++e) {
+        if (score == Score::sigmoid) {
+            slope[e] = 1 - s[e];
+        } else {  // sqrt_softplus
+            const double x = static_cast<double>(z[e]), square = softplus(x);
+            slope[e] = square == 0 ? S(0) : static_cast<S>(0.5 / ((1 + std::exp(-x)) * square));
+        }
+    }
     const S sum = table.sum(experts, s);
     for (Index e = 0; e < experts && sum != 0; ++e) s[e] /= sum;
 }
@@ -132,7 +145,7 @@ double load_balance(const LossInput<S>& in, LossScratch<S>& scratch, const LoadB
         if (in.weight == 0) continue;
         const S mean = table.dot(experts, s, fraction);
         for (Index e = 0; e < experts; ++e) gradient[e] = s[e] * (fraction[e] - mean);
-        if (options.score == LoadBalance::Score::sigmoid)
+        if (!is_softmax(options.score))
             for (Index e = 0; e < experts; ++e) gradient[e] *= slope[e];
         table.axpy(experts, factor, gradient, in.drow(t));
     }
@@ -146,8 +159,10 @@ void check_load_balance(const LossInput<S>& in, const LoadBalance& options) {
     in.check("load_balance_loss");
     const Index experts = in.routing.num_experts();
     if (in.logits.cols() != experts)
-        fail("moe::load_balance_loss: there are ", in.logits.cols(), " logits per token and ", experts,
-             " experts; it needs one logit per expert");
+        fail("moe::load_balance_loss: there are ", in.logits.cols(), " logits per token and ",
+             experts, " experts; it needs one logit per expert");
+    if (options.score == Score::raw)
+        fail("moe::LoadBalance: score is raw, it must be softmax, sigmoid or sqrt_softplus");
     for (const auto per_expert : {options.fraction, options.expert_weights})
         if (!per_expert.empty() && static_cast<Index>(per_expert.size()) != experts)
             fail("moe::LoadBalance: fraction or expert_weights has ", per_expert.size(),
@@ -159,7 +174,8 @@ void check_load_balance(const LossInput<S>& in, const LoadBalance& options) {
 }
 
 template <class S>
-Loss load_balance_loss(const LossInput<S>& in, LossScratch<S>& scratch, const LoadBalance& options) {
+Loss load_balance_loss(const LossInput<S>& in, LossScratch<S>& scratch,
+                       const LoadBalance& options) {
     check_load_balance(in, options);
     const Index rows = in.logits.rows();
     if (!options.per_sequence) {
@@ -183,11 +199,12 @@ Loss load_balance_loss(const LossInput<S>& in, LossScratch<S>& scratch, const Lo
 
 /// Pulls the router towards equal loads: the loss of Switch, GShard and most models since.
 ///
-///     value = E sum_e f(e) P(e)     f: share of the load, P: mean score; LoadBalance has the variants
-///     dz(e) = weight E / T * s(e) (f(e) - sum_j s(j) f(j)),  times 1 - sigmoid(z(e)) for the sigmoid
+///     value = E sum_e f(e) P(e)     f: share of the load, P: mean score; LoadBalance has the
+///     variants dz(e) = weight E / T * s(e) (f(e) - sum_j s(j) f(j)),  times 1 - sigmoid(z(e)) for
+///     the sigmoid
 ///
-/// f is a count and constant in the gradient. The value is not bounded below by its value at balance:
-/// it is small wherever the load and the scores disagree.
+/// f is a count and constant in the gradient. The value is not bounded below by its value at
+/// balance: it is small wherever the load and the scores disagree.
 ///
 ///     load_balance_loss(ws, 0.01);                                         // Mixtral, all slots
 ///     load_balance_loss(ws, 0.01, {.slots = LoadBalance::Slots::first});   // Switch

@@ -23,7 +23,8 @@ namespace moe::inline MOE_ABI {
 ///
 /// It computes the value from the logits alone and **adds** weight * d(value)/d(logits) to dlogits.
 /// So the loss to report is weight * value, and the weight holds the coefficient and whatever the
-/// caller's own loss is scaled by. With weight 0 only the value is computed, dlogits is not touched.
+/// caller's own loss is scaled by. With weight 0 only the value is computed, dlogits is not
+/// touched.
 ///
 ///     layer.forward(x, y, ws);
 ///     const Loss z = z_loss(ws, 1e-3);
@@ -67,8 +68,8 @@ struct LossInput {
             fail("moe::", who, ": dlogits is [", dlogits.rows(), ", ", dlogits.cols(),
                  "], logits is [", logits.rows(), ", ", logits.cols(), "]");
         if (routing.num_tokens() != logits.rows())
-            fail("moe::", who, ": the routing is for ", routing.num_tokens(), " tokens, logits has ",
-                 logits.rows(), " rows");
+            fail("moe::", who, ": the routing is for ", routing.num_tokens(),
+                 " tokens, logits has ", logits.rows(), " rows");
         check_extent("padding", context.padding.size(), logits.rows(), "one per token");
     }
 

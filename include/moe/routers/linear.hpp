@@ -10,7 +10,7 @@
 #include <moe/core/freeze.hpp>
 #include <moe/core/parameters.hpp>
 #include <moe/kernels/dispatch.hpp>
-#include <moe/kernels/grouped_gemm.hpp>
+#include <moe/kernels/operand.hpp>
 
 namespace moe::inline MOE_ABI {
 
@@ -26,12 +26,12 @@ public:
 
     /// @param x  [T, D]   @param logits  [T, L], overwritten
     void forward(In<S> x, Out<S> logits, const Call<S>& call) const {
-        const KernelTable<S>& table = packed_.empty() ? kernels<S>() : packed_.front().table();
+        const KernelTable<S>& table = packed_.empty() ? kernels<S>() : *packed_.front().table();
         const Operand<S> w = packed_.empty() ? Operand<S>(Strided<S>{weight.data(), 1, weight.cols()})
                                              : Operand<S>(packed_.front());
         const Index step = 64;
         over_rows(x, step, call, [&](Index first, Index count, S* packing) {
-            product(table, count, x.cols(), Strided<S>{x.data() + first * x.outerStride(), x.outerStride(), 1},
+            multiply(table, count, x.cols(), Strided<S>{x.data() + first * x.outerStride(), x.outerStride(), 1},
                     w, 0, weight.rows(), logits.data() + first * logits.outerStride(),
                     logits.outerStride(), false, packing);
             for (Index i = 0; i < count && !bias.empty(); ++i)
@@ -44,14 +44,14 @@ public:
         const KernelTable<S>& table = kernels<S>();
         const Operand<S> w(Strided<S>{weight.data(), weight.cols(), 1});
         over_rows(x, 64, call, [&](Index first, Index count, S* packing) {
-            product(table, count, weight.rows(),
+            multiply(table, count, weight.rows(),
                     Strided<S>{dlogits.data() + first * dlogits.outerStride(), dlogits.outerStride(), 1}, w, 0,
                     x.cols(), dx.data() + first * dx.outerStride(), dx.outerStride(), false, packing);
         });
         if (!grad.weight.empty()) {
             const Operand<S> b(Strided<S>{x.data(), x.outerStride(), 1});
             auto& state = call.ws.template state<State>();
-            product(table, weight.rows(), x.rows(), Strided<S>{dlogits.data(), 1, dlogits.outerStride()}, b, 0,
+            multiply(table, weight.rows(), x.rows(), Strided<S>{dlogits.data(), 1, dlogits.outerStride()}, b, 0,
                     x.cols(), grad.weight.data(), x.cols(), true,
                     state.packing.front().resize(product_scratch(table)).data());
         }
@@ -62,8 +62,8 @@ public:
     /// The same router with W packed once, for inference.
     LinearRouterModule freeze(const FreezeOptions&) const {
         LinearRouterModule frozen = *this;
-        frozen.packed_.clear();
-        frozen.packed_.emplace_back(kernels<S>(), Strided<S>{weight.data(), 1, weight.cols()},
+        frozen.packed_.resize(1);
+        frozen.packed_.front().pack(kernels<S>(), Strided<S>{weight.data(), 1, weight.cols()},
                                     weight.cols(), weight.rows());
         return frozen;
     }

@@ -26,9 +26,9 @@ struct LoadStats {
     Index unrouted_tokens = 0;  ///< that no expert works on: nothing selected, or all of it dropped
     double max_over_mean = 0;   ///< largest load over the mean load: 1 at balance, at most E
     double coefficient_of_variation = 0;  ///< standard deviation (over E) of the load over its mean
-    double normalized_entropy = 0;        ///< of n / sum n, over log E: 1 at balance, 0 for one expert
-    double experts_per_token = 0;         ///< sum n / T
-    double dropped_fraction = 0;          ///< of all assignments
+    double normalized_entropy = 0;  ///< of n / sum n, over log E: 1 at balance, 0 for one expert
+    double experts_per_token = 0;   ///< sum n / T
+    double dropped_fraction = 0;    ///< of all assignments
 };
 
 /// Counts one batch. Cost: O(T + N + E). To sum batches first, see LoadSum.

@@ -28,8 +28,9 @@ struct RouterStats {
     /// where something else than the logits decided: a selection bias, noise, groups. Over tokens
     /// where both are finite; 0 if logits are not one per expert.
     double margin = 0;
-    double nan_fraction = 0;   ///< of tokens with a NaN among their logits
-    double weight_sum = 0;     ///< mean sum of the weights that are computed with, over tokens with any
+    double nan_fraction = 0;  ///< of tokens with a NaN among their logits
+    double weight_sum =
+        0;  ///< mean sum of the weights that are computed with, over tokens with any
     double null_fraction = 0;  ///< of assignments that reach an expert: to null experts
 };
 
@@ -84,10 +85,11 @@ RouterStats router_stats(const Eigen::DenseBase<X>& logits, const Routing& routi
         const S* row = z.data() + t * z.outerStride();
         const bool has_nan = std::any_of(row, row + cols, [](S x) { return std::isnan(x); });
         with_nan += has_nan ? 1 : 0;
-        const bool has_any = std::any_of(row, row + cols, [](S x) { return !std::isinf(x) || x > 0; });
+        const bool has_any =
+            std::any_of(row, row + cols, [](S x) { return !std::isinf(x) || x > 0; });
         if (!has_nan && has_any) {
-            entropy += static_cast<double>(
-                detail::softmax_entropy(kernels<S>(), cols, row, p, p + cols));
+            entropy +=
+                static_cast<double>(detail::softmax_entropy(kernels<S>(), cols, row, p, p + cols));
             ++scored;
         }
         const auto slots = routing.of(t);

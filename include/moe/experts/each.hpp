@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_EXPERTS_EACH_HPP
+#define MOE_EXPERTS_EACH_HPP
+
+#include <algorithm>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <moe/core/concepts.hpp>
+#include <moe/core/group.hpp>
+#include <moe/core/parameters.hpp>
+#include <moe/kernels/dispatch.hpp>
+
+namespace moe::inline MOE_ABI {
+
+namespace detail {
+
+template <class E, class S>
+concept TakesRows = requires(const E expert, In<S> x, Out<S> y) {
+    expert.forward(x, y);
+};
+template <class E, class S>
+concept TakesRowsAndCall = requires(const E expert, In<S> x, Out<S> y, const Call<S>& call) {
+    expert.forward(x, y, call);
+};
+/// Has a member that is called backward, whatever it takes. Overloads and templates are not seen.
+template <class E>
+concept HasBackward = requires {
+    &E::backward;
+};
+
+}  // namespace detail
+
+/// A group of experts of one type of the user's, each with values of its own.
+///
+/// The rows of an expert are gathered, [n, D], multiplied by their input weights, and handed over
+/// in one call; an expert without rows is not called. Experts run in parallel, one task each, so
+/// forward and backward of different objects must not share mutable state. Outputs are added up
+/// afterwards, experts ascending: the bits do not depend on the number of threads. An exception
+/// from an expert arrives at the caller of the layer.
+///
+/// An expert that takes a Call has a workspace node of its own. Its gradient always has all its
+/// matrices: where one is not wanted, the expert gets a scratch object in its place.
+///
+/// @tparam E  has forward(x, y) const and, to be trained, backward(x, dy, dx, grad) const; both may
+///            take a last argument const Call<S>&
+template <class S, class E>
+class EachModule {
+    static_assert(detail::TakesRows<E, S> || detail::TakesRowsAndCall<E, S>,
+                  "moe: the expert needs forward(x, y) const with x: moe::In<S>, y: moe::Out<S>, S "
+                  "the scalar of the layer; or with a last argument const moe::Call<S>&");
+    static_assert(
+        Expert<E, S> || !detail::HasBackward<E>,
+        "moe: the expert's backward does not fit: it needs backward(x, dy, dx, grad) const "
+        "with x, dy: moe::In<S>, dx: moe::Out<S>, grad: a reference to its own type, S the "
+        "scalar of the layer; with a last argument const moe::Call<S>& if forward has one");
+
+public:
+    using Scalar = S;
+
+    /// Holds nothing; a gradient like this is not wanted.
+    EachModule() = default;
+    explicit EachModule(std::vector<E> experts) : experts_(std::move(experts)) {}
+
+    Index num_experts() const { return static_cast<Index>(experts_.size()); }
+    const E& expert(Index e) const { return experts_[at(e)]; }
+    E& expert(Index e) { return experts_[at(e)]; }
+
+    /// Two operations per parameter and row, unless the expert has flops_per_row().
+    ExpertFacts facts(Index e) const {
+        const E& expert = experts_[at(e)];
+        if constexpr (requires { static_cast<double>(expert.flops_per_row()); })
+            return {.flops_per_row = static_cast<double>(expert.flops_per_row())};
+        else
+            return {.flops_per_row = 2 * static_cast<double>(moe::num_parameters(expert))};
+    }
+
+    /// Asks the experts, if they have check(shape).
+    void check(const Shape& shape) const {
+        if constexpr (requires(const E& expert) { expert.check(shape); })
+            for (const E& expert : experts_) expert.check(shape);
+    }
+
+    void forward(In<S> x, const Rows<S>& rows, Out<S> y, const Call<S>& call) const {
+        const KernelTable<S>& kernel = kernels<S>();
+        State& state = call.ws.template state<State>();
+        const auto total = static_cast<Index>(rows.weights.size());
+        const View<S> inputs = state.inputs.matrix(total, x.cols());
+        View<S> outputs = state.outputs.matrix(total, y.cols());
+        make_nodes(call);
+        Executor& executor = call.ws.executor();
+        detail::parallel_for(executor, rows.num_experts(), flops(rows), [&](Index i, int) {
+            const Index begin = rows.begin(i), n = rows.size(i), e = rows.first_expert + i;
+            if (n == 0) return;
+            for (Index r = begin; r < begin + n; ++r)
+                kernel.scale(x.cols(), rows.input_weight(r), detail::row_data(x, rows.from[at(r)]),
+                             state.inputs.data() + r * x.cols());
+            detail::forward<E, S>(experts_[at(e)], inputs.middleRows(begin, n),
+                                  outputs.middleRows(begin, n), node(call, e));
+        });
+        const double added = 2.0 * static_cast<double>(rows.num_rows() * y.cols());
+        detail::scatter_rows(executor, rows, rows.to, y.rows(), added, [&](Index, Index r) {
+            kernel.axpy(y.cols(), rows.weights[at(r)], detail::row_data(outputs, r),
+                        detail::row_data(y, rows.to[at(r)]));
+        });
+    }
+
+    void backward(In<S> x, const Rows<S>& rows, In<S> dy, Out<S> dx,
+                  const RowGradients<S>& dweights, EachModule& grad,
+                  const Call<S>& call) const requires Expert<E, S> {
+        const KernelTable<S>& kernel = kernels<S>();
+        State& state = call.ws.template state<State>();
+        const auto total = static_cast<Index>(rows.weights.size());
+        const View<S> inputs = state.inputs.matrix(total, x.cols());  // as forward left them
+        const View<S> outputs = state.outputs.matrix(total, dy.cols());
+        View<S> douts = state.douts.matrix(total, dy.cols());
+        View<S> dins = state.dins.matrix(total, x.cols());
+        make_nodes(call);
+        Executor& executor = call.ws.executor();
+        detail::parallel_for(executor, rows.num_experts(), 3 * flops(rows), [&](Index i, int) {
+            const Index begin = rows.begin(i), n = rows.size(i), e = rows.first_expert + i;
+            if (n == 0) return;
+            for (Index r = begin; r < begin + n; ++r) {
+                const S* dy_row = detail::row_data(dy, rows.to[at(r)]);
+                dweights.weights[at(r)] =
+                    kernel.dot(dy.cols(), dy_row, detail::row_data(outputs, r));
+                kernel.scale(dy.cols(), rows.weights[at(r)], dy_row,
+                             state.douts.data() + r * dy.cols());
+            }
+            with_gradient(e, grad, [&](E& gradient) {
+                detail::backward<E, S>(experts_[at(e)], inputs.middleRows(begin, n),
+                                       douts.middleRows(begin, n), dins.middleRows(begin, n),
+                                       gradient, node(call, e));
+            });
+            for (Index r = begin; r < begin + n && !dweights.input_weights.empty(); ++r)
+                dweights.input_weights[at(r)] = kernel.dot(x.cols(), detail::row_data(dins, r),
+                                                           detail::row_data(x, rows.from[at(r)]));
+        });
+        const double added = 2.0 * static_cast<double>(rows.num_rows() * x.cols());
+        detail::scatter_rows(executor, rows, rows.from, dx.rows(), added, [&](Index, Index r) {
+            kernel.axpy(x.cols(), rows.input_weight(r), detail::row_data(dins, r),
+                        detail::row_data(dx, rows.from[at(r)]));
+        });
+    }
+
+    /// <e>.<name as the expert gives it>
+    void visit_parameters(auto&& visit) {
+        for (std::size_t e = 0; e < experts_.size(); ++e)
+            moe::visit_parameters(experts_[e], [&](std::string_view name, auto& matrix, Role role) {
+                visit(std::to_string(e) + "." + std::string(name), matrix, role);
+            });
+    }
+    void own_gradients() {
+        if constexpr (requires(E & expert) { expert.own_gradients(); })
+            for (E& expert : experts_) expert.own_gradients();
+    }
+
+private:
+    struct State {
+        Buffer<S> inputs, outputs;  // [N, D], [N, O] what the experts read and wrote
+        Buffer<S> douts, dins;      // [N, O], [N, D] the gradients there
+    };
+
+    static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
+
+    double flops(const Rows<S>& rows) const {
+        double sum = 0;
+        for (Index i = 0; i < rows.num_experts(); ++i)
+            sum += facts(rows.first_expert + i).flops_per_row * static_cast<double>(rows.size(i));
+        return sum;
+    }
+
+    /// Workspace nodes of the experts; making them is not for parallel tasks.
+    void make_nodes(const Call<S>& call) const {
+        if constexpr (detail::TakesRowsAndCall<E, S>)
+            if (num_experts() > 0) call.ws.child(at(num_experts() - 1));
+    }
+    Call<S> node(const Call<S>& call, Index e) const {
+        if constexpr (detail::TakesRowsAndCall<E, S>)
+            return call.child(at(e));
+        else
+            return call;
+    }
+
+    /// Matrices of a gradient in visiting order.
+    struct Values {
+        void* data;
+        Index size;
+    };
+    static std::vector<Values> values_of(E& gradient) {
+        std::vector<Values> all;
+        moe::visit_parameters(gradient, [&](std::string_view, auto& matrix, Role) {
+            all.push_back({matrix.data(), matrix.size()});
+        });
+        return all;
+    }
+
+    /// f(gradient) with an object that has all its matrices: that of `grad`, or, if something is
+    /// missing there, a scratch object to and from which those that are there are copied.
+    template <class F>
+    void with_gradient(Index e, EachModule& grad, F&& f) const {
+        E* given = at(e) < grad.experts_.size() ? &grad.experts_[at(e)] : nullptr;
+        std::vector<Values> wanted;
+        if (given != nullptr) {
+            wanted = values_of(*given);
+            std::size_t next = 0;
+            bool whole = true;
+            moe::visit_parameters(experts_[at(e)], [&](std::string_view, auto& matrix, Role) {
+                whole &= matrix.size() == wanted[next++].size;
+            });
+            if (whole) return f(*given);
+        }
+        E scratch = experts_[at(e)];
+        if constexpr (requires { scratch.own_gradients(); }) scratch.own_gradients();
+        const auto exchange = [&](auto&& copy) {
+            std::size_t next = 0;
+            moe::visit_parameters(scratch, [&](std::string_view, auto& matrix, Role) {
+                using Value = std::remove_cvref_t<decltype(*matrix.data())>;
+                Value* from = nullptr;
+                if (next < wanted.size() && wanted[next].size == matrix.size())
+                    from = static_cast<Value*>(wanted[next].data);
+                copy(matrix.data(), from, matrix.size());
+                ++next;
+            });
+        };
+        exchange([](auto* mine, auto* theirs, Index size) {
+            if (theirs != nullptr)
+                std::copy_n(theirs, size, mine);
+            else
+                std::fill_n(mine, size, std::remove_reference_t<decltype(*mine)>(0));
+        });
+        f(scratch);
+        exchange([](auto* mine, auto* theirs, Index size) {
+            if (theirs != nullptr) std::copy_n(mine, size, theirs);
+        });
+    }
+
+    std::vector<E> experts_;
+};
+
+/// Recipe for experts of a type of the user's; made by experts() and each().
+template <class E>
+struct Each {
+    std::vector<E> instances;  ///< one per expert: experts, or recipes that build one each
+
+    template <class S>
+    auto build(const Shape& shape, Random& random) const {
+        using Built = detail::built_t<E, S>;
+        detail::check_count("moe::each", static_cast<Index>(instances.size()));
+        std::vector<Built> built;
+        built.reserve(instances.size());
+        for (std::size_t e = 0; e < instances.size(); ++e) {
+            Random child = random.child(e);
+            built.push_back(detail::built<E, S>(instances[e], shape, child));
+        }
+        return EachModule<S, Built>(std::move(built));
+    }
+};
+
+/// `count` experts that start as copies of `prototype`; if it is a recipe, each is built with
+/// random numbers of its own.
+///
+///     moe::Layer layer{config, router, gate, moe::experts(4, ScaleShift{...})};
+///
+/// @throws std::invalid_argument if count is below 1
+template <class E>
+Each<E> experts(Index count, const E& prototype) {
+    detail::check_count("moe::experts", count);
+    return {.instances = std::vector<E>(static_cast<std::size_t>(count), prototype)};
+}
+
+/// Experts of one type that start with values of their own; the layer copies them.
+/// @param instances  at least one
+template <class E>
+Each<E> each(std::vector<E> instances) {
+    return {.instances = std::move(instances)};
+}
+
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_EXPERTS_EACH_HPP

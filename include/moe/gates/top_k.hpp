@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_GATES_TOP_K_HPP
+#define MOE_GATES_TOP_K_HPP
+
+#include <algorithm>
+#include <limits>
+
+#include <moe/core/concepts.hpp>
+#include <moe/core/parameters.hpp>
+#include <moe/gates/score.hpp>
+#include <moe/gates/select.hpp>
+#include <moe/gates/weights.hpp>
+
+namespace moe::inline MOE_ABI {
+
+template <class S>
+class TopKModule;
+
+/// Recipe for a gate that gives every token its k best experts. The defaults are Mixtral's
+/// (arXiv:2401.04088): softmax over all experts, the k best renormalised to sum 1.
+struct TopK {
+    Index k = 0;  ///< experts per token, 1 to E; required
+
+    Score score = Score::softmax;
+    Normalize normalize = Normalize::plain;
+    /// For add_epsilon and clamp: 1e-20 in DeepSeek-V3, 1e-6 in LFM2 and XVERSE, 1e-12 in
+    /// ERNIE-4.5.
+    double epsilon = 1e-20;
+    double norm_power =
+        1;  ///< p of the norm that weights are divided by (DBRX), >= 1; 1: their sum
+    /// Whether the weight is normalised where k = 1. Hugging Face's Qwen and Mixtral do (it becomes
+    /// 1 and the router learns nothing from it), DeepSeek's code does not.
+    bool normalize_single = true;
+    /// Whether dropped assignments are left out of the sum and weigh 0 (DeepSpeed, NLLB) or keep
+    /// their share of it (GShard).
+    bool normalize_kept_only = false;
+    double scale =
+        1;  ///< multiplies the weights at last: 2.5 in DeepSeek-V3, 16 in V2, 6 in LongCat
+    bool ones = false;  ///< every weight is `scale`, whatever the scores (hash layers)
+    Placement placement = Placement::output;
+
+    /// Whether the module has a bias [1, E] that is added to the scores for selection and never
+    /// weighs (DeepSeek-V3, arXiv:2408.15664). It starts at 0 and no gradient reaches it.
+    bool selection_bias = false;
+
+    Index num_groups = 1;   ///< groups of consecutive experts; divides E (DeepSeek-V3: 8)
+    Index groups_kept = 1;  ///< groups that a token may choose from (DeepSeek-V3: 4)
+    GroupScore group_score = GroupScore::max;
+    GroupMask group_mask = GroupMask::minus_infinity;
+
+    TieBreak tie_break = TieBreak::lower_index;
+
+    /// @throws std::invalid_argument if a setting is out of range
+    template <class S>
+    TopKModule<S> build(const Shape& shape, Random&) const {
+        return TopKModule<S>(*this, shape.num_experts);
+    }
+};
+
+/// The gate that TopK describes.
+///
+///     S_t = the k best of z_t                     [L] logits of token t
+///         = the k best of score(z_t) + bias       with a selection bias
+///     w_t = scale * score(z_t)[S_t] / normaliser
+///
+/// Slots are in falling order of what was ranked. Experts at -inf are never selected: a row with
+/// fewer than k others gets fewer, a row of -inf none. A row that holds a NaN gets NaN weights.
+/// Null experts are selected, left out of normalisation, and weigh 0. Weights of Score::softmax
+/// that are not normalised send a gradient to all L logits; others to the selected ones.
+///
+/// context.dial.k and k_per_sequence replace k for a call. The group limit compares groups by
+/// score + bias; where scores depend on the selection, logits stand for them.
+template <class S>
+class TopKModule {
+public:
+    using Scalar = S;
+
+    TopKModule() = default;
+    /// @throws std::invalid_argument if a setting is out of range
+    TopKModule(const TopK& settings, Index num_experts)
+        : settings_(settings),
+          num_experts_(num_experts),
+          groups_{settings.num_groups, settings.groups_kept, settings.group_score,
+                  settings.group_mask},
+          rule_{.score = settings.score,
+                .normalize = settings.normalize,
+                .epsilon = settings.epsilon,
+                .norm_power = settings.norm_power,
+                .scale = settings.scale,
+                .kept_only = settings.normalize_kept_only,
+                .ones = settings.ones,
+                .placement = settings.placement} {
+        check();
+        if (settings.selection_bias) bias_ = Parameter<S>(1, num_experts);
+    }
+
+    const TopK& settings() const { return settings_; }
+    /// [1, L] what selection adds to the scores; empty without TopK::selection_bias.
+    const Parameter<S>& bias() const { return bias_; }
+    Parameter<S>& bias() { return bias_; }
+
+    /// Adds up to k assignments per token.
+    /// @param logits  [T, L]
+    /// @throws std::invalid_argument if an extent or the dial is out of range
+    void select(In<S> logits, Routing& routing, const Call<S>& call) const {
+        detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts_);
+        const auto k = dialled_k(call.context, logits.rows());
+        Index most = 0;
+        k.for_each("k", "k", [&](const char*, Index value) { most = std::max(most, value); });
+        detail::select_each<S>(
+            logits, routing, call, most,
+            [&](Index t, const S* z, S* values, detail::Ranked<S>* ranked) {
+                const Index wanted = k(t);
+                const S* keys = ranks_logits() ? z : selection_keys(wanted, z, values, ranked);
+                return detail::rank(num_experts_, keys, wanted, settings_.tie_break, ranked);
+            });
+    }
+
+    /// Sets the weights of the assignments that are there, whoever chose them.
+    void weigh(In<S> logits, Routing& routing, const Call<S>& call) const {
+        detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts_);
+        rule_.weigh(logits, routing, call, normalizes(call.context, logits.rows()));
+    }
+
+    /// Adds d(loss)/d(logits) to dlogits [T, L].
+    /// @param dweights  by assignment number; `input` is read instead of `output` for
+    ///                  Placement::input
+    void backward(In<S> logits, const Routing& routing, const WeightGradients<S>& dweights,
+                  Out<S> dlogits, TopKModule&, const Call<S>& call) const {
+        detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts_);
+        rule_.backward(logits, routing, dweights, dlogits, call,
+                       normalizes(call.context, logits.rows()));
+    }
+
+    /// bias, state, if there is one
+    void visit_parameters(auto&& visit) {
+        if (settings_.selection_bias) visit("bias", bias_, Role::state);
+    }
+
+private:
+    static constexpr const char* name = "moe::TopK";
+
+    void check() const {
+        const TopK& s = settings_;
+        if (s.k < 1)
+            detail::fail(name, ": k is ", s.k, ", it must be >= 1; set it: moe::TopK{.k = 2}");
+        if (s.k > num_experts_)
+            detail::fail(name, ": k is ", s.k, " but the layer has ", num_experts_, " experts");
+        if (s.num_groups < 1 || num_experts_ % s.num_groups != 0)
+            detail::fail(name, ": num_groups is ", s.num_groups, ", it must divide the ",
+                         num_experts_, " experts of the layer");
+        if (s.groups_kept < 1 || s.groups_kept > s.num_groups)
+            detail::fail(name, ": groups_kept is ", s.groups_kept, ", it must be in [1, ",
+                         s.num_groups, "]");
+        if (s.k > most_experts())
+            detail::fail(name, ": k is ", s.k, " but ", s.groups_kept, " of ", s.num_groups,
+                         " groups hold ", most_experts(), " experts");
+        rule_.check(name);
+    }
+
+    /// Experts that one token can get.
+    Index most_experts() const {
+        if (!groups_.is_active() || groups_.mask == GroupMask::zero) return num_experts_;
+        return num_experts_ / groups_.num_groups * groups_.groups_kept;
+    }
+
+    detail::Dialled<Index> dialled_k(const Context& context, Index tokens) const {
+        const auto k = detail::dialled<Index>(name, "dial.k_per_sequence",
+                                              context.dial.k.value_or(settings_.k),
+                                              context.dial.k_per_sequence, context, tokens);
+        k.for_each("dial.k", "dial.k_per_sequence", [&](const char* field, Index value) {
+            if (value < 1 || value > most_experts())
+                detail::fail(name, ": ", field, " is ", value, ", it must be in [1, ",
+                             most_experts(), "]");
+        });
+        return k;
+    }
+
+    /// Whether a token with `count` assignments is normalised.
+    auto normalizes(const Context& context, Index tokens) const {
+        return [k = dialled_k(context, tokens), single = settings_.normalize_single](
+                   Index t, Index count) { return single || count > 1 || k(t) > 1; };
+    }
+
+    bool has_bias() const { return !bias_.empty(); }
+    /// Scores rise with logits, so that the logits, which have fewer ties, can stand for them.
+    bool ranks_logits() const { return !has_bias() && !groups_.is_active(); }
+
+    /// [L] what is ranked, if not the logits; in `values`.
+    const S* selection_keys(Index k, const S* z, S* values, detail::Ranked<S>* ranked) const {
+        constexpr S dead = -std::numeric_limits<S>::infinity();
+        const Index n = num_experts_;
+        S* scores = values;
+        const bool by_logits = !has_bias() && groups_.mask == GroupMask::minus_infinity;
+        if (by_logits && groups_.score == GroupScore::max)
+            std::copy_n(z, n, scores);
+        else
+            detail::selection_scores(settings_.score, n, z, scores);
+        for (Index e = 0; e < n; ++e) {
+            if (has_bias()) scores[e] += bias_.data()[e];
+            if (z[e] == dead) scores[e] = dead;
+        }
+        if (!groups_.is_active()) return scores;
+        S* keys = values + n;
+        std::copy_n(by_logits ? z : scores, n, keys);
+        groups_.apply(n, k, scores, keys, settings_.tie_break, values + 2 * n, ranked);
+        return keys;
+    }
+
+    TopK settings_;
+    Index num_experts_ = 0;
+    detail::GroupLimit groups_;
+    detail::CombineRule rule_;
+    Parameter<S> bias_;  // [1, L]
+};
+
+static_assert(Recipe<TopK> && TrainableGate<TopKModule<float>, float>);
+
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_GATES_TOP_K_HPP
