@@ -60,6 +60,14 @@ public:
         });
         return facts;
     }
+    /// Floating-point operations that every token costs in groups without routed experts, forward.
+    double shared_flops_per_token() const {
+        double flops = 0;
+        for_each_group([&](std::size_t, const auto& group) {
+            if constexpr (requires { group.flops_per_token(); }) flops += group.flops_per_token();
+        });
+        return flops;
+    }
     template <std::size_t I>
     const auto& group() const { return std::get<I>(groups_); }
     template <std::size_t I>

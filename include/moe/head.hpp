@@ -59,6 +59,13 @@ public:
     const GateModule& gate() const { return gate_; }
     GateModule& gate() { return gate_; }
     const std::vector<ExpertFacts>& facts() const { return facts_; }
+    /// Floating-point operations of the router per token, forward; 0 if it does not say.
+    double flops_per_token() const {
+        if constexpr (requires { router_.flops_per_token(); })
+            return router_.flops_per_token();
+        else
+            return 0;
+    }
     /// Whether the gate's weights scale what experts read instead of what they return.
     bool weighs_input() const {
         if constexpr (requires { gate_.weighs_input(); })

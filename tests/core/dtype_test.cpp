@@ -16,10 +16,10 @@ namespace {
 
 using moe::Dtype;
 
-constexpr std::array<Dtype, 15> known = {
-    Dtype::boolean, Dtype::u8,   Dtype::i8,  Dtype::f8_e5m2, Dtype::f8_e4m3,
-    Dtype::i16,     Dtype::u16,  Dtype::f16, Dtype::bf16,    Dtype::i32,
-    Dtype::u32,     Dtype::f32,  Dtype::f64, Dtype::i64,     Dtype::u64};
+constexpr std::array<Dtype, 15> known = {Dtype::boolean, Dtype::u8,  Dtype::i8,  Dtype::f8_e5m2,
+                                         Dtype::f8_e4m3, Dtype::i16, Dtype::u16, Dtype::f16,
+                                         Dtype::bf16,    Dtype::i32, Dtype::u32, Dtype::f32,
+                                         Dtype::f64,     Dtype::i64, Dtype::u64};
 
 // What an IEEE half means, from the definition.
 double half_by_definition(std::uint16_t bits) {
@@ -71,7 +71,7 @@ TEST(Dtype, EveryHalfDecodesToItsDefinition) {
         if (std::isnan(expected)) {
             ASSERT_TRUE(std::isnan(value)) << bits;
             const auto decoded = std::bit_cast<std::uint32_t>(value);
-            ASSERT_EQ(decoded >> 31, bits >> 15) << bits;             // sign
+            ASSERT_EQ(decoded >> 31, bits >> 15) << bits;                 // sign
             ASSERT_EQ((decoded & 0x7fffff) >> 13, bits & 0x3ff) << bits;  // payload
         } else {
             ASSERT_EQ(static_cast<double>(value), expected) << bits;

@@ -64,8 +64,8 @@ void read_again(const moe::SafetensorsView& view) {
         const moe::TensorView& first = *view.find(tensor.name);
         require(first.dtype == tensor.dtype && first.shape == tensor.shape);
         require(first.bytes.size() == tensor.bytes.size());
-        require(tensor.bytes.empty() || std::memcmp(first.bytes.data(), tensor.bytes.data(),
-                                                    tensor.bytes.size()) == 0);
+        require(tensor.bytes.empty() ||
+                std::memcmp(first.bytes.data(), tensor.bytes.data(), tensor.bytes.size()) == 0);
     }
 }
 

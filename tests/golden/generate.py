@@ -23,7 +23,8 @@ mixtral, qwen2_moe, qwen2_moe_norm and deepseek_v3 are made by the models' block
 are F32 from a float32 run, and again under "<name>.f64" from a run of the same code in which every float32
 is a float64 (the blocks ask for float32 by name in their routers, so converting the module is not enough).
 moe_plus_plus, moe_plus_plus_mixtral_gating and dynamic_moe come from the formulas of this script, whose
-released code is not a package; their results are F64, without a suffix. __metadata__ says what the layer is.
+released code is not a package; their results are F64, without a suffix. __metadata__ has one entry, "golden",
+a JSON text that says what the layer is, what is peculiar about it, its seed and the versions.
 
 The formulas below come from the papers and share no code with the blocks; they are numpy's longdouble.
 For every file the script asserts that
@@ -212,8 +213,8 @@ class Formula:
             rows, slots = np.nonzero(ids == e)
             y[rows] += weights[rows, slots, None] * expert.forward(w, self.input_scale * x[rows])
         if self.shared:
-            open_ = sigmoid(x @ w[self.shared_gate].T) if self.shared_gate else 1
-            y += open_ * self.shared.forward(w, x)
+            opened = sigmoid(x @ w[self.shared_gate].T) if self.shared_gate else 1
+            y += opened * self.shared.forward(w, x)
         return y, {"router_logits": z, "expert_ids": ids, "expert_weights": weights, "output": y}
 
     def backward(self, w, x, dy, ids):

@@ -53,8 +53,8 @@ std::string error_of(F&& f) {
 
 TEST_F(File, OfAnySizeReadsBackWhatWasWritten) {
     // Sizes around the first read and its doubling.
-    for (const std::size_t size : {0u, 1u, 65535u, 65536u, 65537u, 131071u, 131072u, 131073u,
-                                   1000003u}) {
+    for (const std::size_t size :
+         {0u, 1u, 65535u, 65536u, 65537u, 131071u, 131072u, 131073u, 1000003u}) {
         const auto bytes = pattern(size);
         moe::write_file(path("a"), bytes);
         EXPECT_TRUE(moe::read_file(path("a")) == bytes) << size;
@@ -84,9 +84,9 @@ TEST_F(File, WithoutASizeIsReadToItsEnd) {
 }
 
 TEST_F(File, CannotBeWrittenIntoAFolderThatIsNot) {
-    EXPECT_EQ(error_of([&] { moe::write_file(path("no/a"), pattern(3)); }),
-              "moe::write_file: cannot create \"" + path("no/a.part0") +
-                  "\": No such file or directory");
+    EXPECT_EQ(
+        error_of([&] { moe::write_file(path("no/a"), pattern(3)); }),
+        "moe::write_file: cannot create \"" + path("no/a.part0") + "\": No such file or directory");
 }
 
 TEST_F(File, ThatCannotBeReplacedLeavesNothingBehind) {
@@ -103,6 +103,5 @@ TEST_F(File, LeftByAnotherWriterIsNotTouched) {
     EXPECT_TRUE(moe::read_file(path("a")) == pattern(3));
     EXPECT_EQ(files(), 2);
 }
-
 
 }  // namespace

@@ -90,9 +90,9 @@ TEST(Json, ReadsWhatFollowsANestedObject) {
 }
 
 TEST(Json, RefusesBrokenPunctuation) {
-    for (const char* text : {"", "{", "}", "{,}", R"({"a":1,})", R"({"a":1 "b":2})", R"({"a" 1})",
-                             R"({"a":})", R"({a:1})", R"({"a":1]})", R"({"a":1}})", R"({"a"::1})",
-                             R"({"a":1},)", R"({,"a":1})"})
+    for (const char* text :
+         {"", "{", "}", "{,}", R"({"a":1,})", R"({"a":1 "b":2})", R"({"a" 1})", R"({"a":})",
+          R"({a:1})", R"({"a":1]})", R"({"a":1}})", R"({"a"::1})", R"({"a":1},)", R"({,"a":1})"})
         EXPECT_THROW(parse_object(text), FormatError) << text;
     for (const char* text : {"", "[", "]", "[,]", "[1,]", "[,1]", "[1 2]", "[1}", "[1]]"})
         EXPECT_THROW(parse_array(text), FormatError) << text;
@@ -113,8 +113,8 @@ TEST(Json, IntegersAreExactUpToTheLast) {
 }
 
 TEST(Json, RefusesIntegersThatOverflow) {
-    for (const char* text : {"18446744073709551616", "18446744073709551620",
-                             "99999999999999999999", "184467440737095516150"})
+    for (const char* text : {"18446744073709551616", "18446744073709551620", "99999999999999999999",
+                             "184467440737095516150"})
         EXPECT_THROW(parse_integer(text), FormatError) << text;
 }
 
@@ -133,9 +133,9 @@ TEST(Json, DecodesEveryEscape) {
 }
 
 TEST(Json, RefusesLoneAndSwappedSurrogates) {
-    for (const char* text : {R"("\ud800")", R"("\udc00")", R"("\ud800\ud800")", R"("\ud800x")",
-                             R"("\udc00\ud800")", R"("\ud800\n")", R"("\ud800\u0041")",
-                             R"("\ud800\)", R"("\ud800\u)"})
+    for (const char* text :
+         {R"("\ud800")", R"("\udc00")", R"("\ud800\ud800")", R"("\ud800x")", R"("\udc00\ud800")",
+          R"("\ud800\n")", R"("\ud800\u0041")", R"("\ud800\)", R"("\ud800\u)"})
         EXPECT_THROW(parse_string(text), FormatError) << text;
 }
 
@@ -214,8 +214,7 @@ TEST(Json, OnlySpacesMayFollow) {
 }
 
 TEST(Json, ErrorsSayWhereAndWhatWasFound) {
-    EXPECT_EQ(error_of([] { parse_object(R"({"a";1})"); }),
-              "test byte 4: expected ':', found ';'");
+    EXPECT_EQ(error_of([] { parse_object(R"({"a";1})"); }), "test byte 4: expected ':', found ';'");
     EXPECT_EQ(error_of([] { parse_object("{\"a\":1\x01"); }),
               "test byte 6: expected ',' or '}', found byte value 1");
     EXPECT_EQ(error_of([] { parse_integer(""); }),

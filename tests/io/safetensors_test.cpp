@@ -61,9 +61,9 @@ void expect_consistent(const SafetensorsView& view, std::span<const std::byte> f
         ASSERT_GE(tensor.bytes.data(), file.data() + 8);
         ASSERT_LE(expected, file.data() + file.size());
         if (tensor.dtype != Dtype::unknown) {
-            ASSERT_EQ(tensor.bytes.size(),
-                      static_cast<std::size_t>(tensor.shape.product() *
-                                               moe::element_size(tensor.dtype)));
+            ASSERT_EQ(
+                tensor.bytes.size(),
+                static_cast<std::size_t>(tensor.shape.product() * moe::element_size(tensor.dtype)));
         }
         ASSERT_TRUE(names.insert(tensor.name).second);
         ASSERT_EQ(view.find(tensor.name), &tensor);
@@ -97,11 +97,10 @@ TEST(SafetensorsView, ViewsTheTensorsWhereTheyLie) {
 }
 
 TEST(SafetensorsView, ListsTensorsInTheOrderOfTheirBytes) {
-    const auto file = raw_file("{" + member("late", "[3,5]", "[2]") + "," +
-                                   member("z_empty", "[3,3]", "[0]") + "," +
-                                   member("early", "[0,3]", "[3]") + "," +
-                                   member("empty", "[3,3]", "[7,0]") + "}",
-                               5);
+    const auto file = raw_file(
+        "{" + member("late", "[3,5]", "[2]") + "," + member("z_empty", "[3,3]", "[0]") + "," +
+            member("early", "[0,3]", "[3]") + "," + member("empty", "[3,3]", "[7,0]") + "}",
+        5);
     const SafetensorsView view(file);
     std::string order;
     for (const TensorView& tensor : view) order += std::string(tensor.name) + " ";
@@ -229,18 +228,18 @@ TEST(SafetensorsFile, OfEveryDtypeIsReadBitForBit) {
                          static_cast<double>(static_cast<float>(special[i]))))
             << i;
     }
-    EXPECT_EQ(f16(1, 5), 0x1p-24f);     // 6e-8 is the smallest half
-    EXPECT_EQ(f16(1, 6), 65504.0f);     // and this the largest
-    EXPECT_EQ(f16(1, 7), 0.0f);         // 1e-40 is below it
-    EXPECT_EQ(bf16(1, 6), 65536.0f);    // eight bits of precision
-    EXPECT_GT(bf16(1, 7), 0.0f);        // a denormal
+    EXPECT_EQ(f16(1, 5), 0x1p-24f);   // 6e-8 is the smallest half
+    EXPECT_EQ(f16(1, 6), 65504.0f);   // and this the largest
+    EXPECT_EQ(f16(1, 7), 0.0f);       // 1e-40 is below it
+    EXPECT_EQ(bf16(1, 6), 65536.0f);  // eight bits of precision
+    EXPECT_GT(bf16(1, 7), 0.0f);      // a denormal
     EXPECT_LT(bf16(1, 7), 0x1p-126f);
     EXPECT_TRUE(std::isnan(f16(1, 4)));
     EXPECT_TRUE(std::isnan(bf16(1, 4)));
     EXPECT_TRUE(std::signbit(f16(1, 1)));
     EXPECT_TRUE(std::signbit(bf16(1, 1)));
 
-    const std::int64_t i64[] = {std::numeric_limits<std::int64_t>::min(),   -1, 0, 1, 3'000'000'000,
+    const std::int64_t i64[] = {std::numeric_limits<std::int64_t>::min(), -1, 0, 1, 3'000'000'000,
                                 std::numeric_limits<std::int64_t>::max()};
     ASSERT_EQ(view.integers("i64").rows(), 2);
     for (Index i = 0; i < 6; ++i) EXPECT_EQ(view.integers("i64").data()[i], i64[i]);
@@ -376,9 +375,9 @@ TEST(SafetensorsAttack, SizeThatIsNegativeAsASignedNumber) {
 }
 
 TEST(SafetensorsAttack, OverflowHiddenBehindAZeroDimension) {
-    for (const char* shape : {"[0,4294967296,4294967296]", "[4294967296,0,4294967296]",
-                              "[4294967296,4294967296,0]", "[0,9223372036854775808]",
-                              "[0,4611686018427387904]"})
+    for (const char* shape :
+         {"[0,4294967296,4294967296]", "[4294967296,0,4294967296]", "[4294967296,4294967296,0]",
+          "[0,9223372036854775808]", "[0,4611686018427387904]"})
         EXPECT_TRUE(says(error_of(one("F32", shape, "[0,0]")), "overflows")) << shape;
 }
 
@@ -394,8 +393,8 @@ TEST(SafetensorsAttack, ShapeLargerThanItsBytes) {
 }
 
 TEST(SafetensorsAttack, ShapeSmallerThanItsBytes) {
-    EXPECT_TRUE(says(error_of(one("F32", "[1]", "[0,8]"), 8),
-                     "which is 4 bytes, but data_offsets span 8"));
+    EXPECT_TRUE(
+        says(error_of(one("F32", "[1]", "[0,8]"), 8), "which is 4 bytes, but data_offsets span 8"));
 }
 
 TEST(SafetensorsAttack, EmptyShapeThatOwnsBytes) {
@@ -408,10 +407,9 @@ TEST(SafetensorsAttack, ZeroSizedTensorOutsideTheFile) {
 }
 
 TEST(SafetensorsAttack, ZeroSizedTensorInsideAnother) {
-    EXPECT_TRUE(says(error_of("{" + member("a", "[0,4]", "[4]") + "," + member("b", "[2,2]", "[0]") +
-                                  "}",
-                              4),
-                     "tensor \"b\" begins at data byte 2, but the tensors before it end at 4"));
+    EXPECT_TRUE(says(
+        error_of("{" + member("a", "[0,4]", "[4]") + "," + member("b", "[2,2]", "[0]") + "}", 4),
+        "tensor \"b\" begins at data byte 2, but the tensors before it end at 4"));
 }
 
 TEST(SafetensorsAttack, OffsetsBeyondTheFile) {
@@ -421,29 +419,28 @@ TEST(SafetensorsAttack, OffsetsBeyondTheFile) {
 }
 
 TEST(SafetensorsAttack, OffsetsThatRunBackwards) {
-    EXPECT_TRUE(says(error_of(one("U8", "[4]", "[4,0]"), 4),
-                     "begins at byte 4 and ends before it, at 0"));
+    EXPECT_TRUE(
+        says(error_of(one("U8", "[4]", "[4,0]"), 4), "begins at byte 4 and ends before it, at 0"));
 }
 
 TEST(SafetensorsAttack, OffsetsWhoseDifferenceWraps) {
-    EXPECT_TRUE(
-        says(error_of(one("U8", "[8]", "[18446744073709551612,4]"), 4), "and ends before it, at 4"));
+    EXPECT_TRUE(says(error_of(one("U8", "[8]", "[18446744073709551612,4]"), 4),
+                     "and ends before it, at 4"));
     EXPECT_TRUE(says(error_of(one("U8", "[8]", "[0,18446744073709551615]"), 4),
                      "ends at byte 18446744073709551615"));
 }
 
 TEST(SafetensorsAttack, OffsetsThatOverlap) {
-    EXPECT_EQ(error_of("{" + member("a", "[0,4]", "[4]") + "," + member("b", "[3,6]", "[3]") + "}",
-                       6),
-              "moe::SafetensorsView: tensor \"b\" begins at data byte 3, but the tensors before it "
-              "end at 4; there must be no overlaps");
+    EXPECT_EQ(
+        error_of("{" + member("a", "[0,4]", "[4]") + "," + member("b", "[3,6]", "[3]") + "}", 6),
+        "moe::SafetensorsView: tensor \"b\" begins at data byte 3, but the tensors before it "
+        "end at 4; there must be no overlaps");
 }
 
 TEST(SafetensorsAttack, ManyTensorsOverTheSameBytes) {
-    EXPECT_TRUE(says(error_of("{" + member("a", "[0,4]", "[4]") + "," + member("b", "[0,4]", "[4]") +
-                                  "}",
-                              4),
-                     "there must be no overlaps"));
+    EXPECT_TRUE(says(
+        error_of("{" + member("a", "[0,4]", "[4]") + "," + member("b", "[0,4]", "[4]") + "}", 4),
+        "there must be no overlaps"));
 }
 
 TEST(SafetensorsAttack, HoleBeforeTheFirstTensor) {
@@ -451,15 +448,15 @@ TEST(SafetensorsAttack, HoleBeforeTheFirstTensor) {
 }
 
 TEST(SafetensorsAttack, HoleBetweenTensors) {
-    EXPECT_TRUE(says(error_of("{" + member("a", "[0,2]", "[2]") + "," + member("b", "[3,4]", "[1]") +
-                                  "}",
-                              4),
-                     "there must be no holes"));
+    EXPECT_TRUE(says(
+        error_of("{" + member("a", "[0,2]", "[2]") + "," + member("b", "[3,4]", "[1]") + "}", 4),
+        "there must be no holes"));
 }
 
 TEST(SafetensorsAttack, BytesBehindTheLastTensor) {
-    EXPECT_EQ(error_of(one("U8", "[4]", "[0,4]"), 5),
-              "moe::SafetensorsView: the tensors end at data byte 4, but the file has 5 data bytes");
+    EXPECT_EQ(
+        error_of(one("U8", "[4]", "[0,4]"), 5),
+        "moe::SafetensorsView: the tensors end at data byte 4, but the file has 5 data bytes");
 }
 
 TEST(SafetensorsAttack, BytesThatBelongToNoTensorAtAll) {
@@ -467,22 +464,21 @@ TEST(SafetensorsAttack, BytesThatBelongToNoTensorAtAll) {
 }
 
 TEST(SafetensorsAttack, NameGivenTwice) {
-    EXPECT_TRUE(says(error_of("{" + member("a", "[0,1]", "[1]") + "," + member("a", "[1,2]", "[1]") +
-                                  "}",
-                              2),
-                     "tensor \"a\" is given twice"));
+    EXPECT_TRUE(says(
+        error_of("{" + member("a", "[0,1]", "[1]") + "," + member("a", "[1,2]", "[1]") + "}", 2),
+        "tensor \"a\" is given twice"));
 }
 
 TEST(SafetensorsAttack, NameGivenTwiceInDisguise) {
-    EXPECT_TRUE(says(error_of("{" + member("a", "[0,1]", "[1]") + "," +
-                                  member("\\u0061", "[1,2]", "[1]") + "}",
-                              2),
-                     "tensor \"a\" is given twice"));
+    EXPECT_TRUE(says(
+        error_of("{" + member("a", "[0,1]", "[1]") + "," + member("\\u0061", "[1,2]", "[1]") + "}",
+                 2),
+        "tensor \"a\" is given twice"));
 }
 
 TEST(SafetensorsAttack, FieldGivenTwice) {
-    for (const char* field : {R"("dtype":"U8")", R"("shape":[1])", R"("data_offsets":[0,1])",
-                              R"("sh\u0061pe":[1])"}) {
+    for (const char* field :
+         {R"("dtype":"U8")", R"("shape":[1])", R"("data_offsets":[0,1])", R"("sh\u0061pe":[1])"}) {
         const std::string header =
             R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1],)" + std::string(field) + "}}";
         EXPECT_TRUE(says(error_of(header, 1), "\" twice")) << field;
@@ -490,10 +486,10 @@ TEST(SafetensorsAttack, FieldGivenTwice) {
 }
 
 TEST(SafetensorsAttack, MetadataGivenTwice) {
-    EXPECT_TRUE(says(error_of(R"({"__metadata__":{},"__metadata__":{}})"),
-                     "__metadata__ is given twice"));
-    EXPECT_TRUE(says(error_of(R"({"__metadata__":{"a":"1","a":"2"}})"),
-                     "metadata \"a\" is given twice"));
+    EXPECT_TRUE(
+        says(error_of(R"({"__metadata__":{},"__metadata__":{}})"), "__metadata__ is given twice"));
+    EXPECT_TRUE(
+        says(error_of(R"({"__metadata__":{"a":"1","a":"2"}})"), "metadata \"a\" is given twice"));
 }
 
 TEST(SafetensorsAttack, MetadataThatIsNotStrings) {
@@ -504,8 +500,7 @@ TEST(SafetensorsAttack, MetadataThatIsNotStrings) {
 
 TEST(SafetensorsAttack, FieldMissing) {
     EXPECT_TRUE(says(error_of(R"({"a":{"shape":[1],"data_offsets":[0,1]}})", 1), "has no dtype"));
-    EXPECT_TRUE(
-        says(error_of(R"({"a":{"dtype":"U8","data_offsets":[0,1]}})", 1), "has no shape"));
+    EXPECT_TRUE(says(error_of(R"({"a":{"dtype":"U8","data_offsets":[0,1]}})", 1), "has no shape"));
     EXPECT_TRUE(says(error_of(R"({"a":{"dtype":"U8","shape":[1]}})", 1), "has no data_offsets"));
     EXPECT_TRUE(says(error_of(R"({"a":{}})"), "has no dtype"));
 }
@@ -523,7 +518,8 @@ TEST(SafetensorsAttack, TensorThatIsNoObject) {
 
 TEST(SafetensorsAttack, OffsetsOfAnotherCount) {
     for (const char* offsets : {"[]", "[0]", "[0,1,1]", "[0,1,2,3,4]"})
-        EXPECT_TRUE(says(error_of(one("U8", "[1]", offsets), 1), "needs 2 data_offsets")) << offsets;
+        EXPECT_TRUE(says(error_of(one("U8", "[1]", offsets), 1), "needs 2 data_offsets"))
+            << offsets;
 }
 
 TEST(SafetensorsAttack, IntegersInOtherSpellings) {
@@ -562,7 +558,8 @@ TEST(SafetensorsAttack, TerminalEscapesInANameDoNotReachTheError) {
 }
 
 TEST(SafetensorsAttack, LongNamesAreCutInTheError) {
-    const std::string error = error_of("{" + member(std::string(1000, 'n'), "[0,2]", "[1]") + "}", 2);
+    const std::string error =
+        error_of("{" + member(std::string(1000, 'n'), "[0,2]", "[1]") + "}", 2);
     EXPECT_TRUE(says(error, "tensor \"" + std::string(80, 'n') + "\"... has shape"));
     EXPECT_LT(error.size(), 250u);
 }
@@ -603,7 +600,8 @@ TEST(SafetensorsDamage, AFlippedHeaderBitIsAnErrorOrAConsistentFile) {
 }
 
 TEST(SafetensorsDamage, EveryValueOfAHeaderByteIsAnErrorOrAConsistentFile) {
-    const auto file = raw_file(R"({"ab":{"dtype":"F16","shape":[2,3],"data_offsets":[0,12]}}  )", 12);
+    const auto file =
+        raw_file(R"({"ab":{"dtype":"F16","shape":[2,3],"data_offsets":[0,12]}}  )", 12);
     for (std::size_t i = 0; i < file.size() - 12; ++i)
         for (int value = 0; value < 256; ++value) {
             auto damaged = file;

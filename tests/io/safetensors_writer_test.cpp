@@ -3,7 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <limits>
+#include <optional>
 #include <random>
 #include <span>
 #include <stdexcept>
@@ -44,7 +44,7 @@ Matrix<S> random_matrix(Index rows, Index cols) {
 
 template <class S>
 bool same_bits(const S* a, const S* b, Index n) {
-    return std::memcmp(a, b, sizeof(S) * static_cast<std::size_t>(n)) == 0;
+    return n == 0 || std::memcmp(a, b, sizeof(S) * static_cast<std::size_t>(n)) == 0;
 }
 
 TEST(SafetensorsWriter, WithoutTensorsWritesAnEmptyFile) {
@@ -97,8 +97,8 @@ TEST(SafetensorsWriter, DoesNotDependOnTheOrderOfAdding) {
 template <class S>
 class SafetensorsRoundTrip : public testing::Test {};
 using Stored = testing::Types<double, float, Eigen::half, Eigen::bfloat16, std::int64_t,
-                              std::int32_t, std::int16_t, std::int8_t, std::uint64_t,
-                              std::uint32_t, std::uint16_t, std::uint8_t>;
+                              std::int32_t, std::int16_t, std::int8_t, std::uint64_t, std::uint32_t,
+                              std::uint16_t, std::uint8_t>;
 TYPED_TEST_SUITE(SafetensorsRoundTrip, Stored);
 
 TYPED_TEST(SafetensorsRoundTrip, KeepsEveryBit) {
@@ -186,6 +186,15 @@ TEST(SafetensorsWriter, CopiesWhatIsAdded) {
     EXPECT_EQ(view.matrix<std::int32_t>("ids")(1, 0), 7);
 }
 
+TEST(SafetensorsWriter, CanBeCopiedAndOutlived) {
+    std::optional<SafetensorsWriter> writer(std::in_place);
+    writer->add("a", random_matrix<float>(3, 5));
+    const auto file = writer->bytes();
+    const SafetensorsWriter copy = *writer;
+    writer.reset();
+    EXPECT_TRUE(copy.bytes() == file);
+}
+
 TEST(SafetensorsWriter, HandsOutTheSameFileInPieces) {
     SafetensorsWriter writer;
     writer.add("a", random_matrix<float>(3, 5));
@@ -247,7 +256,9 @@ TEST(SafetensorsWriter, RefusesShapesThatDoNotFitTheirValues) {
     SafetensorsWriter writer;
     const std::vector<float> values(6);
     EXPECT_EQ(
-        error_of<std::invalid_argument>([&] { writer.add("a", std::span(values), {2, 4}); }),
+        error_of<std::invalid_argument>([&] {
+            writer.add("a", std::span(values), {2, 4});
+        }),
         "moe::SafetensorsWriter: tensor \"a\" has shape [2, 4] of F32, which is 32 bytes, but 24 "
         "are given");
     EXPECT_THROW(writer.add_view({"a", Dtype::unknown, {6}, {}, ""}), std::invalid_argument);

@@ -115,7 +115,9 @@ TEST(TensorView, RefusesMisalignedMemoryAndCopiesIt) {
 
 TEST(TensorView, MadeByHandMustHaveTheBytesOfItsShape) {
     const std::vector<float> values(6);
-    EXPECT_EQ(error_of([&] { view_of(values, {2, 4}).matrix<float>(); }),
+    EXPECT_EQ(error_of([&] {
+                  view_of(values, {2, 4}).matrix<float>();
+              }),
               "moe::TensorView: tensor \"t\" is [2, 4] of F32 in 24 bytes");
     EXPECT_THROW(view_of(values, {5}).copy<float>(), FormatError);
     const Index big = Index{1} << 32;

@@ -74,7 +74,8 @@ template <class S>
 inline double ulps(float got, double want) {
     if (std::isnan(got) || std::isnan(want))
         return std::isnan(got) && std::isnan(want) ? 0 : HUGE_VAL;
-    if (std::isinf(got) || std::isinf(want)) return double(got) == double(float(want)) ? 0 : HUGE_VAL;
+    if (std::isinf(got) || std::isinf(want))
+        return double(got) == double(float(want)) ? 0 : HUGE_VAL;
     int exponent = 0;
     std::frexp(want, &exponent);
     return std::fabs(double(got) - want) / std::ldexp(1.0, std::max(exponent - 24, -149));

@@ -103,7 +103,9 @@ TEST_F(Cubic, ANanLossFails) {
 TEST_F(Cubic, ALossThatIsNotRepeatableFails) {
     int calls = 0;
     const auto counts = [&] { return loss()() + 1e-6 * ++calls; };
-    EXPECT_FALSE(check_gradient(counts, v, gradient));
+    const GradientComparison result = check_gradient(counts, v, gradient);
+    EXPECT_FALSE(result);
+    EXPECT_TRUE(says(result, "not repeatable")) << result;
 }
 
 TEST_F(Cubic, ALossThatRemembersFails) {
@@ -166,6 +168,7 @@ TEST(FiniteDifference, FloatValuesAreMovedByWhatTheyReallyMove) {
     Matrix<float> gradient = (v.array() / 1000).cos() / 1000;
     EXPECT_TRUE(check_gradient(loss, v, gradient));
     EXPECT_TRUE(check_gradient(loss, v, gradient.cast<double>()));
+    EXPECT_TRUE(check_gradient(loss, v, gradient, {.step = 2e-7}));  // two or three ulps
     gradient(1, 1) *= 1.02f;
     EXPECT_FALSE(check_gradient(loss, v, gradient));
 }
@@ -226,7 +229,8 @@ protected:
     }
     GradientComparison check(bool watch, bool allow = false) {
         differentiate();
-        moe::testing::GradientOptions options{.step = 1e-5, .allow_branch_changes = allow};
+        moe::testing::GradientOptions options{
+            .step = 1e-5, .scale = 1, .allow_branch_changes = allow};
         if (watch) options.same_branch = [this] { return now == chosen; };
         return check_gradient([this] { return loss(); }, v, gradient, options);
     }

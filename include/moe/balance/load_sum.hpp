@@ -84,7 +84,7 @@ inline double max_violation(std::span<const double> counts) {
         most = std::max(most, count);
         all += count;
     }
-    return all == 0 ? 0 : std::fma(most / all, static_cast<double>(counts.size()), -1.0);
+    return all == 0 ? 0 : most / (all / static_cast<double>(counts.size())) - 1;
 }
 
 }  // namespace moe::inline MOE_ABI

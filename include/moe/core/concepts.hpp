@@ -75,6 +75,7 @@ concept TrainableGate =
 ///     facts(e)          ExpertFacts of local expert e
 ///     check(shape)      throws if the group does not fit the layer
 ///     freeze(options)   a group for inference only
+///     flops_per_token() for a group without routed experts: what every token costs
 template <class G, class S = float>
 concept ExpertGroup =
     requires(const G group, In<S> x, const Rows<S>& rows, Out<S> y, const Call<S>& call) {

@@ -46,6 +46,13 @@ public:
         : experts_(std::move(experts)), gate_(std::move(gate)) {}
 
     Index num_experts() const { return 0; }
+    /// What every token costs here: all experts, and the gate's dot product.
+    double flops_per_token() const {
+        double flops = 2 * static_cast<double>(gate_.size());
+        for (Index e = 0; e < experts_.num_experts(); ++e)
+            if constexpr (requires { experts_.facts(e); }) flops += experts_.facts(e).flops_per_row;
+        return flops;
+    }
     const Group& experts() const { return experts_; }
     Group& experts() { return experts_; }
     const Parameter<S>& gate() const { return gate_; }

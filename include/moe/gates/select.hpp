@@ -45,7 +45,7 @@ struct Ranked {
 };
 
 /// The `k` best live entries, best first: higher keys first, of equal ones the lower index, NaN
-/// last. -inf is not alive. O(n + k^2) for few, O(n log k) for many.
+/// last. -inf is not alive. O(n + k^2) for few, O(n + k log k) for many.
 /// @param ranked  [n] scratch
 /// @return        how many were found; they are ranked[0], ranked[1], ...
 template <class S>
@@ -60,10 +60,11 @@ Index rank_by_index(Index n, const S* keys, Index k, Ranked<S>* ranked) {
             if (keys[e] != dead)
                 ranked[count++] = {comparable(keys[e]), static_cast<std::int32_t>(e)};
         k = std::min(k, count);
-        std::partial_sort(ranked, ranked + k, ranked + count,
-                          [](const Ranked<S>& a, const Ranked<S>& b) {
-                              return a.key > b.key || (a.key == b.key && a.index < b.index);
-                          });
+        const auto before = [](const Ranked<S>& a, const Ranked<S>& b) {
+            return a.key > b.key || (a.key == b.key && a.index < b.index);
+        };
+        if (k < count) std::nth_element(ranked, ranked + k, ranked + count, before);
+        std::sort(ranked, ranked + k, before);
         return k;
     }
     const auto insert = [&](Index e, Index free) {
@@ -146,9 +147,11 @@ struct GroupLimit {
         const Index found = rank(num_groups, values, groups_kept, tie_break, ranked);
         for (Index g = 0; g < num_groups; ++g) values[g] = 0;
         for (Index i = 0; i < found; ++i) values[ranked[i].index] = 1;
-        for (Index e = 0; e < n; ++e)
-            if (values[e / size] == 0 && keys[e] != dead)
-                keys[e] = mask == GroupMask::zero ? S(0) : dead;
+        for (Index g = 0; g < num_groups; ++g) {
+            if (values[g] != 0) continue;
+            for (Index e = g * size; e < (g + 1) * size; ++e)
+                if (keys[e] != dead) keys[e] = mask == GroupMask::zero ? S(0) : dead;
+        }
     }
 };
 

@@ -99,6 +99,9 @@ public:
     const Parameter<S>& bias() const { return bias_; }
     Parameter<S>& bias() { return bias_; }
 
+    /// Whether weights scale what experts read.
+    bool weighs_input() const { return settings_.placement == Placement::input; }
+
     /// Adds up to k assignments per token.
     /// @param logits  [T, L]
     /// @throws std::invalid_argument if an extent or the dial is out of range

@@ -144,7 +144,8 @@ private:
         if (p >= 1) return detail::rank_by_index(num_experts_, z, most_, ranked);
         if (p <= 0) return detail::rank_by_index(num_experts_, z, least, ranked);
         kernels<S>().softmax(num_experts_, z, probabilities);
-        for (Index tried = std::min(std::max(few, least), most_);; tried = most_) {
+        for (Index tried = std::min(std::max(few, least), most_);;
+             tried = std::min(4 * tried, most_)) {
             const Index found = detail::rank_by_index(num_experts_, z, tried, ranked);
             const Index count = prefix(found, static_cast<S>(p), probabilities, ranked);
             if (count < found || found < tried || tried == most_)

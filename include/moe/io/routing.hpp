@@ -133,7 +133,7 @@ private:
 
     template <class... Parts>
     [[noreturn]] void refuse(const Parts&... parts) const {
-        fail<FormatError>("moe::read_routing: the routing ", quoted(prefix_), " ", parts...);
+        fail<FormatError>("moe::read_routing: the routing ", in_quotes(prefix_), " ", parts...);
     }
 
     const SafetensorsView& file_;

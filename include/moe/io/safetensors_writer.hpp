@@ -128,8 +128,10 @@ private:
     struct Tensor {
         Dtype dtype;
         Extents shape;
-        std::span<const std::byte> bytes;
-        std::vector<std::byte> owned;  // what `bytes` views, unless added as a view
+        std::span<const std::byte> view;  // of a tensor added as one
+        std::vector<std::byte> owned;     // of any other
+
+        std::span<const std::byte> bytes() const { return owned.empty() ? view : owned; }
     };
     using Entry = std::pair<const std::string, Tensor>;
 
@@ -145,11 +147,11 @@ private:
                          " has an unknown dtype");
         check_size(tensor);
         if (tensors_.size() == SafetensorsLimits::tensors) fail_full();
-        Tensor entry{tensor.dtype, tensor.shape, tensor.bytes, {}};
-        if (owned) {
+        Tensor entry{tensor.dtype, tensor.shape, {}, {}};
+        if (owned)
             entry.owned.assign(tensor.bytes.begin(), tensor.bytes.end());
-            entry.bytes = entry.owned;
-        }
+        else
+            entry.view = tensor.bytes;
         if (!tensors_.emplace(tensor.name, std::move(entry)).second)
             detail::fail("moe::SafetensorsWriter: tensor ", detail::in_quotes(tensor.name),
                          " is added twice");
@@ -195,7 +197,7 @@ private:
         announce(length.size() + header.size() + data_bytes);
         sink(std::span<const std::byte>(length));
         sink(std::as_bytes(std::span<const char>(header)));
-        for (const Entry* entry : order) sink(entry->second.bytes);
+        for (const Entry* entry : order) sink(entry->second.bytes());
     }
 
     std::string make_header(const std::vector<const Entry*>& order, std::size_t& end) const {
@@ -216,7 +218,7 @@ private:
         for (const Entry* entry : order) {
             const Tensor& tensor = entry->second;
             constexpr auto most = static_cast<std::size_t>(std::numeric_limits<Index>::max());
-            if (tensor.bytes.size() > most - SafetensorsLimits::header_bytes - 8 - end)
+            if (tensor.bytes().size() > most - SafetensorsLimits::header_bytes - 8 - end)
                 detail::fail<std::length_error>("moe::SafetensorsWriter: the file gets too large");
             separate();
             detail::append_json_string(header, entry->first);
@@ -226,7 +228,7 @@ private:
                 header += std::to_string(extent);
             }
             header += "],\"data_offsets\":[" + std::to_string(end) + ',';
-            end += tensor.bytes.size();
+            end += tensor.bytes().size();
             header += std::to_string(end) + "]}";
         }
         header += '}';

@@ -47,6 +47,7 @@ void tile_of(Index, Index cols, Index k, const S* a, Index a_row, Index a_col, c
 #pragma GCC unroll 2
         for (int v = 0; v < tile_vectors; ++v)
             store(c + i * c_row + v * lanes, acc[i][v], cols - v * lanes);
+    finish();
 }
 
 template <class>
@@ -80,6 +81,7 @@ inline void pack(Index k, Index cols, const S* b, Index b_row, Index b_col, S* p
                     to[p * panel_width + i] = i < here ? from[p * b_row + i * b_col] : S(0);
         }
     }
+    finish();
 }
 
 // ---- sums ----
@@ -87,6 +89,7 @@ inline void pack(Index k, Index cols, const S* b, Index b_row, Index b_col, S* p
 inline S fold(V x) {
     S p[lanes];
     store(p, x, lanes);
+    finish();
     for (int half = 8; half > 0; half /= 2)
         for (int i = 0; i < half; ++i) p[i] += p[i + half];
     return p[0];
@@ -104,11 +107,13 @@ inline void axpy(Index n, S a, const S* x, S* y) {
     const V factor = splat(a);
     for (Index i = 0; i < n; i += lanes)
         store(y + i, fma(factor, load(x + i, n - i), load(y + i, n - i)), n - i);
+    finish();
 }
 
 inline void scale(Index n, S a, const S* x, S* y) {
     for (Index i = 0; i < n; i += elements)
         store(y + i, mul(each(a), load_each(x + i, n - i)), n - i);
+    finish();
 }
 
 inline S dot(Index n, const S* x, const S* y) {
@@ -150,6 +155,7 @@ inline void softmax(Index n, const S* x, S* y) {
     const E divisor = each(total == S(0) ? S(1) : total);
     for (Index i = 0; i < n; i += elements)
         store(y + i, div(load_each(y + i, n - i), divisor), n - i);
+    finish();
 }
 
 inline S log_sum_exp(Index n, const S* x) {
@@ -183,6 +189,7 @@ inline void sigmoid(Index n, const S* x, S* y) {
         logistic(load_each(x + i, n - i), s, rest);
         store(y + i, s, n - i);
     }
+    finish();
 }
 
 /// value = act(a), slope = act'(a). The compiler drops whichever is not used.
@@ -233,6 +240,7 @@ struct Elementwise {
             evaluate<act>(load_each(a + i, n - i), value, slope);
             store(values + i, value, n - i);
         }
+        finish();
     }
     static void both(Index n, const S* a, S* values, S* slopes) {
         for (Index i = 0; i < n; i += elements) {
@@ -241,6 +249,7 @@ struct Elementwise {
             store(values + i, value, n - i);
             store(slopes + i, slope, n - i);
         }
+        finish();
     }
 };
 
@@ -270,6 +279,7 @@ inline void both(Activation act, Index n, const S* a, S* values, S* slopes) {
 inline void multiply(Index n, const S* x, const S* z, S* y) {
     for (Index i = 0; i < n; i += elements)
         store(y + i, mul(load_each(x + i, n - i), load_each(z + i, n - i)), n - i);
+    finish();
 }
 
 // The three below go through a block on the stack: one pass for the function, one for the products.
@@ -307,6 +317,7 @@ inline void gate_backward(Activation act, Index n, const S* g, const S* u, const
             store(du + from + i, mul(d, load_each(value + i, left)), left);
         }
     }
+    finish();
 }
 
 inline constexpr KernelTable<S> table{

@@ -8,6 +8,9 @@ struct V {
     S lane[16];
 };
 
+/// The last call of every kernel; nothing to do here.
+inline void finish() {}
+
 [[gnu::always_inline]] inline V splat(S x) {
     V r;
     for (int l = 0; l < 16; ++l) r.lane[l] = x;

@@ -20,9 +20,8 @@ struct LoadBalance {
     /// The value. Last: what it is at perfect balance (n and the summed scores equal for all e).
     enum class Norm {
         /// E sum_e f(e) P(e), f = n / T, P = mean over tokens of s. k: the number of slots, and 1
-        /// with Slots::first. Switch, V-MoE, Tutel (first slot); transformers' Mixtral, Qwen,
-        /// OLMoE,
-        /// DBRX, gpt-oss; flaxformer, Hunyuan, Dynamic_MoE (all slots).
+        /// with Slots::first. First slot: Switch, V-MoE, Tutel. All slots: Mixtral, Qwen, OLMoE,
+        /// DBRX and gpt-oss in transformers, flaxformer, Hunyuan, Dynamic_MoE.
         per_token,
         /// E^2 mean_e f(e) P(e): GShard's way to write per_token, the same number.
         gshard,
@@ -199,12 +198,13 @@ Loss load_balance_loss(const LossInput<S>& in, LossScratch<S>& scratch,
 
 /// Pulls the router towards equal loads: the loss of Switch, GShard and most models since.
 ///
-///     value = E sum_e f(e) P(e)     f: share of the load, P: mean score; LoadBalance has the
-///     variants dz(e) = weight E / T * s(e) (f(e) - sum_j s(j) f(j)),  times 1 - sigmoid(z(e)) for
-///     the sigmoid
+///     value = E sum_e f(e) P(e)
+///     dz(e) = weight E / T * s(e) (f(e) - sum_j s(j) f(j)) * slope(e)
 ///
-/// f is a count and constant in the gradient. The value is not bounded below by its value at
-/// balance: it is small wherever the load and the scores disagree.
+/// f is the share of the load, P the mean score; LoadBalance has the variants. slope is 1 for the
+/// softmax and g'/g for s = g / sum g (1 - g for the sigmoid). f is a count and constant in the
+/// gradient. The value may fall below its value at balance: it is small wherever the load and the
+/// scores disagree.
 ///
 ///     load_balance_loss(ws, 0.01);                                         // Mixtral, all slots
 ///     load_balance_loss(ws, 0.01, {.slots = LoadBalance::Slots::first});   // Switch

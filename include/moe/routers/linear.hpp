@@ -59,6 +59,8 @@ public:
             table.axpy(bias.size(), S(1), dlogits.data() + t * dlogits.outerStride(), grad.bias.data());
     }
 
+    double flops_per_token() const { return 2 * static_cast<double>(weight.size()); }
+
     /// The same router with W packed once, for inference.
     LinearRouterModule freeze(const FreezeOptions&) const {
         LinearRouterModule frozen = *this;

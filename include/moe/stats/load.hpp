@@ -94,6 +94,13 @@ inline double active_flops(const Routing& routing, std::span<const ExpertFacts> 
     return routing.num_tokens() == 0 ? 0 : flops / static_cast<double>(routing.num_tokens());
 }
 
+/// The same for a whole layer: router, routed experts and groups that see every token.
+template <class Layer>
+double active_flops(const Layer& layer, const Routing& routing) {
+    return layer.head().flops_per_token() + layer.bank().shared_flops_per_token() +
+           active_flops(routing, std::span<const ExpertFacts>(layer.head().facts()));
+}
+
 }  // namespace moe::inline MOE_ABI
 
 #endif  // MOE_STATS_LOAD_HPP

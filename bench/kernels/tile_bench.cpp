@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: MIT
+// Kernels against what the machine can do, both measured here.
+//
+//   peak/...     fused multiply-adds on registers only, two operations each
+//   tile/...     one tile in the first-level cache; `of_peak` is its share of that
+//   product/...  whole products of an expert's shape; `of_peak` likewise
+//   pack/...     GB/s read plus written, next to copy/... of the same bytes
+//   others       elements per second
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <benchmark/benchmark.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include <moe/kernels/dispatch.hpp>
+#include <moe/kernels/grouped_gemm.hpp>
+
+namespace {
+
+using moe::Activation;
+using moe::Index;
+using moe::Isa;
+using moe::KernelTable;
+
+/// 24 chains of fused multiply-adds, more than latency times throughput of any processor we know.
+#if defined(__x86_64__)
+__attribute__((target("avx512f"))) float run_avx512(Index n) {
+    __m512 x[24];
+    for (auto& r : x) r = _mm512_set1_ps(1.0f);
+    const __m512 a = _mm512_set1_ps(0.999f), b = _mm512_set1_ps(0.001f);
+    for (Index i = 0; i < n; ++i) {
+#pragma GCC unroll 24
+        for (int j = 0; j < 24; ++j) x[j] = _mm512_fmadd_ps(x[j], a, b);
+    }
+    __m512 sum = x[0];
+    for (const auto& r : x) sum = _mm512_add_ps(sum, r);
+    return _mm512_cvtss_f32(sum);
+}
+
+__attribute__((target("avx2,fma"))) float run_avx2(Index n) {
+    __m256 x[12];
+    for (auto& r : x) r = _mm256_set1_ps(1.0f);
+    const __m256 a = _mm256_set1_ps(0.999f), b = _mm256_set1_ps(0.001f);
+    for (Index i = 0; i < n; ++i) {
+#pragma GCC unroll 12
+        for (int j = 0; j < 12; ++j) x[j] = _mm256_fmadd_ps(x[j], a, b);
+    }
+    __m256 sum = x[0];
+    for (const auto& r : x) sum = _mm256_add_ps(sum, r);
+    return _mm256_cvtss_f32(sum);
+}
+#endif
+
+/// Operations per second that the fused multiply-add units of one core do, best of several runs; 0
+/// where it is not measured. Double has half the lanes of float, and no wider table than AVX2.
+double peak(Isa isa, std::size_t scalar_size) {
+#if defined(__x86_64__)
+    if (scalar_size == 8 && isa == Isa::avx512) isa = Isa::avx2;
+    if (isa == Isa::scalar) return 0;
+    static std::map<Isa, double> known;
+    double& best = known[isa];
+    for (int run = 0; best == 0 || run < 200; ++run) {
+        if (run == 0 && best != 0) break;
+        const Index n = 20000;
+        const auto start = std::chrono::steady_clock::now();
+        benchmark::DoNotOptimize(isa == Isa::avx512 ? run_avx512(n) : run_avx2(n));
+        const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
+        const double operations = isa == Isa::avx512 ? 24.0 * 16 * 2 : 12.0 * 8 * 2;
+        best = std::max(best, operations * static_cast<double>(n) / time.count());
+    }
+    return scalar_size == 8 ? best / 2 : best;
+#else
+    (void)isa;
+    (void)scalar_size;
+    return 0;
+#endif
+}
+
+/// Memory aligned like a packed panel.
+template <class S>
+class Buffer {
+public:
+    explicit Buffer(Index size) : memory_(static_cast<std::size_t>(size) + 64) {
+        const auto address = reinterpret_cast<std::uintptr_t>(memory_.data());
+        data_ = memory_.data() + (64 - address % 64) % 64 / sizeof(S);
+        for (Index i = 0; i < size; ++i) data_[i] = S(0.001) * static_cast<S>(i % 1000) - S(0.5);
+    }
+    S* data() { return data_; }
+
+private:
+    std::vector<S> memory_;
+    S* data_;
+};
+
+void report_flops(benchmark::State& state, double flops, double peak_flops) {
+    const double total = flops * static_cast<double>(state.iterations());
+    state.counters["flops"] = benchmark::Counter(total, benchmark::Counter::kIsRate);
+    if (peak_flops > 0)
+        state.counters["of_peak"] =
+            benchmark::Counter(total / peak_flops, benchmark::Counter::kIsRate);
+}
+
+void report_bytes(benchmark::State& state, double bytes) {
+    state.counters["bytes"] = benchmark::Counter(bytes * static_cast<double>(state.iterations()),
+                                                 benchmark::Counter::kIsRate);
+}
+
+template <class S>
+void tile(benchmark::State& state, Isa isa, Index rows, Index k, bool by_rows) {
+    const KernelTable<S>& t = moe::kernels<S>(isa);
+    const Index width = t.panel_width, stride = by_rows ? k + 16 : rows;
+    Buffer<S> a((by_rows ? rows : k) * stride), b(k * width), c(rows * width);
+    for (auto _ : state) {
+        t.tile(rows, width, k, a.data(), by_rows ? stride : 1, by_rows ? 1 : stride, b.data(),
+               width, c.data(), width, true);
+        benchmark::ClobberMemory();
+    }
+    report_flops(state, 2.0 * static_cast<double>(rows * width * k), peak(isa, sizeof(S)));
+}
+
+/// rows of x times W^T: `packed` beforehand, or from W [out, in] as training has it.
+template <class S>
+void product(benchmark::State& state, Isa isa, Index rows, Index out, Index in, bool packed) {
+    const KernelTable<S>& t = moe::kernels<S>(isa);
+    Buffer<S> x(rows * (in + 16)), w(out * in), y(rows * out), scratch(moe::product_scratch(t));
+    const moe::Strided<S> a{x.data(), in + 16, 1}, b{w.data(), 1, in};
+    moe::PackedMatrix<S> matrix;
+    matrix.pack(t, b, in, out);
+    for (auto _ : state) {
+        if (packed)
+            moe::product(rows, a, matrix, y.data(), out, false);
+        else
+            moe::product(t, rows, out, in, a, b, y.data(), out, false, scratch.data(), Index{0},
+                         moe::num_panels(t, out));
+        benchmark::ClobberMemory();
+    }
+    report_flops(state, 2.0 * static_cast<double>(rows * out * in), peak(isa, sizeof(S)));
+}
+
+/// B of k rows from W [panel_width, k] (`transposed`) or W [k, panel_width].
+template <class S>
+void pack(benchmark::State& state, Isa isa, Index out, Index in, bool transposed) {
+    const KernelTable<S>& t = moe::kernels<S>(isa);
+    Buffer<S> w(out * in);
+    moe::PackedMatrix<S> matrix;
+    const moe::Strided<S> b{w.data(), transposed ? 1 : out, transposed ? in : 1};
+    for (auto _ : state) {
+        matrix.pack(t, b, in, out);
+        benchmark::ClobberMemory();
+    }
+    report_bytes(state, 2.0 * static_cast<double>(out * in) * sizeof(S));
+}
+
+void copy(benchmark::State& state, Index size) {
+    Buffer<float> from(size), to(size);
+    for (auto _ : state) {
+        std::memcpy(to.data(), from.data(), static_cast<std::size_t>(size) * sizeof(float));
+        benchmark::ClobberMemory();
+    }
+    report_bytes(state, 2.0 * static_cast<double>(size) * sizeof(float));
+}
+
+template <class S>
+void elementwise(benchmark::State& state, Isa isa, int which) {
+    const KernelTable<S>& t = moe::kernels<S>(isa);
+    const Index n = 1024;
+    Buffer<S> x(n), u(n), d(n), y(n), z(n);
+    for (auto _ : state) {
+        switch (which) {
+            case 0:
+                t.softmax(n, x.data(), y.data());
+                break;
+            case 1:
+                benchmark::DoNotOptimize(t.dot(n, x.data(), u.data()));
+                break;
+            case 2:
+                t.axpy(n, S(0.5), x.data(), y.data());
+                break;
+            case 3:
+                t.activate(Activation::silu, n, x.data(), y.data());
+                break;
+            case 4:
+                t.activate(Activation::gelu, n, x.data(), y.data());
+                break;
+            case 5:
+                t.gate(Activation::silu, n, x.data(), u.data(), y.data());
+                break;
+            case 6:
+                t.gate_backward(Activation::silu, n, x.data(), u.data(), d.data(), y.data(),
+                                z.data());
+                break;
+            default:
+                t.gate_backward(Activation::gelu, n, x.data(), u.data(), d.data(), y.data(),
+                                z.data());
+        }
+        benchmark::ClobberMemory();
+    }
+    state.SetItemsProcessed(state.iterations() * n);
+}
+
+template <class S>
+void add_benchmarks(const std::string& type) {
+    for (const Isa isa : moe::supported_isas()) {
+        const std::string end = "/" + type + "/" + moe::name(isa);
+        const KernelTable<S>& t = moe::kernels<S>(isa);
+        const auto add = [](const std::string& name, auto... arguments) {
+            benchmark::RegisterBenchmark(name.c_str(), arguments...);
+        };
+        for (Index rows = t.tile_rows; rows >= 1; rows -= rows > 8 ? 3 : rows > 4 ? 2 : 1)
+            for (const Index k : {256, 512}) {
+                const std::string shape = std::to_string(rows) + "x" +
+                                          std::to_string(t.panel_width) + "/k:" + std::to_string(k);
+                add("tile/" + shape + end, tile<S>, isa, rows, k, true);
+                if (rows == t.tile_rows)
+                    add("tile_a_col/" + shape + end, tile<S>, isa, rows, k, false);
+            }
+        if (isa == Isa::scalar) continue;
+        for (const Index rows : {1, 4, 16, 64, 256}) {
+            const std::string shape = "qwen3_up/rows:" + std::to_string(rows);
+            add("product/packed/" + shape + end, product<S>, isa, rows, 768, 2048, true);
+            add("product/in_place/" + shape + end, product<S>, isa, rows, 768, 2048, false);
+        }
+        for (const Index in : {256, 2048, 2056}) {
+            add("pack/transposed/768x" + std::to_string(in) + end, pack<S>, isa, 768, in, true);
+            add("pack/rows/768x" + std::to_string(in) + end, pack<S>, isa, 768, in, false);
+        }
+        const char* names[] = {
+            "softmax",           "dot", "axpy", "silu", "gelu", "gate_silu", "gate_backward_silu",
+            "gate_backward_gelu"};
+        for (int which = 0; which < 8; ++which)
+            add(names[which] + std::string("/1024") + end, elementwise<S>, isa, which);
+    }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    for (const Isa isa : moe::supported_isas())
+        benchmark::AddCustomContext(std::string("peak_gflops_float_") + moe::name(isa),
+                                    std::to_string(peak(isa, sizeof(float)) * 1e-9));
+    add_benchmarks<float>("f32");
+    add_benchmarks<double>("f64");
+    for (const Index size : {768 * 256, 768 * 2048})
+        benchmark::RegisterBenchmark(("copy/f32/" + std::to_string(size)).c_str(), copy, size);
+    benchmark::Initialize(&argc, argv);
+    if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+    benchmark::RunSpecifiedBenchmarks();
+    benchmark::Shutdown();
+    return 0;
+}

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_MOE_HPP
+#define MOE_MOE_HPP
+
+#include <moe/any_layer.hpp>
+#include <moe/balance/load_sum.hpp>
+#include <moe/balance/selection_bias.hpp>
+#include <moe/bank.hpp>
+#include <moe/config.hpp>
+#include <moe/core/concepts.hpp>
+#include <moe/core/context.hpp>
+#include <moe/core/dtype.hpp>
+#include <moe/core/error.hpp>
+#include <moe/core/executor.hpp>
+#include <moe/core/freeze.hpp>
+#include <moe/core/memory.hpp>
+#include <moe/core/parameters.hpp>
+#include <moe/core/random.hpp>
+#include <moe/core/routing.hpp>
+#include <moe/core/rows.hpp>
+#include <moe/core/shape.hpp>
+#include <moe/core/types.hpp>
+#include <moe/core/weights.hpp>
+#include <moe/core/workspace.hpp>
+#include <moe/experts/constant.hpp>
+#include <moe/experts/copy.hpp>
+#include <moe/experts/each.hpp>
+#include <moe/experts/feed_forward.hpp>
+#include <moe/experts/mlp.hpp>
+#include <moe/experts/null.hpp>
+#include <moe/experts/shared.hpp>
+#include <moe/experts/swiglu.hpp>
+#include <moe/experts/zero.hpp>
+#include <moe/frozen.hpp>
+#include <moe/gates/top_k.hpp>
+#include <moe/gates/top_p.hpp>
+#include <moe/head.hpp>
+#include <moe/io/file.hpp>
+
+#include <moe/io/safetensors.hpp>
+#include <moe/io/safetensors_writer.hpp>
+#include <moe/kernels/dispatch.hpp>
+#include <moe/layer.hpp>
+#include <moe/losses/entropy.hpp>
+#include <moe/losses/load_balance.hpp>
+#include <moe/losses/z_loss.hpp>
+#include <moe/routers/linear.hpp>
+#include <moe/stats/load.hpp>
+#include <moe/stats/router.hpp>
+
+#endif  // MOE_MOE_HPP

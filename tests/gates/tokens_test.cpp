@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT
+#include <gtest/gtest.h>
+
+#include <array>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <moe/gates/tokens.hpp>
+
+namespace {
+
+using moe::Index;
+
+TEST(Tokens, EveryTokenIsVisitedOnceByAnyNumberOfThreads) {
+    for (const int threads : {1, 2, 3, 7})
+        for (const Index tokens : {0, 1, 63, 64, 65, 1000}) {
+            moe::ThreadPool pool(threads);
+            std::vector<int> visits(static_cast<std::size_t>(tokens), 0);
+            std::vector<int> workers(static_cast<std::size_t>(tokens), -1);
+            moe::detail::for_tokens(pool, tokens, 1e9, [&](Index t, int worker) {
+                ++visits[static_cast<std::size_t>(t)];
+                workers[static_cast<std::size_t>(t)] = worker;
+            });
+            for (const int count : visits) EXPECT_EQ(count, 1) << tokens << " tokens";
+            for (const int worker : workers) {
+                EXPECT_GE(worker, 0);
+                EXPECT_LT(worker, threads);
+            }
+        }
+}
+
+TEST(Tokens, TheDialOfASequenceHoldsForItsTokensAndEmptySequencesForNone) {
+    const std::array<Index, 5> offsets{0, 2, 2, 5, 6};
+    const std::array<Index, 4> k{1, 9, 3, 4};
+    moe::Context context;
+    context.sequence_offsets = offsets;
+    const auto dial =
+        moe::detail::dialled<Index>("moe::Gate", "dial.k_per_sequence", 7, k, context, 6);
+    std::vector<Index> got;
+    for (Index t = 0; t < 6; ++t) got.push_back(dial(t));
+    EXPECT_EQ(got, (std::vector<Index>{1, 1, 3, 3, 3, 4}));
+}
+
+TEST(Tokens, WithoutSequencesTheDialIsTheSameForAllTokens) {
+    const auto dial = moe::detail::dialled<Index>("moe::Gate", "dial.k_per_sequence", 7, {}, {}, 6);
+    EXPECT_EQ(dial(0), 7);
+    EXPECT_EQ(dial(5), 7);
+}
+
+TEST(Tokens, ADialPerSequenceNeedsTheSequences) {
+    const std::array<Index, 2> k{1, 2};
+    const std::array<Index, 3> short_of_tokens{0, 2, 4};
+    moe::Context context;
+    const auto message = [&] {
+        try {
+            moe::detail::dialled<Index>("moe::Gate", "dial.k_per_sequence", 7, k, context, 5);
+        } catch (const std::invalid_argument& error) {
+            return std::string(error.what());
+        }
+        return std::string("nothing thrown");
+    };
+    EXPECT_EQ(message(),
+              "moe::Gate: dial.k_per_sequence has 2 entries, so sequence_offsets must have 3, it "
+              "has 0");
+    context.sequence_offsets = short_of_tokens;
+    EXPECT_EQ(message(),
+              "moe::Gate: sequence_offsets run from 0 to 4, the batch has tokens 0 to 5");
+}
+
+TEST(Tokens, ExtentsThatDisagreeAreNamed) {
+    moe::Routing routing;
+    routing.reset(4, 8);
+    EXPECT_NO_THROW(moe::detail::check_gate_extents("moe::Gate", 4, 8, routing, 8));
+    EXPECT_THROW(moe::detail::check_gate_extents("moe::Gate", 5, 8, routing, 8),
+                 std::invalid_argument);
+    EXPECT_THROW(moe::detail::check_gate_extents("moe::Gate", 4, 7, routing, 8),
+                 std::invalid_argument);
+    EXPECT_THROW(moe::detail::check_gate_extents("moe::Gate", 4, 7, routing, 7),
+                 std::invalid_argument);
+}
+
+}  // namespace

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: MIT
+#include <gtest/gtest.h>
+
+#include <span>
+#include <vector>
+
+#include <moe/gates/top_k.hpp>
+#include <moe/testing/finite_difference.hpp>
+#include <moe/testing/random.hpp>
+
+#include "gates/batch.hpp"
+
+namespace {
+
+using gates_test::batch;
+using gates_test::derivatives;
+using moe::Index;
+using moe::Normalize;
+using moe::Score;
+using moe::TopK;
+
+/// A gate around a gate: an expert keeps the first `capacity` tokens that chose it.
+template <class S, class Inner>
+struct FirstCome {
+    static constexpr bool per_token = false;
+
+    Inner inner;
+    Index capacity = 0;
+
+    void select(moe::In<S> logits, moe::Routing& routing, const moe::Call<S>& call) const {
+        moe::detail::select<Inner, S>(inner, logits, routing, call);
+        routing.group();
+        std::vector<Index> refused;
+        for (Index e = 0; e < routing.num_experts(); ++e) {
+            const auto own = routing.assignments_of(e);
+            for (Index i = capacity; i < static_cast<Index>(own.size()); ++i)
+                refused.push_back(own[static_cast<std::size_t>(i)]);
+        }
+        for (const Index a : refused) routing.set_dropped(a, moe::Dropped::capacity);
+        routing.group();
+    }
+    void weigh(moe::In<S> logits, moe::Routing& routing, const moe::Call<S>& call) const {
+        moe::detail::weigh<Inner, S>(inner, logits, routing, call);
+    }
+    void backward(moe::In<S> logits, const moe::Routing& routing,
+                  const moe::WeightGradients<S>& dweights, moe::Out<S> dlogits, FirstCome& grad,
+                  const moe::Call<S>& call) const {
+        moe::detail::gate_backward<Inner, S>(inner, logits, routing, dweights, dlogits, grad.inner,
+                                             call);
+    }
+    void visit_parameters(auto&& visit) { moe::visit_parameters(inner, visit); }
+};
+
+struct FirstComeTopK {
+    TopK inner;
+    Index capacity = 0;
+
+    template <class S>
+    auto build(const moe::Shape& shape, moe::Random& random) const {
+        auto gate = inner.build<S>(shape, random);
+        return FirstCome<S, decltype(gate)>{gate, capacity};
+    }
+};
+
+static_assert(moe::Recipe<FirstComeTopK>);
+static_assert(moe::TrainableGate<FirstCome<double, moe::TopKModule<double>>, double>);
+
+TEST(AWrappedGate, DropsByPositionAndKeepsTheChoiceInTheTokensList) {
+    auto tokens = batch<double>(FirstComeTopK{{.k = 3}, 1}, 4);  // capacity below k
+    tokens.route(moe::Matrix<double>::Zero(3, 4));               // all want 0, 1, 2
+    EXPECT_EQ(tokens.routing.num_assignments(), 9);
+    EXPECT_EQ(tokens.routing.num_kept(), 3);
+    for (const moe::Assignment& a : tokens.routing.assignments())
+        EXPECT_EQ(a.dropped, a.token == 0 ? moe::Dropped::no : moe::Dropped::capacity);
+    for (const double weight : tokens.weights_of(2)) EXPECT_NEAR(weight, 1.0 / 3, 1e-15);
+}
+
+TEST(AWrappedGate, PassesItsInnerGatesStateOn) {
+    auto tokens = batch<double>(FirstComeTopK{{.k = 2, .selection_bias = true}, 1}, 4);
+    int visited = 0;
+    moe::visit_parameters(tokens.gate, [&](std::string_view name, auto&, moe::Role role) {
+        EXPECT_EQ(name, "bias");
+        EXPECT_EQ(role, moe::Role::state);
+        ++visited;
+    });
+    EXPECT_EQ(visited, 1);
+}
+
+TEST(AWrappedGate, HasExactGradientsWithCapacityBelowK) {
+    for (const bool kept_only : {false, true})
+        for (const Score score : {Score::softmax, Score::sigmoid, Score::softmax_of_selected})
+            for (const Normalize normalize : {Normalize::none, Normalize::add_epsilon}) {
+                moe::Matrix<double> z = moe::testing::random_spaced<double>(6, 5, 3, 0.2);
+                auto tokens = batch<double>(FirstComeTopK{{.k = 3,
+                                                           .score = score,
+                                                           .normalize = normalize,
+                                                           .epsilon = 0.2,
+                                                           .normalize_kept_only = kept_only},
+                                                          2},
+                                            5);
+                tokens.route(z);
+                const moe::Routing plan = tokens.routing;
+                EXPECT_LT(plan.num_kept(), plan.num_assignments());
+                // What is dropped reaches no expert, so the loss does not see its weight.
+                auto c = derivatives<double>(plan.num_assignments());
+                for (std::size_t a = 0; a < c.size(); ++a)
+                    if (plan.assignments()[a].dropped != moe::Dropped::no) c[a] = 0;
+                const moe::Matrix<double> dz = tokens.backward(z, c);
+                const auto loss = [&] {
+                    tokens.route(z);
+                    double sum = 0;
+                    for (std::size_t a = 0; a < c.size(); ++a)
+                        sum += c[a] * tokens.routing.assignments()[a].weight;
+                    return sum;
+                };
+                const auto same_branch = [&] {
+                    for (std::size_t a = 0; a < c.size(); ++a)
+                        if (plan.assignments()[a].expert != tokens.routing.assignments()[a].expert)
+                            return false;
+                    return true;
+                };
+                EXPECT_TRUE(
+                    moe::testing::check_gradient(loss, z, dz, {.same_branch = same_branch}));
+            }
+}
+
+}  // namespace

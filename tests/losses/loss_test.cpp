@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: MIT
+// What all losses have in common.
+#include <moe/losses/loss.hpp>
+
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <limits>
+#include <new>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include <moe/gates/top_k.hpp>
+#include <moe/head.hpp>
+#include <moe/losses/entropy.hpp>
+#include <moe/losses/load_balance.hpp>
+#include <moe/losses/z_loss.hpp>
+#include <moe/routers/linear.hpp>
+#include <moe/testing/compare.hpp>
+
+#include "losses/example.hpp"
+
+namespace {
+
+std::atomic<long> allocations{0};
+
+void* counted(std::size_t size, std::size_t alignment) {
+    ++allocations;
+    const std::size_t rounded = (size + alignment - 1) / alignment * alignment;
+    if (void* memory = std::aligned_alloc(alignment, rounded == 0 ? alignment : rounded))
+        return memory;
+    throw std::bad_alloc();
+}
+
+}  // namespace
+
+[[gnu::noinline]] void* operator new(std::size_t size) {
+    return counted(size, alignof(std::max_align_t));
+}
+[[gnu::noinline]] void* operator new(std::size_t size, std::align_val_t alignment) {
+    return counted(size, static_cast<std::size_t>(alignment));
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::align_val_t) noexcept {
+    std::free(memory);
+}
+[[gnu::noinline]] void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
+    std::free(memory);
+}
+
+namespace {
+
+using moe::Context;
+using moe::Index;
+using moe::Loss;
+using moe::Matrix;
+using moe::Routing;
+using moe::Workspace;
+
+/// One loss in both forms.
+struct Named {
+    const char* name;
+    Loss (*long_form)(const Matrix<double>&, const Routing&, const Context&, double,
+                      Matrix<double>&);
+    Loss (*short_form)(Workspace<double>&, double);
+};
+std::ostream& operator<<(std::ostream& out, const Named& loss) { return out << loss.name; }
+
+const Named all[] = {
+    {"z",
+     [](const Matrix<double>& z, const Routing& plan, const Context& context, double weight,
+        Matrix<double>& dz) { return moe::z_loss(z, plan, context, weight, dz); },
+     [](Workspace<double>& ws, double weight) { return moe::z_loss(ws, weight); }},
+    {"entropy",
+     [](const Matrix<double>& z, const Routing& plan, const Context& context, double weight,
+        Matrix<double>& dz) { return moe::entropy_loss(z, plan, context, weight, dz); },
+     [](Workspace<double>& ws, double weight) { return moe::entropy_loss(ws, weight); }},
+    {"load_balance",
+     [](const Matrix<double>& z, const Routing& plan, const Context& context, double weight,
+        Matrix<double>& dz) { return moe::load_balance_loss(z, plan, context, weight, dz); },
+     [](Workspace<double>& ws, double weight) { return moe::load_balance_loss(ws, weight); }},
+    {"load_balance_sigmoid",
+     [](const Matrix<double>& z, const Routing& plan, const Context& context, double weight,
+        Matrix<double>& dz) {
+         return moe::load_balance_loss(z, plan, context, weight, dz,
+                                       {.score = moe::Score::sigmoid});
+     },
+     [](Workspace<double>& ws, double weight) {
+         return moe::load_balance_loss(ws, weight, {.score = moe::Score::sigmoid});
+     }},
+};
+
+class EveryLoss : public testing::TestWithParam<Named> {};
+INSTANTIATE_TEST_SUITE_P(All, EveryLoss, testing::ValuesIn(all),
+                         [](const auto& loss) { return std::string(loss.param.name); });
+
+TEST_P(EveryLoss, OfNoTokensIsZeroWithoutGradient) {
+    Matrix<double> empty(0, 8);
+    EXPECT_EQ(GetParam().long_form(empty, example::routing(8, {}), {}, 1.0, empty).value, 0);
+
+    const Matrix<double> nothing = Matrix<double>::Constant(2, 8, example::minus_infinity);
+    Matrix<double> dlogits = Matrix<double>::Constant(2, 8, 5);
+    EXPECT_EQ(GetParam().long_form(nothing, example::routing(8, {{}, {}}), {}, 1.0, dlogits).value,
+              0);
+    EXPECT_EQ(dlogits, (Matrix<double>::Constant(2, 8, 5)));
+}
+
+TEST_P(EveryLoss, DoesNotSeePadding) {
+    // rows 1 and 4: padding by the context, and by -inf
+    const Matrix<double> plain = example::logits<double>();
+    Matrix<double> logits(6, 8);
+    logits << plain.row(0), Matrix<double>::Constant(1, 8, 7), plain.row(1), plain.row(2),
+        Matrix<double>::Constant(1, 8, example::minus_infinity), plain.row(3);
+    const Routing plan = example::routing(8, {{5, 0}, {4, 3}, {3, 7}, {0, 6}, {}, {7, 6}});
+    const std::vector<std::uint8_t> padding{0, 1, 0, 0, 0, 0};
+    Context context;
+    context.padding = padding;
+
+    Matrix<double> dlogits = Matrix<double>::Zero(6, 8), expected = Matrix<double>::Zero(4, 8);
+    const double value = GetParam().long_form(logits, plan, context, 0.3, dlogits);
+    EXPECT_EQ(value, GetParam().long_form(plain, example::two_best(), {}, 0.3, expected).value);
+    EXPECT_EQ(dlogits.row(0), expected.row(0));
+    EXPECT_EQ(dlogits.row(2), expected.row(1));
+    EXPECT_EQ(dlogits.row(5), expected.row(3));
+    EXPECT_EQ(dlogits.row(1), (Matrix<double>::Zero(1, 8)));
+    EXPECT_EQ(dlogits.row(4), (Matrix<double>::Zero(1, 8)));
+}
+
+TEST_P(EveryLoss, AddsItsWeightedGradientAndReturnsTheValueWithoutTheWeight) {
+    const Matrix<double> logits = example::logits<double>();
+    Matrix<double> once = Matrix<double>::Zero(4, 8), same = once, none = once;
+    const double value = GetParam().long_form(logits, example::two_best(), {}, 1.0, once);
+    EXPECT_EQ(GetParam().long_form(logits, example::two_best(), {}, 0.5, same).value, value);
+    EXPECT_EQ(GetParam().long_form(logits, example::two_best(), {}, 0.5, same).value, value);
+    EXPECT_TRUE(moe::testing::compare(same, once, 1e-14));  // twice a half
+    EXPECT_EQ(GetParam().long_form(logits, example::two_best(), {}, 0.0, none).value, value);
+    EXPECT_EQ(none, (Matrix<double>::Zero(4, 8)));
+}
+
+TEST_P(EveryLoss, ShortFormIsTheLongFormOnTheWorkspace) {
+    Workspace<double> ws;
+    const std::vector<std::uint8_t> padding{0, 0, 1, 0};
+    Context context;
+    context.padding = padding;
+    example::fill(ws, example::logits<double>(), example::two_best(), context);
+    Matrix<double> expected = Matrix<double>::Zero(4, 8);
+    const double value = GetParam().long_form(example::logits<double>(), example::two_best(),
+                                              context, 0.3, expected);
+    EXPECT_EQ(GetParam().short_form(ws, 0.3).value, value);
+    EXPECT_EQ(Matrix<double>(ws.dlogits()), expected);
+}
+
+TEST_P(EveryLoss, ShortFormAllocatesNothingTheSecondTime) {
+    Workspace<double> ws;
+    example::fill(ws, example::logits<double>(), example::two_best());
+    GetParam().short_form(ws, 0.3);
+    const long before = allocations;
+    const double value = GetParam().short_form(ws, 0.3);
+    EXPECT_EQ(allocations, before);
+    EXPECT_GT(value, 0);
+    const std::vector<int> seen(3);  // the counter works
+    EXPECT_GT(allocations, before);
+}
+
+TEST_P(EveryLoss, ShowsNaN) {
+    Matrix<double> logits = example::logits<double>(), dlogits = Matrix<double>::Zero(4, 8);
+    logits(1, 3) = std::numeric_limits<double>::quiet_NaN();
+    const double value = GetParam().long_form(logits, example::two_best(), {}, 1.0, dlogits);
+    EXPECT_TRUE(std::isnan(value));
+    for (Index e = 0; e < 8; ++e) EXPECT_TRUE(std::isnan(dlogits(1, e)));
+    EXPECT_TRUE(std::isfinite(dlogits(0, 0)));
+}
+
+TEST_P(EveryLoss, WorksOnRowsOfWiderMatrices) {
+    Matrix<double> wide = Matrix<double>::Constant(4, 11, 1e3);
+    Matrix<double> dwide = Matrix<double>::Constant(4, 11, -2),
+                   expected = Matrix<double>::Zero(4, 8);
+    wide.leftCols(8) = example::logits<double>();
+    dwide.leftCols(8).setZero();
+    const double value =
+        GetParam().long_form(example::logits<double>(), example::two_best(), {}, 1.0, expected);
+    const auto& name = std::string(GetParam().name);
+    if (name == "z") {
+        EXPECT_EQ(
+            moe::z_loss(wide.leftCols(8), example::two_best(), {}, 1.0, dwide.leftCols(8)).value,
+            value);
+        EXPECT_EQ(Matrix<double>(dwide.leftCols(8)), expected);
+    }
+    if (name == "load_balance") {
+        EXPECT_EQ(moe::load_balance_loss(wide.leftCols(8), example::two_best(), {}, 1.0,
+                                         dwide.leftCols(8))
+                      .value,
+                  value);
+        EXPECT_EQ(Matrix<double>(dwide.leftCols(8)), expected);
+    }
+    EXPECT_EQ(Matrix<double>(dwide.rightCols(3)), (Matrix<double>::Constant(4, 3, -2)));
+}
+
+/// A router and a gate in double, and a batch.
+struct Model {
+    moe::Head<double, moe::LinearRouter, moe::TopK> head{
+        moe::Config{.model_dim = 6, .seed = 3}, moe::LinearRouter{.bias = true}, moe::TopK{.k = 2},
+        std::vector<moe::ExpertFacts>(5)};
+    Matrix<double> x = moe::testing::random_matrix<double>(9, 6, 5);
+    Workspace<double> ws;
+};
+
+TEST_P(EveryLoss, GradientReachesTheRouterThroughBackward) {
+    Model model;
+    const double weight = 0.4;
+    auto grad = moe::zeros_like(model.head);
+    model.head.route(model.x, model.ws);
+    const Routing plan = model.ws.routing();
+    GetParam().short_form(model.ws, weight);
+    const std::vector<double> dweights(static_cast<std::size_t>(plan.num_assignments()), 0.0);
+    Matrix<double> dx = Matrix<double>::Zero(9, 6);
+    model.head.route_backward(model.x, {.output = dweights, .input = {}}, dx, grad, model.ws);
+
+    const auto value = [&] {
+        model.head.reweigh(model.x, plan, model.ws);
+        return weight * GetParam().short_form(model.ws, 0).value;
+    };
+    auto& router = model.head.router();
+    EXPECT_TRUE(
+        moe::testing::check_gradient(value, router.weight.view(), grad.router().weight.view()));
+    EXPECT_TRUE(moe::testing::check_gradient(value, router.bias.view(), grad.router().bias.view()));
+    EXPECT_TRUE(moe::testing::check_gradient(value, model.x, dx));
+}
+
+}  // namespace
