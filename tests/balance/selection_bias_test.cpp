@@ -2,6 +2,7 @@
 #include <moe/balance/selection_bias.hpp>
 
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -105,7 +106,8 @@ double violation_after(int steps, Controller controller, Balanced head = balance
     moe::Workspace<float> ws;
     LoadSum last(experts);
     for (int step = 0; step < steps; ++step) {
-        Matrix<float> logits = moe::testing::random_matrix<float>(512, experts, 100 + step);
+        const auto seed = static_cast<std::uint64_t>(100 + step);
+        Matrix<float> logits = moe::testing::random_matrix<float>(512, experts, seed);
         for (Index e = 0; e < experts; ++e) logits.col(e).array() -= 0.15F * static_cast<float>(e);
         head.route(logits, ws);
         if (step >= steps - 10) last.add(ws.routing());

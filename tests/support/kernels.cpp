@@ -2,4 +2,4 @@
 // The one translation unit of a test program that holds the kernels.
 #define MOE_EXTERN_KERNELS
 #define MOE_IMPLEMENT_KERNELS
-#include <moe/moe.hpp>
+#include <moe/kernels/dispatch.hpp>

@@ -199,6 +199,27 @@ TEST(GradientCheck, ForwardThatIsNotRepeatableFails) {
     EXPECT_FALSE(check_gradients(Forgetful{}, {.columns = 4}));
 }
 
+struct Clamps {  // y = factor x, after forward has clamped the factors for good
+    mutable Eigen::RowVectorXd factor;
+    void forward(In<double> x, Out<double> y) const {
+        factor = factor.cwiseMin(0.5);
+        y = x * factor.asDiagonal();
+    }
+    void backward(In<double> x, In<double> dy, Out<double> dx, Clamps& grad) const {
+        dx = dy * factor.asDiagonal();
+        grad.factor += x.cwiseProduct(dy).colwise().sum();
+    }
+    void visit_parameters(auto&& visit) { visit("factor", factor); }
+};
+
+TEST(GradientCheck, ForwardThatChangesAParameterFails) {
+    EXPECT_TRUE(check_gradients(Clamps{Eigen::RowVectorXd::Constant(4, 0.25)}, {.columns = 4}));
+    const auto result =
+        check_gradients(Clamps{Eigen::RowVectorXd::Constant(4, 0.75)}, {.columns = 4});
+    EXPECT_FALSE(result);
+    EXPECT_TRUE(says(result, "changes the parameter factor")) << result;
+}
+
 struct Squares {  // no visit_parameters
     void forward(In<double> x, Out<double> y) const { y = x.array().square(); }
     void backward(In<double> x, In<double> dy, Out<double> dx, Squares&) const {

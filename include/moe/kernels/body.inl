@@ -29,17 +29,23 @@ void tile_of(Index, Index cols, Index k, const S* a, Index a_row, Index a_col, c
 #pragma GCC unroll 2
         for (int v = 0; v < tile_vectors; ++v)
             acc[i][v] = add ? load(c + i * c_row + v * lanes, cols - v * lanes) : splat(0);
+    // Rows in threes: a pointer each, the others by its address plus a_row once and twice.
+    constexpr int groups = (Rows + 2) / 3;
+    const S* group[groups];
+#pragma GCC unroll 6
+    for (int g = 0; g < groups; ++g) group[g] = a + 3 * g * a_row;
     for (Index p = 0; p < k; ++p) {
         V row[tile_vectors];
 #pragma GCC unroll 2
         for (int v = 0; v < tile_vectors; ++v) row[v] = load(b + v * lanes, lanes);
 #pragma GCC unroll 16
         for (int i = 0; i < Rows; ++i) {
-            const V x = splat(a[i * a_row]);
+            const V x = splat(group[i / 3][i % 3 * a_row]);
 #pragma GCC unroll 2
             for (int v = 0; v < tile_vectors; ++v) acc[i][v] = fma(x, row[v], acc[i][v]);
         }
-        a += a_col;
+#pragma GCC unroll 6
+        for (int g = 0; g < groups; ++g) group[g] += a_col;
         b += b_row;
     }
 #pragma GCC unroll 16
