@@ -71,8 +71,12 @@ public:
     }
 
     void reserve(Index, Index rows, Workspace<S>& ws) const {
-        auto& state = ws.template state<detail::FeedForwardState<S>>();
-        state.resize(shape_, rows, ws.keeps());
+        ws.template state<detail::FeedForwardState<S>>().reserve(shape_, rows, ws.keeps(),
+                                                                 ws.executor().concurrency());
+    }
+
+    Index workspace_bytes(Index, Index rows, Keep keep, int workers) const {
+        return detail::FeedForwardState<S>::bytes(shape_, rows, keep == Keep::everything, workers);
     }
 
     PackedFeedForward<S> freeze(const FreezeOptions& options) const {
@@ -138,7 +142,11 @@ public:
     }
 
     void reserve(Index, Index rows, Workspace<S>& ws) const {
-        ws.template state<detail::FeedForwardState<S>>().resize(shape_, rows, false);
+        ws.template state<detail::FeedForwardState<S>>().reserve(shape_, rows, false,
+                                                                 ws.executor().concurrency());
+    }
+    Index workspace_bytes(Index, Index rows, Keep, int workers) const {
+        return detail::FeedForwardState<S>::bytes(shape_, rows, false, workers);
     }
 
 private:

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/group.hpp>
 #include <moe/core/weights.hpp>
 #include <moe/kernels/dispatch.hpp>
 #include <moe/kernels/operand.hpp>
@@ -36,7 +37,7 @@ struct FeedForwardShape {
 namespace detail {
 
 inline void check_feed_forward(const char* who, Index count, Index ffn_dim) {
-    if (count < 1) fail(who, ": count is ", count, ", it must be >= 1");
+    check_count(who, count);
     if (ffn_dim < 1) fail(who, ": ffn_dim is ", ffn_dim, ", it must be >= 1; it has no default");
 }
 
@@ -64,6 +65,11 @@ struct FeedForwardOperands {
     const Weights<S>* down_bias = nullptr;
 };
 
+/// Rows of a block that is gathered at once: its share of the second-level cache.
+inline constexpr Index feed_forward_rows = 256;
+/// Columns of the scratch between a product and what is done with its elements.
+inline constexpr Index feed_forward_columns = 128;
+
 /// A piece of work: some rows or columns of one expert.
 struct FeedForwardItem {
     Index expert, begin, end;
@@ -88,14 +94,32 @@ struct FeedForwardState {
         gate.resize(keep && shape.gated ? rows * stride : 0);
     }
 
+    /// Room for calls of up to `rows` rows.
+    void reserve(const FeedForwardShape& shape, Index rows, bool keep, int workers) {
+        resize(shape, rows, keep);
+        dgate.resize(keep ? rows * stride : 0);
+        dup.resize(keep ? rows * stride : 0);
+        scratch.resize(std::max(scratch.size(), static_cast<std::size_t>(workers)));
+        for (Buffer<S>& buffer : scratch) buffer.resize(scratch_size(shape, rows, keep));
+    }
+    /// Bytes that such a call needs at most; see memory_budget().
+    static Index bytes(const FeedForwardShape& shape, Index rows, bool keep, int workers) {
+        const Index row = padded(shape.ffn_dim) * (keep ? (shape.gated ? 5 : 4) : 1);
+        return static_cast<Index>(sizeof(S)) * (rows * row + workers * scratch_size(shape, rows, keep));
+    }
+    /// Elements of one worker's scratch, at most.
+    static Index scratch_size(const FeedForwardShape& shape, Index rows, bool keep) {
+        const Index in = padded(std::max(shape.model_dim, shape.output_dim));
+        const Index block = std::min(rows, feed_forward_rows) * (in + 2 * feed_forward_columns);
+        // Backward gathers all rows of an expert for a block of columns.
+        const Index columns = (keep ? std::max(rows, feed_forward_rows) : feed_forward_rows) *
+                              feed_forward_columns;
+        return std::max(block, columns) + product_scratch(kernels<S>());
+    }
+
     /// Row strides are not powers of two: rows that are would share one set of the first cache.
     static Index padded(Index columns) { return columns + 16; }
 };
-
-/// Rows of a block that is gathered at once: its share of the second-level cache.
-inline constexpr Index feed_forward_rows = 256;
-/// Columns of the scratch between a product and what is done with its elements.
-inline constexpr Index feed_forward_columns = 128;
 
 /// Cuts every expert that has rows into pieces of `unit`, so that there are a few pieces of about
 /// equal cost per worker, hot experts or not.

@@ -130,6 +130,19 @@ public:
             experts_.reserve(tokens, all, ws.child(0));
     }
 
+    Index workspace_bytes(Index tokens, Index rows, Keep keep, int workers) const {
+        const Index all = experts_.num_experts() * rows;
+        const auto scalar = static_cast<Index>(sizeof(S));
+        Index inner = all * (3 * scalar + 16) + rows * 3 * scalar;
+        if constexpr (requires { experts_.workspace_bytes(tokens, all, keep, workers); })
+            inner += experts_.workspace_bytes(tokens, all, keep, workers);
+        return inner;
+    }
+    /// Bytes of packed weights, if the experts are packed.
+    Index bytes() const requires requires(const Group& group) { group.bytes(); } {
+        return experts_.bytes();
+    }
+
     /// Those of the experts, numbered from 0, and 0.shared_gate
     void visit_parameters(auto&& visit) {
         moe::visit_parameters(experts_, visit);
