@@ -90,9 +90,9 @@ foreach(recipe vcpkg/vcpkg.json meson/meson.build)
 endforeach()
 
 string(REPLACE "](" "@(" targets "${readme}")  # a lone ] would join list elements
-string(REGEX MATCHALL "@\\([^):#]+" targets "${targets}")
+string(REGEX MATCHALL "@\\([A-Za-z0-9_./-]+\\)" targets "${targets}")
 foreach(target IN LISTS targets)
-    string(REPLACE "@(" "" target "${target}")
+    string(REGEX REPLACE "[@()]" "" target "${target}")
     if(NOT EXISTS ${SOURCE}/${target})
         string(APPEND problems "there is no file ${target}\n")
     endif()

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <type_traits>
 
 #include <moe/core/error.hpp>
 #include <moe/core/types.hpp>
@@ -21,18 +22,36 @@ struct ExpertFacts {
     double flops_per_row = 0;  ///< floating-point operations of one row, forward
 };
 
-/// A [rows, cols] matrix of either scalar, e.g. one vector per token. Only viewed.
+/// A [rows, cols] matrix of either scalar, e.g. one vector per token. Only viewed: the matrix must
+/// outlive the calls it is given to.
 class SideVectors {
 public:
     SideVectors() = default;
-    SideVectors(In<float> v)  // NOLINT(google-explicit-constructor)
-        : f32_(v.data()), rows_(v.rows()), cols_(v.cols()), stride_(v.outerStride()) {}
-    SideVectors(In<double> v)  // NOLINT(google-explicit-constructor)
-        : f64_(v.data()), rows_(v.rows()), cols_(v.cols()), stride_(v.outerStride()) {}
+    template <class Derived>
+        requires is_scalar<typename Derived::Scalar>
+    SideVectors(const Eigen::DenseBase<Derived>& vectors)  // NOLINT(google-explicit-constructor)
+        : rows_(vectors.rows()), cols_(vectors.cols()) {
+        constexpr bool is_column = Derived::ColsAtCompileTime == 1 && !Derived::IsRowMajor;
+        static_assert((Derived::Flags & Eigen::DirectAccessBit) != 0,
+                      "moe::Context: side_vectors is a view; pass a matrix, not an expression");
+        static_assert(is_column || (Derived::IsRowMajor && Derived::InnerStrideAtCompileTime == 1),
+                      "moe::Context: side_vectors are rows of a row-major matrix; pass moe::Matrix, a "
+                      "Map of it, or v.transpose() of a column-major matrix with one vector per column");
+        stride_ = is_column ? vectors.derived().innerStride() : vectors.derived().outerStride();
+        if constexpr (std::is_same_v<typename Derived::Scalar, float>)
+            f32_ = vectors.derived().data();
+        else
+            f64_ = vectors.derived().data();
+    }
 
     bool empty() const { return f32_ == nullptr && f64_ == nullptr; }
     Index rows() const { return rows_; }
     Index cols() const { return cols_; }
+    /// Whether the vectors are of this scalar.
+    template <class S>
+    bool holds() const {
+        return std::is_same_v<S, float> ? f32_ != nullptr : f64_ != nullptr;
+    }
 
     /// The vectors as the scalar of the layer that reads them.
     /// @throws std::invalid_argument if they hold the other scalar
@@ -115,6 +134,12 @@ inline void check_context(const Context& c, Index tokens, Index experts, Index l
                  "one per token and expert");
     check_extent("logit_offset", c.logit_offset.size(), logits, "one per logit");
     check_extent("gate_multiplier", c.gate_multiplier.size(), experts, "one per expert");
+    if (c.gradients != nullptr) {
+        check_extent("gradients->logit_offset", c.gradients->logit_offset.size(), logits,
+                     "one per logit");
+        check_extent("gradients->gate_multiplier", c.gradients->gate_multiplier.size(), experts,
+                     "one per expert");
+    }
     const auto offsets = c.sequence_offsets;
     if (!offsets.empty()) {
         bool ascending = offsets.front() == 0 && offsets.back() == tokens;

@@ -2,6 +2,7 @@
 #ifndef MOE_CORE_ERROR_HPP
 #define MOE_CORE_ERROR_HPP
 
+#include <charconv>
 #include <cstdlib>
 #include <limits>
 #include <stdexcept>
@@ -28,16 +29,16 @@ inline std::string text(const char* part) { return part; }
 inline std::string text(const std::string& part) { return part; }
 template <class Number>
     requires std::is_arithmetic_v<Number> std::string text(Number part) {
-        std::string digits = std::to_string(part);
-        if constexpr (std::is_floating_point_v<Number>) {  // 0.500000 -> 0.5
-            digits.erase(digits.find_last_not_of('0') + 1);
-            if (digits.back() == '.') digits.pop_back();
+        if constexpr (std::is_floating_point_v<Number>) {  // the shortest that reads back equal
+            char digits[64];
+            return std::string(digits, std::to_chars(digits, digits + sizeof digits, part).ptr);
+        } else {
+            return std::to_string(part);
         }
-        return digits;
     }
 
 template <class Error>
-[[noreturn, gnu::noinline, gnu::cold]] void raise(const std::string& message) {
+[[noreturn, gnu::noinline, gnu::cold]] void raise([[maybe_unused]] const std::string& message) {
 #if defined(__cpp_exceptions)
     throw Error(message);
 #else

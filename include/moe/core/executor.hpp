@@ -108,15 +108,11 @@ private:
 class ThreadPool final : public Executor {
 public:
     /// @param threads  workers, the caller included; at least 1
-    explicit ThreadPool(int threads) {
+    /// @throws std::system_error if the system has no thread left; std::bad_alloc
+    explicit ThreadPool(int threads) : ThreadPool() {  // from here on the destructor runs
         if (threads < 1) detail::fail("moe::ThreadPool: threads is ", threads, ", it must be >= 1");
-        try {
-            for (int worker = 1; worker < threads; ++worker)
-                threads_.emplace_back([this, worker] { serve(worker); });
-        } catch (...) {
-            stop();
-            throw;
-        }
+        for (int worker = 1; worker < threads; ++worker)
+            threads_.emplace_back([this, worker] { serve(worker); });
     }
     ThreadPool(const ThreadPool&) = delete;
     ThreadPool& operator=(const ThreadPool&) = delete;
@@ -148,6 +144,8 @@ public:
     }
 
 private:
+    ThreadPool() = default;
+
     static const ThreadPool*& inside() {
         thread_local const ThreadPool* pool = nullptr;
         return pool;

@@ -3,7 +3,10 @@
 #define MOE_CORE_FINGERPRINT_HPP
 
 #include <bit>
+#include <cstddef>
 #include <cstdint>
+#include <span>
+#include <type_traits>
 
 #include <moe/core/context.hpp>
 #include <moe/core/random.hpp>
@@ -13,8 +16,8 @@
 namespace moe::inline MOE_ABI::detail {
 
 /// A number that says who filled a workspace with what, so that backward can refuse a workspace
-/// that belongs to another layer, batch or context. It samples at most 64 elements of x: a guard
-/// against mistakes, not a proof. Never 0.
+/// that belongs to another layer, batch or context. It samples at most 64 elements of x and of
+/// each view in the context: a guard against mistakes, not a proof. Never 0.
 class Fingerprint {
 public:
     explicit Fingerprint(const void* owner) { add(reinterpret_cast<std::uintptr_t>(owner)); }
@@ -33,30 +36,48 @@ public:
     template <class S>
     Fingerprint& batch(In<S> x) {
         add(x.rows()).add(x.cols());
-        const Index count = x.size(), step = count / 64 + 1;
-        for (Index i = 0; i < count; i += step) add(x(i / x.cols(), i % x.cols()));
-        return *this;
+        return sample(x.size(), [&](Index i) { return x(i / x.cols(), i % x.cols()); });
     }
 
     Fingerprint& context(const Context& c) {
         add(c.training).add(c.step).add(c.seed).add(c.stream).add(c.first_token);
         add(c.task.value_or(-1)).add(c.dial.k.value_or(-1)).add(c.dial.p.value_or(-1.0));
-        add(c.token_ids.size()).add(c.token_groups.size()).add(c.padding.size());
-        add(c.sequence_offsets.size()).add(c.side_vectors.rows()).add(c.allowed.size());
-        add(c.logit_offset.size()).add(c.gate_multiplier.size());
+        elements(c.dial.k_per_sequence).elements(c.dial.p_per_sequence);
+        elements(c.token_ids).elements(c.token_groups).elements(c.padding);
+        elements(c.sequence_offsets).elements(c.allowed);
+        elements(c.logit_offset).elements(c.gate_multiplier);
+        add(c.side_vectors.rows()).add(c.side_vectors.cols());
+        if (c.side_vectors.holds<float>()) batch<float>(c.side_vectors.as<float>());
+        if (c.side_vectors.holds<double>()) batch<double>(c.side_vectors.as<double>());
         return add(reinterpret_cast<std::uintptr_t>(c.previous));
     }
 
     Fingerprint& routing(const Routing& plan) {
         add(plan.num_tokens()).add(plan.num_experts()).add(plan.num_kept());
-        for (const std::int32_t token : plan.expert_tokens()) hash_ = hash_ * 31 + at(token);
+        for (const Index offset : plan.expert_offsets()) quickly(offset);
+        for (const std::int32_t token : plan.expert_tokens()) quickly(token);
         return *this;
     }
 
     std::uint64_t value() const { return hash_ == 0 ? 1 : hash_; }
 
 private:
-    static std::uint64_t at(std::int32_t token) { return static_cast<std::uint64_t>(token); }
+    /// add() for long arrays of small numbers: one multiplication each.
+    void quickly(Index number) {
+        hash_ = (hash_ ^ static_cast<std::uint64_t>(number)) * 0x9E3779B97F4A7C15u;
+    }
+    template <class At>
+    Fingerprint& sample(Index count, At&& element) {
+        const Index step = count / 64 + 1;
+        for (Index i = 0; i < count; i += step) add(element(i));
+        return *this;
+    }
+    template <class T>
+    Fingerprint& elements(std::span<const T> values) {
+        const auto count = static_cast<Index>(values.size());
+        return add(count).sample(count, [&](Index i) { return values[static_cast<std::size_t>(i)]; });
+    }
+
     std::uint64_t hash_ = 0;
 };
 

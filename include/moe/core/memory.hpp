@@ -44,6 +44,20 @@ class Buffer {
     static_assert(std::is_trivially_copyable_v<T>);
 
 public:
+    Buffer() = default;
+    /// What was moved from is empty and may be used again.
+    Buffer(Buffer&& other) noexcept
+        : memory_(std::move(other.memory_)),
+          size_(std::exchange(other.size_, 0)),
+          capacity_(std::exchange(other.capacity_, 0)) {}
+    Buffer& operator=(Buffer&& other) noexcept {
+        memory_ = std::move(other.memory_);
+        size_ = std::exchange(other.size_, 0);
+        capacity_ = std::exchange(other.capacity_, 0);
+        return *this;
+    }
+    ~Buffer() = default;
+
     /// Makes room for `count` elements and returns them.
     std::span<T> resize(Index count) {
         if (count > capacity_) {

@@ -114,18 +114,23 @@ auto span_of(M& matrix) {
     return std::span(matrix.data(), static_cast<std::size_t>(matrix.size()));
 }
 
+/// What cannot be empty, an Eigen object of fixed extents, becomes all zeros.
 template <class M>
 void make_empty(M& matrix) {
     if constexpr (requires { matrix = M(); }) matrix = M();
+    std::fill_n(matrix.data(), matrix.size(), scalar_of<M>(0));
 }
+
+template <class Layer>
+using values_of = std::span<
+    std::conditional_t<std::is_const_v<Layer>, const typename Layer::Scalar, typename Layer::Scalar>>;
 
 }  // namespace detail
 
 /// f(name, values) for every trainable parameter; `values` is a span, of const scalars if the
 /// layer is const.
 template <class Layer, class F>
-    requires std::is_invocable_v<F, std::string_view, std::span<const typename Layer::Scalar>> ||
-             std::is_invocable_v<F, std::string_view, std::span<typename Layer::Scalar>>
+    requires std::is_invocable_v<F, std::string_view, detail::values_of<Layer>>
 void for_each_parameter(Layer& layer, F&& f) {
     visit_parameters(layer, [&](std::string_view name, auto& matrix, Role role) {
         if (role == Role::trainable) f(name, detail::span_of(matrix));
@@ -152,6 +157,7 @@ void for_each_parameter(Layer& layer, Layer& grad, F&& f) {
                          gradient.size(), " elements, the parameter has ", values.size());
         f(name, values, gradient);
     });
+    if (next != gradients.size()) detail::fail("moe::for_each_parameter: grad is not like layer");
 }
 
 /// f(name, values) for every parameter whose role is state.

@@ -67,7 +67,7 @@ public:
     /// @throws std::invalid_argument if token or expert is out of range
     void add(Index token, Index expert, double weight = 1, double input_weight = 1) {
         if (token < 0 || token >= num_tokens_)
-            detail::fail("moe::Routing::add: token is ", token, ", there are ", num_tokens_);
+            fail_token("add", token);
         if (expert < 0 || expert >= num_experts_)
             detail::fail("moe::Routing::add: expert is ", expert, ", there are ", num_experts_);
         assignments_.push_back({.token = static_cast<std::int32_t>(token),
@@ -124,10 +124,17 @@ public:
     /// is its place here.
     std::span<const Assignment> assignments() const { return check_grouped(), assignments_; }
     /// Number of the first assignment of `token`; first(t) to first(t + 1) are its own.
-    Index first(Index token) const { return check_grouped(), token_offsets_[at(token)]; }
+    Index first(Index token) const {
+        check_grouped();
+        if (token < 0 || token > num_tokens_) fail_token("first", token);
+        return token_offsets_[at(token)];
+    }
     /// The assignments of one token in slot order, dropped ones included.
     std::span<const Assignment> of(Index token) const {
-        return assignments().subspan(at(first(token)), at(first(token + 1) - first(token)));
+        check_grouped();
+        if (token < 0 || token >= num_tokens_) fail_token("of", token);
+        const Index begin = token_offsets_[at(token)], end = token_offsets_[at(token) + 1];
+        return std::span(assignments_).subspan(at(begin), at(end - begin));
     }
 
     /// The tokens an expert works on, ascending.
@@ -151,17 +158,17 @@ public:
 
     template <class S>
     S weight(Index assignment) const {
-        return static_cast<S>(assignments_[at(assignment)].weight);
+        return static_cast<S>(assignments_[checked(assignment)].weight);
     }
     void set_weight(Index assignment, double weight) {
-        assignments_[at(assignment)].weight = weight;
+        assignments_[checked(assignment)].weight = weight;
     }
     void set_input_weight(Index assignment, double weight) {
-        assignments_[at(assignment)].input_weight = weight;
+        assignments_[checked(assignment)].input_weight = weight;
     }
     /// Takes an assignment out of (or back into) the expert-major order; call group() afterwards.
     void set_dropped(Index assignment, Dropped reason) {
-        assignments_[at(assignment)].dropped = reason;
+        assignments_[checked(assignment)].dropped = reason;
         grouped_ = false;
     }
 
@@ -186,6 +193,15 @@ private:
     static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
     std::size_t begin(Index expert) const { return at(expert_offsets_[at(expert)]); }
     std::size_t size(Index expert) const { return at(expert_offsets_[at(expert) + 1]) - begin(expert); }
+    std::size_t checked(Index assignment) const {
+        if (assignment < 0 || assignment >= num_assignments())
+            detail::fail("moe::Routing: assignment is ", assignment, ", there are ",
+                         num_assignments());
+        return at(assignment);
+    }
+    [[noreturn]] void fail_token(const char* function, Index token) const {
+        detail::fail("moe::Routing::", function, ": token is ", token, ", there are ", num_tokens_);
+    }
     void check_grouped() const {
         if (!grouped_)
             detail::fail<std::logic_error>(

@@ -2,7 +2,9 @@
 #ifndef MOE_CORE_WEIGHTS_HPP
 #define MOE_CORE_WEIGHTS_HPP
 
+#include <algorithm>
 #include <cstddef>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
