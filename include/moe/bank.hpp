@@ -99,8 +99,9 @@ public:
                         std::span<S> dinput, Bank& grad, Workspace<S>& ws,
                         const Context& context = {}) const {
         static_assert(is_trainable,
-                      "moe: an expert group needs backward(x, rows, dy, dx, dweights, grad, call) "
-                      "const to be trained; frozen groups have none");
+                      "moe: an expert needs backward(x, dy, dx, grad) const to be trained, an expert "
+                      "group backward(x, rows, dy, dx, dweights, grad, call) const; frozen groups have "
+                      "none");
         check(x, routing, dy, "dy");
         State* state = ws.template find<State>();
         if (state == nullptr || state->fingerprint != fingerprint(x, routing, context))
@@ -156,12 +157,14 @@ public:
             Index last = offset;
             moe::visit_parameters(group, [&](std::string_view name, auto& matrix, Role role) {
                 // A group numbers its experts from 0: "2.gate". The layer numbers them throughout.
+                // What belongs to the group as a whole, "base", goes under its first expert.
                 std::size_t digits = 0;
                 Index local = 0;
                 while (digits < name.size() && name[digits] >= '0' && name[digits] <= '9')
                     local = 10 * local + (name[digits++] - '0');
                 last = std::max(last, offset + local + 1);
-                visit(prefix + std::to_string(offset + local) + std::string(name.substr(digits)),
+                visit(prefix + std::to_string(offset + local) + (digits == 0 ? "." : "") +
+                          std::string(name.substr(digits)),
                       matrix, role);
             });
             first += group.num_experts();

@@ -92,6 +92,14 @@ public:
         backward(x, dy, std::forward<DX>(dx), ws.template state<Layer>(), ws, context);
     }
 
+    /// Does not compile: a const gradient or a temporary cannot be added to.
+    template <class X, class DY, class DX>
+    void backward(const X&, const DY&, DX&&, const Layer&, Workspace<S>&, const Context& = {}) const {
+        static_assert(sizeof(X) == 0,
+                      "moe: grad is added to: it must be a variable that is not const; auto grad = "
+                      "moe::zeros_like(layer); or pass moe::no_gradient");
+    }
+
     // The halves of forward and backward, to be used alone, changed in between, or recombined.
 
     /// Fills ws.routing() and ws.logits().

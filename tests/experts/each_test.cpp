@@ -182,6 +182,26 @@ TEST(Each, OfTheIdentityOutputsTheBitsOfACopy) {
     EXPECT_TRUE(moe::testing::compare(through_each.dx, copied.dx, 1e-6));
 }
 
+TEST(Each, SpreadsExpertsOfUnknownCostOverThreads) {
+    class Counting final : public moe::Executor {
+    public:
+        int concurrency() const override { return 2; }
+        void run(Index tasks, moe::TaskRef task) override {
+            ++runs;
+            for (Index i = 0; i < tasks; ++i) task(i, 0);
+        }
+        int runs = 0;
+    } executor;
+    moe::Workspace<float> ws(executor);
+    Random random(1);
+    const auto group = moe::experts(4, Times{2}).build<float>(Shape{}, random);
+    const expert_group::Batch<float> few({.tokens = 3}), many({.tokens = 1000});
+    expert_group::run(group, few, ws);
+    EXPECT_EQ(executor.runs, 0);
+    expert_group::run(group, many, ws, {.forward_only = true});
+    EXPECT_GE(executor.runs, 1);
+}
+
 struct Remembers {  // keeps its own state between forward and backward, in its own node
     struct State {
         Matrix<float> squares;

@@ -276,6 +276,22 @@ TYPED_TEST(Weights, OnTheInputLeaveTheOutputAlone) {
     EXPECT_TRUE((dz.array() == 0).all());
 }
 
+TYPED_TEST(Weights, OfNullExpertsAreZeroOnBothSides) {
+    using S = TypeParam;
+    const moe::Matrix<S> z = random_spaced<S>(3, 6, 5, 0.3);
+    const auto facts = null_facts();
+    for (const Placement placement : {Placement::output, Placement::input}) {
+        Weighed<S> token({.score = Score::sigmoid, .placement = placement});
+        token.context.experts = facts;
+        plan(token.routing);
+        token.weigh(z);
+        for (const moe::Assignment& a : token.routing.assignments()) {
+            EXPECT_EQ(a.weight == 0, a.expert == 0);
+            EXPECT_EQ(a.input_weight == 0, a.expert == 0 && placement == Placement::input);
+        }
+    }
+}
+
 TYPED_TEST(Weights, ThatAreOnesTakeNoGradient) {
     using S = TypeParam;
     const moe::Matrix<S> z = random_spaced<S>(3, 6, 5, 0.3);

@@ -39,10 +39,17 @@ void* counted(std::size_t size, std::size_t alignment) {
 [[gnu::noinline]] void* operator new(std::size_t size) {
     return counted(size, alignof(std::max_align_t));
 }
+[[gnu::noinline]] void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+    ++allocations;
+    return std::malloc(size == 0 ? 1 : size);
+}
 [[gnu::noinline]] void* operator new(std::size_t size, std::align_val_t alignment) {
     return counted(size, static_cast<std::size_t>(alignment));
 }
 [[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, const std::nothrow_t&) noexcept {
+    std::free(memory);
+}
 [[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 [[gnu::noinline]] void operator delete(void* memory, std::align_val_t) noexcept {
     std::free(memory);
@@ -60,36 +67,41 @@ using moe::Matrix;
 using moe::Routing;
 using moe::Workspace;
 
+using In = moe::In<double>;
+using Out = moe::Out<double>;
+
 /// One loss in both forms.
 struct Named {
     const char* name;
-    Loss (*long_form)(const Matrix<double>&, const Routing&, const Context&, double,
-                      Matrix<double>&);
+    Loss (*long_form)(In, const Routing&, const Context&, double, Out);
     Loss (*short_form)(Workspace<double>&, double);
 };
 std::ostream& operator<<(std::ostream& out, const Named& loss) { return out << loss.name; }
 
+constexpr auto sigmoid = moe::Score::sigmoid;
+
 const Named all[] = {
     {"z",
-     [](const Matrix<double>& z, const Routing& plan, const Context& context, double weight,
-        Matrix<double>& dz) { return moe::z_loss(z, plan, context, weight, dz); },
+     [](In z, const Routing& plan, const Context& context, double weight, Out dz) {
+         return moe::z_loss(z, plan, context, weight, dz);
+     },
      [](Workspace<double>& ws, double weight) { return moe::z_loss(ws, weight); }},
     {"entropy",
-     [](const Matrix<double>& z, const Routing& plan, const Context& context, double weight,
-        Matrix<double>& dz) { return moe::entropy_loss(z, plan, context, weight, dz); },
+     [](In z, const Routing& plan, const Context& context, double weight, Out dz) {
+         return moe::entropy_loss(z, plan, context, weight, dz);
+     },
      [](Workspace<double>& ws, double weight) { return moe::entropy_loss(ws, weight); }},
     {"load_balance",
-     [](const Matrix<double>& z, const Routing& plan, const Context& context, double weight,
-        Matrix<double>& dz) { return moe::load_balance_loss(z, plan, context, weight, dz); },
+     [](In z, const Routing& plan, const Context& context, double weight, Out dz) {
+         return moe::load_balance_loss(z, plan, context, weight, dz);
+     },
      [](Workspace<double>& ws, double weight) { return moe::load_balance_loss(ws, weight); }},
     {"load_balance_sigmoid",
-     [](const Matrix<double>& z, const Routing& plan, const Context& context, double weight,
-        Matrix<double>& dz) {
-         return moe::load_balance_loss(z, plan, context, weight, dz,
-                                       {.score = moe::Score::sigmoid});
+     [](In z, const Routing& plan, const Context& context, double weight, Out dz) {
+         return moe::load_balance_loss(z, plan, context, weight, dz, {.score = sigmoid});
      },
      [](Workspace<double>& ws, double weight) {
-         return moe::load_balance_loss(ws, weight, {.score = moe::Score::sigmoid});
+         return moe::load_balance_loss(ws, weight, {.score = sigmoid});
      }},
 };
 
@@ -182,20 +194,11 @@ TEST_P(EveryLoss, WorksOnRowsOfWiderMatrices) {
     dwide.leftCols(8).setZero();
     const double value =
         GetParam().long_form(example::logits<double>(), example::two_best(), {}, 1.0, expected);
-    const auto& name = std::string(GetParam().name);
-    if (name == "z") {
-        EXPECT_EQ(
-            moe::z_loss(wide.leftCols(8), example::two_best(), {}, 1.0, dwide.leftCols(8)).value,
-            value);
-        EXPECT_EQ(Matrix<double>(dwide.leftCols(8)), expected);
-    }
-    if (name == "load_balance") {
-        EXPECT_EQ(moe::load_balance_loss(wide.leftCols(8), example::two_best(), {}, 1.0,
-                                         dwide.leftCols(8))
-                      .value,
-                  value);
-        EXPECT_EQ(Matrix<double>(dwide.leftCols(8)), expected);
-    }
+    EXPECT_EQ(GetParam()
+                  .long_form(wide.leftCols(8), example::two_best(), {}, 1.0, dwide.leftCols(8))
+                  .value,
+              value);
+    EXPECT_EQ(Matrix<double>(dwide.leftCols(8)), expected);
     EXPECT_EQ(Matrix<double>(dwide.rightCols(3)), (Matrix<double>::Constant(4, 3, -2)));
 }
 

@@ -180,7 +180,8 @@ TEST(LoraExperts, TrainWithoutTheBaseOfTheirGroup) {
 }
 
 TEST(LoraExperts, AGroupWithOneBaseGivesTheSameAsExpertsWithACopyEach) {
-    const auto each = make_each(), group = [] { return make(LoraGroup(experts)); }();
+    const auto each = make_each();
+    const auto group = make(LoraGroup(experts));
     const auto x = moe::testing::random_matrix<double>(tokens, dim, 5);
     EXPECT_TRUE(moe::testing::compare(each(x), group(x), 1e-14));
     EXPECT_EQ(moe::num_parameters(each) - moe::num_parameters(group), (experts - 1) * dim * dim);
@@ -197,7 +198,7 @@ TEST(LoraExperts, NamesSayWhoseAMatrixIs) {
     EXPECT_EQ(names(make(LoraGroup(experts)))[4], "experts.1.base");
 }
 
-TEST(LoraExperts, TheSecondCallAllocatesNoMoreThanTheirOwnEigenCode) {
+TEST(LoraExperts, TheSecondCallAllocatesNothing) {
     const auto layer = make_each();
     const auto x = moe::testing::random_matrix<double>(tokens, dim, 5);
     moe::SerialExecutor serial;
@@ -207,24 +208,10 @@ TEST(LoraExperts, TheSecondCallAllocatesNoMoreThanTheirOwnEigenCode) {
     const auto both = [&] {
         layer.forward(x, y, ws);
         layer.backward(x, y, dx, grad, ws);
+        layer.backward(x, y, dx, moe::no_gradient, ws);
     };
     both();
-    const long together = allocations::in(both);
-    // The experts on their own: Eigen's temporaries are the user's.
-    long own = 0;
-    for (Index e = 1; e <= experts; ++e) {
-        const Index n = static_cast<Index>(ws.routing().tokens_of(e).size());
-        if (n == 0) continue;
-        const Matrix<double> in = x.topRows(n);
-        Matrix<double> out(n, dim), din(n, dim);
-        const Lora expert;
-        Lora own_grad = moe::zeros_like(expert);
-        own += allocations::in([&] {
-            expert.forward(in, out);
-            expert.backward(in, out, din, own_grad);
-        });
-    }
-    EXPECT_EQ(together, own);
+    EXPECT_EQ(allocations::in(both), 0) << "Eigen's own temporaries are not counted";
 }
 
 }  // namespace

@@ -8,14 +8,30 @@
 #include <new>
 #include <stdexcept>
 
-/// Counts what a piece of code allocates with operator new, in all threads.
+/// Counts what a piece of code allocates with operator new, in all threads, and lets one of its
+/// allocations fail.
 
 namespace allocations {
 
+/// Sanitizers bring an operator new of their own; nothing is counted there.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool are_counted = false;
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+inline constexpr bool are_counted = false;
+#else
+inline constexpr bool are_counted = true;
+#endif
+#else
+inline constexpr bool are_counted = true;
+#endif
+
 inline std::atomic<long> count{0};
+inline std::atomic<long> until_failure{-1};  // allocations before the one that fails; < 0: none
 
 [[gnu::noinline]] inline void* obtain(std::size_t bytes, std::size_t alignment) {
     count.fetch_add(1);
+    if (until_failure.load() >= 0 && until_failure.fetch_sub(1) == 0) throw std::bad_alloc();
     const std::size_t rounded = (bytes + alignment) / alignment * alignment;
     void* memory = std::aligned_alloc(alignment, rounded);
     if (memory == nullptr) throw std::bad_alloc();
@@ -23,16 +39,34 @@ inline std::atomic<long> count{0};
 }
 
 /// Allocations while f runs.
-/// @throws std::logic_error if they are not counted in this program
+/// @throws std::logic_error if they are not counted, though are_counted says so
 template <class F>
 long in(F&& f) {
     const long before = count.load();
     ::operator delete(::operator new(1));
     ::operator delete (::operator new (64, std::align_val_t{64}), std::align_val_t{64});
-    if (count.load() < before + 2) throw std::logic_error("allocations are not counted here");
+    if (are_counted && count.load() < before + 2)
+        throw std::logic_error("allocations are not counted here");
     const long start = count.load();
     f();
     return count.load() - start;
+}
+
+/// Runs f with its n-th allocation, from 0, failing.
+/// @return whether f made that many and threw std::bad_alloc
+template <class F>
+bool fails_at(long n, F&& f) {
+    const auto stop = [] { until_failure.store(-1); };
+    until_failure.store(n);
+    try {
+        f();
+    } catch (const std::bad_alloc&) {
+        return stop(), true;
+    } catch (...) {
+        stop();
+        throw;
+    }
+    return stop(), false;
 }
 
 }  // namespace allocations

@@ -74,8 +74,8 @@ private:
 
 /// Choices that may change from call to call. Unset: what the gate was built with.
 struct Dial {
-    std::optional<Index> k;                   ///< experts per token, for gates with a fixed number
-    std::optional<double> p;                  ///< probability mass, for top-p gates
+    std::optional<Index> k{};                   ///< experts per token, for gates with a fixed number
+    std::optional<double> p{};                  ///< probability mass, for top-p gates
     std::span<const Index> k_per_sequence{};  ///< [B] overrides k; needs sequence_offsets
     std::span<const double> p_per_sequence{};  ///< [B] overrides p; needs sequence_offsets
 };

@@ -117,8 +117,11 @@ auto span_of(M& matrix) {
 /// What cannot be empty, an Eigen object of fixed extents, becomes all zeros.
 template <class M>
 void make_empty(M& matrix) {
-    if constexpr (requires { matrix = M(); }) matrix = M();
-    std::fill_n(matrix.data(), matrix.size(), scalar_of<M>(0));
+    constexpr bool is_fixed = requires { requires M::SizeAtCompileTime != Eigen::Dynamic; };
+    if constexpr (!is_fixed && requires { matrix = M(); })
+        matrix = M();
+    else
+        std::fill_n(matrix.data(), matrix.size(), scalar_of<M>(0));
 }
 
 template <class Layer>

@@ -224,7 +224,7 @@ private:
 template <class S>
 struct WeightGradients {
     std::span<const S> output;  ///< [N] for Assignment::weight
-    std::span<const S> input;   ///< [N] for Assignment::input_weight; empty: all 0
+    std::span<const S> input{};  ///< [N] for Assignment::input_weight; empty: all 0
 
     /// For a gate that weighs outputs, which is nearly every gate.
     S operator[](Index assignment) const { return output[static_cast<std::size_t>(assignment)]; }

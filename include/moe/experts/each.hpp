@@ -92,15 +92,17 @@ public:
         View<S> outputs = state.outputs.matrix(total, y.cols());
         make_nodes(call);
         Executor& executor = call.ws.executor();
-        detail::parallel_for(executor, rows.num_experts(), flops(rows), [&](Index i, int) {
-            const Index begin = rows.begin(i), n = rows.size(i), e = rows.first_expert + i;
-            if (n == 0) return;
-            for (Index r = begin; r < begin + n; ++r)
-                kernel.scale(x.cols(), rows.input_weight(r), detail::row_data(x, rows.from[at(r)]),
-                             state.inputs.data() + r * x.cols());
-            detail::forward<E, S>(experts_[at(e)], inputs.middleRows(begin, n),
-                                  outputs.middleRows(begin, n), node(call, e));
-        });
+        detail::parallel_for(
+            executor, rows.num_experts(), flops(rows, x.cols(), y.cols()), [&](Index i, int) {
+                const Index begin = rows.begin(i), n = rows.size(i), e = rows.first_expert + i;
+                if (n == 0) return;
+                for (Index r = begin; r < begin + n; ++r)
+                    kernel.scale(x.cols(), rows.input_weight(r),
+                                 detail::row_data(x, rows.from[at(r)]),
+                                 state.inputs.data() + r * x.cols());
+                detail::forward<E, S>(experts_[at(e)], inputs.middleRows(begin, n),
+                                      outputs.middleRows(begin, n), node(call, e));
+            });
         const double added = 2.0 * static_cast<double>(rows.num_rows() * y.cols());
         detail::scatter_rows(executor, rows, rows.to, y.rows(), added, [&](Index, Index r) {
             kernel.axpy(y.cols(), rows.weights[at(r)], detail::row_data(outputs, r),
@@ -120,25 +122,26 @@ public:
         View<S> dins = state.dins.matrix(total, x.cols());
         make_nodes(call);
         Executor& executor = call.ws.executor();
-        detail::parallel_for(executor, rows.num_experts(), 3 * flops(rows), [&](Index i, int) {
-            const Index begin = rows.begin(i), n = rows.size(i), e = rows.first_expert + i;
-            if (n == 0) return;
-            for (Index r = begin; r < begin + n; ++r) {
-                const S* dy_row = detail::row_data(dy, rows.to[at(r)]);
-                dweights.weights[at(r)] =
-                    kernel.dot(dy.cols(), dy_row, detail::row_data(outputs, r));
-                kernel.scale(dy.cols(), rows.weights[at(r)], dy_row,
-                             state.douts.data() + r * dy.cols());
-            }
-            with_gradient(e, grad, [&](E& gradient) {
-                detail::backward<E, S>(experts_[at(e)], inputs.middleRows(begin, n),
-                                       douts.middleRows(begin, n), dins.middleRows(begin, n),
-                                       gradient, node(call, e));
+        detail::parallel_for(
+            executor, rows.num_experts(), 3 * flops(rows, x.cols(), dy.cols()), [&](Index i, int) {
+                const Index begin = rows.begin(i), n = rows.size(i), e = rows.first_expert + i;
+                if (n == 0) return;
+                for (Index r = begin; r < begin + n; ++r) {
+                    const S* dy_row = detail::row_data(dy, rows.to[at(r)]);
+                    dweights.weights[at(r)] =
+                        kernel.dot(dy.cols(), dy_row, detail::row_data(outputs, r));
+                    kernel.scale(dy.cols(), rows.weights[at(r)], dy_row,
+                                 state.douts.data() + r * dy.cols());
+                }
+                with_gradient(e, grad, [&](E& gradient) {
+                    detail::backward<E, S>(experts_[at(e)], inputs.middleRows(begin, n),
+                                           douts.middleRows(begin, n), dins.middleRows(begin, n),
+                                           gradient, node(call, e));
+                });
+                for (Index r = begin; r < begin + n && !dweights.input_weights.empty(); ++r)
+                    dweights.input_weights[at(r)] = kernel.dot(
+                        x.cols(), detail::row_data(dins, r), detail::row_data(x, rows.from[at(r)]));
             });
-            for (Index r = begin; r < begin + n && !dweights.input_weights.empty(); ++r)
-                dweights.input_weights[at(r)] = kernel.dot(x.cols(), detail::row_data(dins, r),
-                                                           detail::row_data(x, rows.from[at(r)]));
-        });
         const double added = 2.0 * static_cast<double>(rows.num_rows() * x.cols());
         detail::scatter_rows(executor, rows, rows.from, dx.rows(), added, [&](Index, Index r) {
             kernel.axpy(x.cols(), rows.input_weight(r), detail::row_data(dins, r),
@@ -166,10 +169,15 @@ private:
 
     static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
-    double flops(const Rows<S>& rows) const {
+    /// Whether threads are worth it is decided by this. An expert of unknown cost, without
+    /// parameters and flops_per_row(), is taken for one matrix product.
+    double flops(const Rows<S>& rows, Index in, Index out) const {
         double sum = 0;
-        for (Index i = 0; i < rows.num_experts(); ++i)
-            sum += facts(rows.first_expert + i).flops_per_row * static_cast<double>(rows.size(i));
+        for (Index i = 0; i < rows.num_experts(); ++i) {
+            const double known = facts(rows.first_expert + i).flops_per_row;
+            const double row = known > 0 ? known : 2 * static_cast<double>(in * out);
+            sum += row * static_cast<double>(rows.size(i));
+        }
         return sum;
     }
 

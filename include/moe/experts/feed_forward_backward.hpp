@@ -19,7 +19,7 @@ struct FeedForwardGradients {
 //     dh' = dy down                d(w) = <dh', h>, which is <dy, expert output> without it
 //     dh  = w dh'                  (dg, du) = through act(g) * u
 //     dx += input weight * (dg gate + du up)
-//     d(down) += dy^T (w h),  d(gate) += dg^T x,  d(up) += du^T x    over the expert's rows
+//     d(down) += (w dy)^T h,  d(gate) += dg^T x,  d(up) += du^T x    over the expert's rows
 //
 // Every product is over the rows of one expert, or over F, in ascending order, and every output
 // element belongs to one task: no sum depends on the number of threads.
@@ -45,7 +45,7 @@ void feed_forward_dhidden(const FeedForwardShape& shape, const FeedForwardOperan
     }
 }
 
-/// Row by row: the weight's gradient, dg and du, and w h for the gradient of `down`.
+/// Row by row: the weight's gradient, dg and du.
 template <class S>
 void feed_forward_nonlinearity(const FeedForwardShape& shape, const Rows<S>& rows,
                                const RowGradients<S>& dweights, FeedForwardState<S>& state,
@@ -56,15 +56,10 @@ void feed_forward_nonlinearity(const FeedForwardShape& shape, const Rows<S>& row
         const auto row = static_cast<std::size_t>(rows.offsets.front() + i);
         const S* const u = state.up.data() + i * state.stride;
         const S* const g = shape.gated ? state.gate.data() + i * state.stride : u;
-        S* const h = state.hidden.data() + i * state.stride;
+        const S* const h = state.hidden.data() + i * state.stride;
         S* const dh = state.dgate.data() + i * state.stride;
-        if (shape.gated)
-            table.gate(shape.activation, n, g, u, h);
-        else
-            table.activate(shape.activation, n, u, h);
         dweights.weights[row] = table.dot(n, dh, h);
         table.scale(n, rows.weights[row], dh, dh);
-        table.scale(n, rows.weights[row], h, h);
         if (shape.gated)
             table.gate_backward(shape.activation, n, g, u, dh, dh, state.dup.data() + i * state.stride);
         else
@@ -107,7 +102,7 @@ void feed_forward_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>
     }
 }
 
-/// d(down) += dy^T (w h) for rows [begin, end) of one expert's `down`.
+/// d(down) += (w dy)^T h for rows [begin, end) of one expert's `down`.
 template <class S>
 void feed_forward_ddown(const FeedForwardShape& shape, const Rows<S>& rows, In<S> dy,
                         const FeedForwardState<S>& state, const FeedForwardItem& item,
@@ -118,10 +113,10 @@ void feed_forward_ddown(const FeedForwardShape& shape, const Rows<S>& rows, In<S
     const KernelTable<S>& table = kernels<S>();
     S* const dy_block = scratch.resize(count * width + product_scratch(table)).data();
     if (S* const gradient = grad.down->gradient(expert)) {
-        gather<S>(table, dy, rows.to, {}, first, count, item.begin, item.end, dy_block, width);
-        const Strided<S> wh{state.hidden.data() + (first - rows.offsets.front()) * state.stride,
+        gather<S>(table, dy, rows.to, rows.weights, first, count, item.begin, item.end, dy_block, width);
+        const Strided<S> h{state.hidden.data() + (first - rows.offsets.front()) * state.stride,
                             state.stride, 1};
-        multiply(table, width, count, Strided<S>{dy_block, 1, width}, Operand<S>(wh), 0, shape.ffn_dim,
+        multiply(table, width, count, Strided<S>{dy_block, 1, width}, Operand<S>(h), 0, shape.ffn_dim,
                 gradient + item.begin * shape.ffn_dim, shape.ffn_dim, true, dy_block + count * width);
     }
     if (S* const gradient = grad.down_bias->gradient(expert))

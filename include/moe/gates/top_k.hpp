@@ -66,7 +66,7 @@ struct TopK {
 /// Slots are in falling order of what was ranked. Experts at -inf are never selected: a row with
 /// fewer than k others gets fewer, a row of -inf none. A row that holds a NaN gets NaN weights.
 /// Null experts are selected, left out of normalisation, and weigh 0. Weights of Score::softmax
-/// that are not normalised send a gradient to all L logits; others to the selected ones.
+/// send a gradient to all L logits unless normalised plainly; others to the selected ones only.
 ///
 /// context.dial.k and k_per_sequence replace k for a call. The group limit compares groups by
 /// score + bias; where scores depend on the selection, logits stand for them.

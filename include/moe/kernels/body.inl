@@ -22,13 +22,14 @@ inline constexpr Index block = 256;
 /// unroll pragmas are what keeps them there at -O2.
 template <int Rows>
 void tile_of(Index, Index cols, Index k, const S* a, Index a_row, Index a_col, const S* b,
-             Index b_row, S* c, Index c_row, bool add) {
+             Index b_row, S* c, Index c_row, bool add, const S* ahead, Index ahead_step) {
+    const Index added = add ? cols : 0;  // columns whose chain starts from C
     V acc[Rows][tile_vectors];
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 2
         for (int v = 0; v < tile_vectors; ++v)
-            acc[i][v] = add ? load(c + i * c_row + v * lanes, cols - v * lanes) : splat(0);
+            acc[i][v] = load(c + i * c_row + v * lanes, added - v * lanes);
     // Rows in threes: a pointer each, the others by its address plus a_row once and twice.
     constexpr int groups = (Rows + 2) / 3;
     const S* group[groups];
@@ -47,6 +48,8 @@ void tile_of(Index, Index cols, Index k, const S* a, Index a_row, Index a_col, c
 #pragma GCC unroll 6
         for (int g = 0; g < groups; ++g) group[g] += a_col;
         b += b_row;
+        __builtin_prefetch(ahead, 0, 2);  // into the second-level cache
+        ahead += ahead_step;
     }
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i)
@@ -64,9 +67,9 @@ struct Tiles<std::integer_sequence<int, Less...>> {
 };
 
 inline void tile(Index rows, Index cols, Index k, const S* a, Index a_row, Index a_col, const S* b,
-                 Index b_row, S* c, Index c_row, bool add) {
-    Tiles<std::make_integer_sequence<int, tile_rows>>::of[rows - 1](rows, cols, k, a, a_row, a_col,
-                                                                    b, b_row, c, c_row, add);
+                 Index b_row, S* c, Index c_row, bool add, const S* ahead, Index ahead_step) {
+    Tiles<std::make_integer_sequence<int, tile_rows>>::of[rows - 1](
+        rows, cols, k, a, a_row, a_col, b, b_row, c, c_row, add, ahead, ahead_step);
 }
 
 inline void pack(Index k, Index cols, const S* b, Index b_row, Index b_col, S* panel) {
@@ -92,27 +95,41 @@ inline void pack(Index k, Index cols, const S* b, Index b_row, Index b_col, S* p
 
 // ---- sums ----
 
-inline S fold(V x) {
-    S p[lanes];
-    store(p, x, lanes);
-    finish();
-    for (int half = 8; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i) p[i] += p[i + half];
-    return p[0];
-}
+/// The 16 partials of a sum or a maximum.
+struct Partials {
+    E part[lanes / elements];
 
-inline S fold_max(V x) {
-    S p[lanes];
-    store(p, x, lanes);
-    for (int half = 8; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i) p[i] = p[i] > p[i + half] ? p[i] : p[i + half];
-    return p[0];
-}
+    explicit Partials(S start) {
+        for (E& p : part) p = each(start);
+    }
+    /// Those that element i and the ones after it in an E go to.
+    E& at(Index i) { return part[i % lanes / elements]; }
+
+    S fold() const {
+        S p[lanes];
+        write(p);
+        for (int half = 8; half > 0; half /= 2)
+            for (int i = 0; i < half; ++i) p[i] += p[i + half];
+        return p[0];
+    }
+    S fold_max() const {
+        S p[lanes];
+        write(p);
+        for (int half = 8; half > 0; half /= 2)
+            for (int i = 0; i < half; ++i) p[i] = p[i] > p[i + half] ? p[i] : p[i + half];
+        return p[0];
+    }
+
+private:
+    void write(S* p) const {
+        for (Index i = 0; i < lanes; i += elements) store(p + i, part[i / elements], elements);
+        finish();
+    }
+};
 
 inline void axpy(Index n, S a, const S* x, S* y) {
-    const V factor = splat(a);
-    for (Index i = 0; i < n; i += lanes)
-        store(y + i, fma(factor, load(x + i, n - i), load(y + i, n - i)), n - i);
+    for (Index i = 0; i < n; i += elements)
+        store(y + i, fma(each(a), load_each(x + i, n - i), load_each(y + i, n - i)), n - i);
     finish();
 }
 
@@ -123,32 +140,42 @@ inline void scale(Index n, S a, const S* x, S* y) {
 }
 
 inline S dot(Index n, const S* x, const S* y) {
-    V sum = splat(0);
-    for (Index i = 0; i < n; i += lanes)
-        sum = first(n - i, fma(load(x + i, n - i), load(y + i, n - i), sum), sum);
-    return fold(sum);
+    Partials sum(0);
+    for (Index i = 0; i < n; i += elements) {
+        E& p = sum.at(i);
+        p = first(n - i, fma(load_each(x + i, n - i), load_each(y + i, n - i), p), p);
+    }
+    return sum.fold();
 }
 
-/// Adds element i to partial i mod 16.
-inline V accumulate(Index n, const S* x, V partials) {
-    for (Index i = 0; i < n; i += lanes)
-        partials = first(n - i, add(partials, load(x + i, n - i)), partials);
-    return partials;
+/// Adds x to the partials of a sum.
+inline void accumulate(Index n, const S* x, Partials& sum) {
+    for (Index i = 0; i < n; i += elements) {
+        E& p = sum.at(i);
+        p = first(n - i, add(p, load_each(x + i, n - i)), p);
+    }
 }
 
-inline S sum(Index n, const S* x) { return fold(accumulate(n, x, splat(0))); }
+inline S sum(Index n, const S* x) {
+    Partials sum(0);
+    accumulate(n, x, sum);
+    return sum.fold();
+}
 
 // ---- softmax ----
 
 /// The largest element, -inf if there is none. A NaN may be lost here; exp finds it again.
 inline S largest(Index n, const S* x) {
-    V most = splat(-std::numeric_limits<S>::infinity());
-    for (Index i = 0; i < n; i += lanes) most = first(n - i, max(most, load(x + i, n - i)), most);
-    return fold_max(most);
+    Partials most(-std::numeric_limits<S>::infinity());
+    for (Index i = 0; i < n; i += elements) {
+        E& p = most.at(i);
+        p = first(n - i, max(p, load_each(x + i, n - i)), p);
+    }
+    return most.fold_max();
 }
 
 /// y = exp(x - shift)
-inline void shifted_exp(Index n, S shift, const S* x, S* y) {
+[[gnu::noinline]] inline void shifted_exp(Index n, S shift, const S* x, S* y) {
     for (Index i = 0; i < n; i += elements)
         store(y + i, exp(sub(load_each(x + i, n - i), each(shift))), n - i);
 }
@@ -169,13 +196,13 @@ inline S log_sum_exp(Index n, const S* x) {
     const S most = largest(n, x);
     const S shift = most == infinity || most == -infinity ? S(0) : most;
     S e[block];
-    V partials = splat(0);
+    Partials sum(0);
     for (Index from = 0; from < n; from += block) {
         const Index count = n - from < block ? n - from : block;
         shifted_exp(count, shift, x + from, e);
-        partials = accumulate(count, e, partials);
+        accumulate(count, e, sum);
     }
-    return static_cast<S>(double(shift) + std::log(double(fold(partials))));
+    return static_cast<S>(double(shift) + std::log(double(sum.fold())));
 }
 
 // ---- elementwise ----
@@ -198,7 +225,7 @@ inline void sigmoid(Index n, const S* x, S* y) {
     finish();
 }
 
-/// value = act(a), slope = act'(a). The compiler drops whichever is not used.
+/// value = act(a), slope = act'(a).
 ///
 /// Limits: at -inf gelu, gelu_tanh and silu are -0 with slope 0, at +inf the value is inf and the
 /// slope 1. NaN gives NaN, except that the slope of relu is then 1.
@@ -238,47 +265,31 @@ template <Activation act>
     }
 }
 
+/// Writes act'(a) too, if there is a place for it. (One loop for both uses halves the code.)
 template <Activation act>
-struct Elementwise {
-    static void value(Index n, const S* a, S* values) {
-        for (Index i = 0; i < n; i += elements) {
-            E value, slope;
-            evaluate<act>(load_each(a + i, n - i), value, slope);
-            store(values + i, value, n - i);
-        }
-        finish();
+[[gnu::noinline]] void evaluate(Index n, const S* a, S* values, S* slopes) {
+    for (Index i = 0; i < n; i += elements) {
+        E value, slope;
+        evaluate<act>(load_each(a + i, n - i), value, slope);
+        store(values + i, value, n - i);
+        if (slopes != nullptr) store(slopes + i, slope, n - i);
     }
-    static void both(Index n, const S* a, S* values, S* slopes) {
-        for (Index i = 0; i < n; i += elements) {
-            E value, slope;
-            evaluate<act>(load_each(a + i, n - i), value, slope);
-            store(values + i, value, n - i);
-            store(slopes + i, slope, n - i);
-        }
-        finish();
-    }
-};
+    finish();
+}
 
-inline void activate(Activation act, Index n, const S* a, S* h) {
+inline void evaluate(Activation act, Index n, const S* a, S* values, S* slopes) {
     switch (act) {
-        case Activation::relu: return Elementwise<Activation::relu>::value(n, a, h);
-        case Activation::relu_squared: return Elementwise<Activation::relu_squared>::value(n, a, h);
-        case Activation::gelu: return Elementwise<Activation::gelu>::value(n, a, h);
-        case Activation::gelu_tanh: return Elementwise<Activation::gelu_tanh>::value(n, a, h);
-        case Activation::silu: return Elementwise<Activation::silu>::value(n, a, h);
+        case Activation::relu: return evaluate<Activation::relu>(n, a, values, slopes);
+        case Activation::relu_squared:
+            return evaluate<Activation::relu_squared>(n, a, values, slopes);
+        case Activation::gelu: return evaluate<Activation::gelu>(n, a, values, slopes);
+        case Activation::gelu_tanh: return evaluate<Activation::gelu_tanh>(n, a, values, slopes);
+        case Activation::silu: return evaluate<Activation::silu>(n, a, values, slopes);
     }
 }
 
-inline void both(Activation act, Index n, const S* a, S* values, S* slopes) {
-    switch (act) {
-        case Activation::relu: return Elementwise<Activation::relu>::both(n, a, values, slopes);
-        case Activation::relu_squared:
-            return Elementwise<Activation::relu_squared>::both(n, a, values, slopes);
-        case Activation::gelu: return Elementwise<Activation::gelu>::both(n, a, values, slopes);
-        case Activation::gelu_tanh:
-            return Elementwise<Activation::gelu_tanh>::both(n, a, values, slopes);
-        case Activation::silu: return Elementwise<Activation::silu>::both(n, a, values, slopes);
-    }
+inline void activate(Activation act, Index n, const S* a, S* h) {
+    evaluate(act, n, a, h, nullptr);
 }
 
 /// y = x z
@@ -295,7 +306,7 @@ inline void activate_backward(Activation act, Index n, const S* a, const S* dh, 
     S value[block], slope[block];
     for (Index from = 0; from < n; from += block) {
         const Index count = n - from < block ? n - from : block;
-        both(act, count, a + from, value, slope);
+        evaluate(act, count, a + from, value, slope);
         multiply(count, dh + from, slope, da + from);
     }
 }
@@ -304,7 +315,7 @@ inline void gate(Activation act, Index n, const S* g, const S* u, S* h) {
     S value[block];
     for (Index from = 0; from < n; from += block) {
         const Index count = n - from < block ? n - from : block;
-        activate(act, count, g + from, value);
+        evaluate(act, count, g + from, value, nullptr);
         multiply(count, value, u + from, h + from);
     }
 }
@@ -314,7 +325,7 @@ inline void gate_backward(Activation act, Index n, const S* g, const S* u, const
     S value[block], slope[block];
     for (Index from = 0; from < n; from += block) {
         const Index count = n - from < block ? n - from : block;
-        both(act, count, g + from, value, slope);
+        evaluate(act, count, g + from, value, slope);
         for (Index i = 0; i < count; i += elements) {
             const Index left = count - i;
             const E d = load_each(dh + from + i, left);

@@ -3,13 +3,10 @@
 // `using S = float` or `double`; no guard on purpose. The headers in x86/ define the same functions
 // with intrinsics.
 
-/// 16 elements: the columns of a tile, the partials of a sum.
+/// 16 columns of a tile.
 struct V {
     S lane[16];
 };
-
-/// The last call of every kernel; nothing to do here.
-inline void finish() {}
 
 [[gnu::always_inline]] inline V splat(S x) {
     V r;
@@ -33,27 +30,10 @@ inline void finish() {}
     for (Index l = 0; l < (n < 16 ? n : 16); ++l) p[l] = x.lane[l];
 }
 
-/// x in the first n lanes, y in the others.
-[[gnu::always_inline]] inline V first(Index n, V x, V y) {
-    for (Index l = 0; l < 16; ++l) x.lane[l] = l < n ? x.lane[l] : y.lane[l];
-    return x;
-}
-
 /// x y + z, rounded once.
 [[gnu::always_inline]] inline V fma(V x, V y, V z) {
     for (int l = 0; l < 16; ++l) z.lane[l] = std::fma(x.lane[l], y.lane[l], z.lane[l]);
     return z;
-}
-
-[[gnu::always_inline]] inline V add(V x, V y) {
-    for (int l = 0; l < 16; ++l) x.lane[l] += y.lane[l];
-    return x;
-}
-
-/// y if either is NaN or both are zeros, like the instruction.
-[[gnu::always_inline]] inline V max(V x, V y) {
-    for (int l = 0; l < 16; ++l) x.lane[l] = x.lane[l] > y.lane[l] ? x.lane[l] : y.lane[l];
-    return x;
 }
 
 /// to[p * to_row + j] = from[j * from_row + p] for j < rows and p < cols, 0 for rows <= j < 16;
@@ -62,3 +42,6 @@ inline void transpose(Index rows, Index cols, const S* from, Index from_row, S* 
     for (Index p = 0; p < cols; ++p)
         for (Index j = 0; j < 16; ++j) to[p * to_row + j] = j < rows ? from[j * from_row + p] : S(0);
 }
+
+/// The last call of every kernel; nothing to do here.
+inline void finish() {}

@@ -21,7 +21,7 @@ namespace portable_float {
 
 using S = float;
 inline constexpr const char* table_name = "scalar";
-inline constexpr int tile_rows = 4;
+inline constexpr int tile_rows = 2;
 inline constexpr int tile_vectors = 1;
 
 #include <moe/kernels/lanes.inl>
@@ -47,7 +47,7 @@ namespace portable_double {
 
 using S = double;
 inline constexpr const char* table_name = "scalar";
-inline constexpr int tile_rows = 4;
+inline constexpr int tile_rows = 2;
 inline constexpr int tile_vectors = 1;
 
 #include <moe/kernels/lanes.inl>

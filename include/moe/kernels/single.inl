@@ -13,11 +13,14 @@ inline constexpr Index elements = 1;
 inline E each(S x) { return {x}; }
 inline E load_each(const S* p, Index) { return {*p}; }
 inline void store(S* p, E x, Index) { *p = x.x; }
+inline E first(Index, E x, E) { return x; }  // loops end before n
+/// x y + z, rounded once.
 inline E fma(E x, E y, E z) { return {std::fma(x.x, y.x, z.x)}; }
 inline E add(E x, E y) { return {x.x + y.x}; }
 inline E sub(E x, E y) { return {x.x - y.x}; }
 inline E mul(E x, E y) { return {x.x * y.x}; }
 inline E div(E x, E y) { return {x.x / y.x}; }
+/// y if either is NaN or both are zeros, like the instruction.
 inline E max(E x, E y) { return {x.x > y.x ? x.x : y.x}; }
 inline E min(E x, E y) { return {x.x < y.x ? x.x : y.x}; }
 inline E negate(E x) { return {-x.x}; }

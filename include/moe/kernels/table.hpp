@@ -44,8 +44,10 @@ struct KernelTable {
     /// @param a     A(i, p) = a[i * a_row + p * a_col]
     /// @param b     B(p, j) = b[p * b_row + j]; all panel_width columns of each row are readable
     /// @param c     C(i, j) = c[i * c_row + j]
+    /// @param ahead, ahead_step  the cache line of ahead + p * ahead_step is prefetched in step p:
+    ///              what the next tiles will read comes in while this one computes. Any address.
     void (*tile)(Index rows, Index cols, Index k, const S* a, Index a_row, Index a_col, const S* b,
-                 Index b_row, S* c, Index c_row, bool add);
+                 Index b_row, S* c, Index c_row, bool add, const S* ahead, Index ahead_step);
 
     /// panel[p * panel_width + j] = B(p, j) for j < cols, 0 from there to panel_width.
     /// @param b  B(p, j) = b[p * b_row + j * b_col]; quick when b_col or b_row is 1

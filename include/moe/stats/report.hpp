@@ -18,7 +18,7 @@
 namespace moe::inline MOE_ABI {
 
 struct ReportOptions {
-    Index width = 80;                  ///< columns of the longest line; 40 or more
+    Index width = 80;                  ///< columns of an expert's line, if names are short; >= 40
     bool ascii = false;                ///< bars of '#' and '-' instead of blocks
     std::vector<std::string> names{};  ///< [E] of the experts, UTF-8; empty: their numbers
 };

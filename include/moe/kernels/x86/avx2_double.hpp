@@ -67,29 +67,11 @@ struct V {
     store(lane, x);
     for (Index l = 0; l < n; ++l) p[l] = lane[l];
 }
-[[gnu::always_inline]] inline V first(Index n, V x, V y) {
-    if (n >= 16) return x;
-    S lane[16];
-    store(lane, y);
-    store(lane, x, n);
-    return load(lane);
-}
 [[gnu::always_inline]] inline V fma(V x, V y, V z) {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) z.part[i] = _mm256_fmadd_pd(x.part[i], y.part[i], z.part[i]);
     return z;
 }
-[[gnu::always_inline]] inline V add(V x, V y) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) x.part[i] = _mm256_add_pd(x.part[i], y.part[i]);
-    return x;
-}
-[[gnu::always_inline]] inline V max(V x, V y) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) x.part[i] = _mm256_max_pd(x.part[i], y.part[i]);
-    return x;
-}
-
 /// to[p * to_row + j] = from[j * from_row + p] for j < rows and p < cols, 0 for rows <= j < 16.
 inline void transpose(Index rows, Index cols, const S* from, Index from_row, S* to, Index to_row) {
     for (Index p = 0; p < cols; ++p)

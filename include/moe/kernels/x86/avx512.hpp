@@ -41,7 +41,9 @@ struct V {
 };
 
 [[gnu::always_inline]] inline __mmask16 mask(Index n) {
-    return static_cast<__mmask16>(n >= 16 ? 0xFFFFU : n <= 0 ? 0U : (1U << n) - 1U);
+    n = n < 16 ? n : 16;  // minimum and maximum, not branches: g++ would copy what follows for each
+    n = n > 0 ? n : 0;
+    return static_cast<__mmask16>((1U << n) - 1U);
 }
 
 /// The last call of every kernel: marks the upper parts of the registers as unused. Compilers do so

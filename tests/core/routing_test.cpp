@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: MIT
+#include <moe/core/routing.hpp>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <stdexcept>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "core/message.hpp"
+#include "support/allocations.hpp"
+
+namespace {
+
+using core_test::message;
+using moe::Assignment;
+using moe::Dropped;
+using moe::Index;
+using moe::Routing;
+
+constexpr auto ungrouped = "moe::Routing: read before group(); call group() after the last add()";
+
+template <class T>
+std::vector<T> list(std::span<const T> values) {
+    return {values.begin(), values.end()};
+}
+using Ids = std::vector<std::int32_t>;
+using Numbers = std::vector<Index>;
+
+// Token 0: experts 2, 0.  Token 1: none.  Token 2: experts 1, 2, 0.  Added out of order.
+Routing example() {
+    Routing routing;
+    routing.reset(3, 4);
+    routing.add(2, 1, 0.5);
+    routing.add(0, 2, 0.25);
+    routing.add(2, 2, 0.125, 3);
+    routing.add(0, 0);
+    routing.add(2, 0, -1);
+    routing.group();
+    return routing;
+}
+
+TEST(Routing, ListsEachTokensAssignmentsInTheOrderTheyWereAdded) {
+    const Routing routing = example();
+    EXPECT_EQ(routing.num_tokens(), 3);
+    EXPECT_EQ(routing.num_experts(), 4);
+    EXPECT_EQ(routing.num_assignments(), 5);
+    EXPECT_EQ(routing.num_kept(), 5);
+    const std::vector<Assignment> expected{
+        {.token = 0, .expert = 2, .slot = 0, .weight = 0.25},
+        {.token = 0, .expert = 0, .slot = 1},
+        {.token = 2, .expert = 1, .slot = 0, .weight = 0.5},
+        {.token = 2, .expert = 2, .slot = 1, .weight = 0.125, .input_weight = 3},
+        {.token = 2, .expert = 0, .slot = 2, .weight = -1}};
+    EXPECT_EQ(list(routing.assignments()), expected);
+    EXPECT_EQ(routing.first(0), 0);
+    EXPECT_EQ(routing.first(1), 2);
+    EXPECT_EQ(routing.first(2), 2);
+    EXPECT_EQ(routing.first(3), 5);
+    EXPECT_EQ(routing.of(0).size(), 2u);
+    EXPECT_TRUE(routing.of(1).empty());
+    EXPECT_EQ(routing.of(2)[1], expected[3]);
+}
+
+TEST(Routing, ListsEachExpertsTokensAscending) {
+    const Routing routing = example();
+    EXPECT_EQ(list(routing.tokens_of(0)), (Ids{0, 2}));
+    EXPECT_EQ(list(routing.tokens_of(1)), (Ids{2}));
+    EXPECT_EQ(list(routing.tokens_of(2)), (Ids{0, 2}));
+    EXPECT_TRUE(routing.tokens_of(3).empty());
+    EXPECT_EQ(list(routing.assignments_of(0)), (Numbers{1, 4}));
+    EXPECT_EQ(list(routing.assignments_of(2)), (Numbers{0, 3}));
+    EXPECT_EQ(list(routing.expert_offsets()), (Numbers{0, 2, 3, 5, 5}));
+    EXPECT_EQ(list(routing.expert_tokens()), (Ids{0, 2, 2, 0, 2}));
+    EXPECT_EQ(list(routing.expert_assignments()), (Numbers{1, 4, 2, 0, 3}));
+}
+
+TEST(Routing, WeightsAreReadInTheScalarOfTheLayer) {
+    Routing routing;
+    routing.reset(1, 2);
+    routing.add(0, 0, static_cast<double>(0.1f));
+    routing.add(0, 1, 0.1);
+    routing.group();
+    EXPECT_EQ(routing.weight<float>(0), 0.1f);  // a double holds a float exactly
+    EXPECT_EQ(routing.weight<double>(1), 0.1);
+    EXPECT_EQ(routing.weight<float>(1), 0.1f);
+}
+
+TEST(Routing, TheExpertMajorOrderIsStable) {
+    Routing routing;
+    routing.reset(40, 3);
+    for (Index i = 0; i < 40; ++i) {
+        const Index t = i * 7 % 40;
+        routing.add(t, (t + 1) % 3);
+        if (t % 2 == 0) routing.add(t, t % 3);
+    }
+    routing.group();
+    Index row = 0;
+    for (Index e = 0; e < 3; ++e) {
+        const auto tokens = routing.tokens_of(e);
+        const auto numbers = routing.assignments_of(e);
+        for (std::size_t i = 0; i < tokens.size(); ++i, ++row) {
+            if (i > 0) {
+                EXPECT_LT(numbers[i - 1], numbers[i]);
+            }
+            const Assignment& a = routing.assignments()[static_cast<std::size_t>(numbers[i])];
+            EXPECT_EQ(a.expert, e);
+            EXPECT_EQ(a.token, tokens[i]);
+        }
+    }
+    EXPECT_EQ(row, routing.num_kept());
+    EXPECT_EQ(row, 60);
+}
+
+TEST(Routing, DroppedAssignmentsLeaveOnlyTheExpertMajorOrder) {
+    Routing routing = example();
+    routing.set_dropped(0, Dropped::capacity);
+    routing.set_dropped(4, Dropped::pruned);
+    routing.group();
+    EXPECT_EQ(routing.num_assignments(), 5);
+    EXPECT_EQ(routing.num_kept(), 3);
+    EXPECT_EQ(routing.of(0)[0].dropped, Dropped::capacity);
+    EXPECT_EQ(routing.of(2)[2].dropped, Dropped::pruned);
+    EXPECT_EQ(routing.of(2)[2].slot, 2);
+    EXPECT_EQ(list(routing.tokens_of(0)), (Ids{0}));
+    EXPECT_EQ(list(routing.tokens_of(2)), (Ids{2}));
+    EXPECT_EQ(list(routing.assignments_of(2)), (Numbers{3}));
+    EXPECT_EQ(list(routing.expert_offsets()), (Numbers{0, 1, 2, 3, 3}));
+
+    routing.set_dropped(0, Dropped::no);
+    routing.set_dropped(4, Dropped::no);
+    routing.group();
+    EXPECT_EQ(routing, example());
+    EXPECT_EQ(list(routing.expert_tokens()), list(example().expert_tokens()));
+}
+
+TEST(Routing, ATokenMayLoseAllItsAssignments) {
+    Routing routing = example();
+    for (Index a = 0; a < 5; ++a) routing.set_dropped(a, Dropped::capacity);
+    routing.group();
+    EXPECT_EQ(routing.num_kept(), 0);
+    EXPECT_EQ(routing.of(2).size(), 3u);
+    EXPECT_EQ(list(routing.expert_offsets()), (Numbers{0, 0, 0, 0, 0}));
+}
+
+TEST(Routing, WeightsMayBeEditedInPlace) {
+    Routing routing = example();
+    routing.set_weight(3, 0.75);
+    routing.set_input_weight(0, -2);
+    EXPECT_EQ(routing.of(2)[1].weight, 0.75);  // no group() in between
+    EXPECT_EQ(routing.of(0)[0].input_weight, -2);
+    EXPECT_NE(routing, example());
+}
+
+TEST(Routing, AssignmentsMayBeAddedAfterwards) {
+    Routing routing = example();
+    routing.add(1, 3, 0.5);
+    routing.add(0, 3);
+    routing.group();
+    EXPECT_EQ(routing.num_assignments(), 7);
+    EXPECT_EQ(routing.of(0)[2].expert, 3);
+    EXPECT_EQ(routing.of(0)[2].slot, 2);
+    EXPECT_EQ(routing.of(1)[0].weight, 0.5);
+    EXPECT_EQ(list(routing.tokens_of(3)), (Ids{0, 1}));
+    EXPECT_EQ(routing.of(0)[0].expert, 2);  // what was there keeps its slot
+}
+
+TEST(Routing, GroupingTwiceChangesNothing) {
+    Routing routing = example();
+    const Assignment* const data = routing.assignments().data();
+    routing.group();
+    EXPECT_EQ(routing.assignments().data(), data);
+    EXPECT_EQ(routing, example());
+}
+
+TEST(Routing, IsNotReadBeforeItIsGrouped) {
+    for (const int what : {0, 1, 2}) {
+        Routing routing = example();
+        if (what == 0) routing.reset(3, 4);
+        if (what == 1) routing.add(1, 1);
+        if (what == 2) routing.set_dropped(0, Dropped::pruned);
+        const auto text = [](auto&& f) { return message<std::logic_error>(f); };
+        EXPECT_EQ(text([&] { routing.assignments(); }), ungrouped);
+        EXPECT_EQ(text([&] { routing.num_kept(); }), ungrouped);
+        EXPECT_EQ(text([&] { routing.first(0); }), ungrouped);
+        EXPECT_EQ(text([&] { routing.of(0); }), ungrouped);
+        EXPECT_EQ(text([&] { routing.tokens_of(0); }), ungrouped);
+        EXPECT_EQ(text([&] { routing.assignments_of(0); }), ungrouped);
+        EXPECT_EQ(text([&] { routing.expert_offsets(); }), ungrouped);
+        EXPECT_EQ(text([&] { routing.expert_tokens(); }), ungrouped);
+        EXPECT_EQ(text([&] { routing.expert_assignments(); }), ungrouped);
+    }
+    EXPECT_EQ(message<std::logic_error>([] { Routing().assignments(); }), ungrouped);
+}
+
+TEST(Routing, TokensAndExpertsMustBeInRange) {
+    Routing routing;
+    routing.reset(3, 4);
+    EXPECT_EQ(message([&] { routing.add(3, 0); }), "moe::Routing::add: token is 3, there are 3");
+    EXPECT_EQ(message([&] { routing.add(-1, 0); }), "moe::Routing::add: token is -1, there are 3");
+    EXPECT_EQ(message([&] { routing.add(0, 4); }), "moe::Routing::add: expert is 4, there are 4");
+    EXPECT_EQ(message([&] { routing.add(0, -1); }), "moe::Routing::add: expert is -1, there are 4");
+    EXPECT_EQ(routing.num_assignments(), 0);
+    EXPECT_EQ(message([&] { routing.add(Index{1} << 32, 0); }),
+              "moe::Routing::add: token is 4294967296, there are 3");
+
+    const Routing grouped = example();
+    EXPECT_EQ(message([&] { grouped.of(3); }), "moe::Routing::of: token is 3, there are 3");
+    EXPECT_EQ(message([&] { grouped.of(-1); }), "moe::Routing::of: token is -1, there are 3");
+    EXPECT_EQ(message([&] { grouped.first(4); }), "moe::Routing::first: token is 4, there are 3");
+    EXPECT_EQ(message([&] { grouped.first(-1); }), "moe::Routing::first: token is -1, there are 3");
+    EXPECT_EQ(message([&] { grouped.tokens_of(4); }), "moe::Routing: expert is 4, there are 4");
+    EXPECT_EQ(message([&] { grouped.assignments_of(-1); }), "moe::Routing: expert is -1, there are 4");
+}
+
+TEST(Routing, AssignmentsMustExist) {
+    Routing routing = example();
+    const auto text = "moe::Routing: assignment is 5, there are 5";
+    EXPECT_EQ(message([&] { routing.set_weight(5, 1); }), text);
+    EXPECT_EQ(message([&] { routing.set_input_weight(5, 1); }), text);
+    EXPECT_EQ(message([&] { routing.set_dropped(5, Dropped::no); }), text);
+    EXPECT_EQ(message([&] { routing.weight<float>(5); }), text);
+    EXPECT_EQ(message([&] { routing.weight<float>(-1); }),
+              "moe::Routing: assignment is -1, there are 5");
+    EXPECT_EQ(routing, example());
+}
+
+TEST(Routing, ExtentsFit31Bits) {
+    constexpr Index most = std::numeric_limits<std::int32_t>::max();
+    Routing routing = example();
+    EXPECT_EQ(message([&] { routing.reset(most + 1, 2); }),
+              "moe::Routing: 2147483648 tokens and 2 experts, both must lie in [0, 2147483647]");
+    EXPECT_EQ(message([&] { routing.reset(2, most + 1); }),
+              "moe::Routing: 2 tokens and 2147483648 experts, both must lie in [0, 2147483647]");
+    EXPECT_EQ(message([&] { routing.reset(-1, 2); }),
+              "moe::Routing: -1 tokens and 2 experts, both must lie in [0, 2147483647]");
+    EXPECT_THROW(routing.reset(2, -1), std::invalid_argument);
+    EXPECT_EQ(routing, example());  // a refusal changes nothing
+
+    routing.reset(most, most);  // allocates nothing
+    routing.add(most - 1, most - 1);
+    EXPECT_THROW(routing.add(most, 0), std::invalid_argument);
+    EXPECT_EQ(routing.num_assignments(), 1);
+}
+
+TEST(Routing, MayBeEmpty) {
+    for (const Index tokens : {0, 1, 5})
+        for (const Index experts : {0, 1, 3}) {
+            Routing routing;
+            routing.reset(tokens, experts);
+            routing.group();
+            EXPECT_EQ(routing.num_kept(), 0);
+            EXPECT_TRUE(routing.assignments().empty());
+            EXPECT_EQ(routing.first(tokens), 0);
+            EXPECT_EQ(routing.expert_offsets().size(), static_cast<std::size_t>(experts) + 1);
+            for (Index t = 0; t < tokens; ++t) EXPECT_TRUE(routing.of(t).empty());
+            for (Index e = 0; e < experts; ++e) EXPECT_TRUE(routing.tokens_of(e).empty());
+        }
+    Routing fresh;
+    fresh.group();
+    EXPECT_EQ(fresh.num_kept(), 0);
+}
+
+TEST(Routing, ResetForgetsThePlan) {
+    Routing routing = example();
+    routing.reset(2, 2);
+    routing.add(1, 1);
+    routing.group();
+    EXPECT_EQ(routing.num_assignments(), 1);
+    EXPECT_EQ(routing.expert_offsets().size(), 3u);
+    EXPECT_EQ(list(routing.tokens_of(1)), (Ids{1}));
+    EXPECT_THROW(routing.of(2), std::invalid_argument);
+}
+
+TEST(Routing, CopiesAreIndependent) {
+    const Routing original = example();
+    Routing copy = original;
+    EXPECT_EQ(copy, original);
+    copy.set_weight(0, 9);
+    EXPECT_EQ(original.of(0)[0].weight, 0.25);
+    EXPECT_EQ(list(original.tokens_of(2)), list(copy.tokens_of(2)));
+}
+
+TEST(Routing, EqualPlansHaveEqualPartsAndExtents) {
+    Routing wider = example(), longer = example();
+    EXPECT_EQ(example(), example());
+    wider.reset(3, 5);
+    longer.reset(4, 4);
+    const Routing reference = example();
+    for (const Assignment& a : reference.assignments())
+        for (Routing* routing : {&wider, &longer})
+            routing->add(a.token, a.expert, a.weight, a.input_weight);
+    wider.group(), longer.group();
+    EXPECT_NE(wider, example());
+    EXPECT_NE(longer, example());
+
+    Routing other_order;
+    other_order.reset(1, 2);
+    other_order.add(0, 1), other_order.add(0, 0);
+    other_order.group();
+    Routing order;
+    order.reset(1, 2);
+    order.add(0, 0), order.add(0, 1);
+    order.group();
+    EXPECT_NE(order, other_order);  // slots count
+    Routing dropped = order;
+    dropped.set_dropped(1, Dropped::pruned);
+    dropped.group();
+    EXPECT_NE(dropped, order);
+}
+
+TEST(Routing, NotANumberIsAWeightLikeAnyOther) {
+    Routing routing;
+    routing.reset(1, 1);
+    routing.add(0, 0, std::numeric_limits<double>::quiet_NaN());
+    routing.group();
+    EXPECT_TRUE(std::isnan(routing.weight<float>(0)));
+    EXPECT_EQ(routing.num_kept(), 1);
+    EXPECT_NE(routing, Routing(routing));  // as floating-point numbers compare
+}
+
+TEST(Routing, WhatWasReservedIsNotAllocatedAgain) {
+    Routing routing;
+    routing.reserve(50, 7, 100);
+    const auto fill = [&] {
+        routing.reset(50, 7);
+        for (Index t = 0; t < 50; ++t) routing.add(t, t % 7), routing.add(t, (t + 3) % 7);
+        routing.group();
+        routing.set_dropped(99, Dropped::capacity);
+        routing.group();
+    };
+    EXPECT_EQ(allocations::in(fill), 0);
+    EXPECT_EQ(allocations::in(fill), 0);
+    EXPECT_EQ(routing.num_kept(), 99);
+}
+
+TEST(Routing, ASecondPlanOfTheSameSizeAllocatesNothing) {
+    Routing routing;
+    const auto fill = [&](Index shift) {
+        routing.reset(30, 5);
+        for (Index t = 0; t < 30; ++t) routing.add(t, (t + shift) % 5);
+        routing.group();
+    };
+    fill(0);
+    EXPECT_EQ(allocations::in([&] { fill(3); }), 0);
+}
+
+TEST(WeightGradients, AreReadByAssignment) {
+    const std::vector<float> output{1, 2, 3};
+    const moe::WeightGradients<float> gradients{.output = output};
+    EXPECT_EQ(gradients[2], 3.0f);
+    EXPECT_TRUE(gradients.input.empty());
+}
+
+}  // namespace

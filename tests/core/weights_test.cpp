@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: MIT
+#include <moe/core/weights.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "core/message.hpp"
+
+namespace {
+
+using core_test::message;
+using moe::Dtype;
+using moe::Index;
+using moe::Weights;
+using moe::WeightView;
+
+template <class S>
+class StackedWeights : public testing::Test {};
+using Scalars = testing::Types<float, double>;
+TYPED_TEST_SUITE(StackedWeights, Scalars);
+
+TYPED_TEST(StackedWeights, AreZerosInOneAllocation) {
+    Weights<TypeParam> weights(3, 4, 5);
+    EXPECT_EQ(weights.count(), 3);
+    EXPECT_EQ(weights.rows(), 4);
+    EXPECT_EQ(weights.cols(), 5);
+    EXPECT_FALSE(weights.is_bound());
+    const TypeParam* const first = weights.owned(0).data();
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(first) % moe::cache_line, 0u);
+    for (Index e = 0; e < 3; ++e) {
+        EXPECT_EQ(weights.owned(e).data(), first + e * 20);
+        EXPECT_EQ(weights.gradient(e), first + e * 20);
+        for (Index i = 0; i < 20; ++i) EXPECT_EQ(weights.owned(e).data()[i], TypeParam(0));
+        const WeightView view = weights[e];
+        EXPECT_EQ(view.data, first + e * 20);
+        EXPECT_EQ(view.dtype, moe::dtype_of<TypeParam>);
+        EXPECT_EQ(view.rows, 4);
+        EXPECT_EQ(view.cols, 5);
+        EXPECT_EQ(view.row_stride, 5);
+        EXPECT_EQ(view.col_stride, 1);
+        EXPECT_EQ(view.scales, nullptr);
+    }
+}
+
+TYPED_TEST(StackedWeights, StayTogetherWhenCopied) {
+    Weights<TypeParam> original(3, 2, 2);
+    moe::Random random(1);
+    original.fill_normal(random, 1);
+    Weights<TypeParam> copy = original;
+    const TypeParam* const first = copy.owned(0).data();
+    EXPECT_NE(first, original.owned(0).data());
+    for (Index e = 0; e < 3; ++e) {
+        EXPECT_EQ(copy.owned(e).data(), first + e * 4);
+        for (Index i = 0; i < 4; ++i)
+            EXPECT_EQ(copy.owned(e).data()[i], original.owned(e).data()[i]);
+    }
+    copy.owned(1)(0, 0) = 7;
+    EXPECT_NE(original.owned(1)(0, 0), TypeParam(7));
+}
+
+TYPED_TEST(StackedWeights, AreStackedAgainWhenTheyHadBeenMovedApart) {
+    Weights<TypeParam> original(2, 1, 3);
+    std::vector<TypeParam> elsewhere(10, TypeParam(5));
+    original.owned(0).place(elsewhere.data() + 6, nullptr);
+    original.owned(1).place(elsewhere.data(), nullptr);
+    original.owned(1)(0, 2) = 8;
+    Weights<TypeParam> copy = original;
+    EXPECT_EQ(copy.owned(1).data(), copy.owned(0).data() + 3);
+    EXPECT_EQ(copy.owned(0)(0, 0), TypeParam(0));
+    EXPECT_EQ(copy.owned(1)(0, 2), TypeParam(8));
+    EXPECT_EQ(elsewhere[2], TypeParam(8));
+    EXPECT_EQ(elsewhere[3], TypeParam(5));
+}
+
+TEST(Weights, GradientsThatAreNotWantedAreNull) {
+    Weights<float> grad(3, 2, 2);
+    grad.owned(1) = {};
+    EXPECT_NE(grad.gradient(0), nullptr);
+    EXPECT_EQ(grad.gradient(1), nullptr);
+    EXPECT_EQ(grad.gradient(3), nullptr);
+    Weights<float> copy = grad;
+    EXPECT_EQ(copy.gradient(1), nullptr);
+    EXPECT_EQ(copy.gradient(2), copy.gradient(0) + 8);
+    EXPECT_EQ(copy.count(), 3);
+    EXPECT_EQ(Weights<float>().gradient(0), nullptr);
+    EXPECT_EQ(Weights<float>(2, 0, 5).gradient(0), nullptr);
+}
+
+TEST(Weights, MovingKeepsAddresses) {
+    Weights<float> original(2, 3, 3);
+    const float* const data = original.owned(1).data();
+    Weights<float> moved = std::move(original);
+    EXPECT_EQ(moved.owned(1).data(), data);
+    Weights<float> assigned;
+    assigned = std::move(moved);
+    EXPECT_EQ(assigned.owned(1).data(), data);
+    EXPECT_EQ(assigned.rows(), 3);
+    static_assert(std::is_nothrow_move_constructible_v<Weights<float>>);
+}
+
+TEST(Weights, AreFilledExpertByExpert) {
+    Weights<double> weights(2, 2, 3);
+    moe::Random random(5), same(5);
+    weights.fill_normal(random, 0.25);
+    for (Index e = 0; e < 2; ++e)
+        for (Index i = 0; i < 6; ++i) EXPECT_EQ(weights.owned(e).data()[i], 0.25 * same.normal());
+}
+
+TEST(Weights, MayBeEmpty) {
+    EXPECT_EQ(Weights<float>().count(), 0);
+    EXPECT_FALSE(Weights<float>().is_bound());
+    const Weights<float> none(0, 4, 5);
+    EXPECT_EQ(none.count(), 0);
+    EXPECT_EQ(Weights<float>(none).rows(), 4);
+    const Weights<float> no_views((std::vector<WeightView>()));
+    EXPECT_EQ(no_views.count(), 0);
+    EXPECT_FALSE(no_views.is_bound());
+    const Weights<float> no_columns(2, 3, 0);
+    EXPECT_EQ(no_columns.count(), 2);
+    EXPECT_EQ(no_columns[1].cols, 0);
+}
+
+TEST(Weights, ExtentsThatOverflowAreLengthErrors) {
+    constexpr Index most = std::numeric_limits<Index>::max();
+    EXPECT_THROW(Weights<float>(1, most, 2), std::length_error);
+    EXPECT_THROW(Weights<float>(2, most, 1), std::length_error);
+    EXPECT_THROW(Weights<float>(1, most, 1), std::length_error);  // in bytes
+    EXPECT_THROW(Weights<float>(-1, 2, 2), std::length_error);
+}
+
+struct Bound {
+    std::vector<float> a = std::vector<float>(6, 1.0f), b = std::vector<float>(12, 2.0f);
+    std::vector<WeightView> views{{.data = a.data(), .dtype = Dtype::f32, .rows = 2, .cols = 3,
+                                   .row_stride = 3},
+                                  {.data = b.data(), .dtype = Dtype::bf16, .rows = 2, .cols = 3,
+                                   .row_stride = 1, .col_stride = 4}};
+};
+
+TEST(Weights, BoundOnesAreTheCallersViews) {
+    const Bound memory;
+    const Weights<float> weights(memory.views);
+    EXPECT_TRUE(weights.is_bound());
+    EXPECT_EQ(weights.count(), 2);
+    EXPECT_EQ(weights.rows(), 2);
+    EXPECT_EQ(weights.cols(), 3);
+    EXPECT_EQ(weights[0].data, memory.a.data());
+    EXPECT_EQ(weights[1].data, memory.b.data());
+    EXPECT_EQ(weights[1].dtype, Dtype::bf16);  // element types may differ
+    EXPECT_EQ(weights[1].row_stride, 1);
+    EXPECT_EQ(weights[1].col_stride, 4);
+    Weights<float> copy = weights;
+    EXPECT_EQ(copy[0].data, memory.a.data());
+    EXPECT_EQ(copy.gradient(0), nullptr);
+    moe::Random random(1);
+    copy.fill_normal(random, 1);
+    EXPECT_EQ(memory.a[0], 1.0f);
+}
+
+TEST(Weights, BoundOnesHaveOneShape) {
+    Bound memory;
+    memory.views[1].cols = 4;
+    EXPECT_EQ(message([&] { Weights<float> weights(memory.views); }),
+              "moe::Weights: one expert's matrix is [2, 4], the first one's is [2, 3]");
+}
+
+TEST(Weights, GradientsOfBoundOnesAreOwned) {
+    const Bound memory;
+    Weights<float> grad(memory.views);
+    grad.own_gradients();
+    EXPECT_FALSE(grad.is_bound());
+    EXPECT_EQ(grad.count(), 2);
+    EXPECT_EQ(grad.rows(), 2);
+    EXPECT_EQ(grad.cols(), 3);
+    EXPECT_EQ(grad.gradient(1), grad.gradient(0) + 6);
+    for (Index i = 0; i < 12; ++i) EXPECT_EQ(grad.gradient(0)[i], 0.0f);
+    EXPECT_EQ(memory.a[0], 1.0f);
+
+    Weights<float> owned(1, 1, 1);
+    owned.owned(0)(0, 0) = 3;
+    owned.own_gradients();  // they already are
+    EXPECT_EQ(owned.owned(0)(0, 0), 3.0f);
+}
+
+TEST(Weights, AreVisitedUnderTheNumberOfTheirExpert) {
+    Weights<float> weights(3, 1, 1);
+    std::vector<std::string> names;
+    const auto visit = [&](const std::string& name, const moe::Parameter<float>& matrix, moe::Role role) {
+        EXPECT_EQ(role, moe::Role::trainable);
+        EXPECT_EQ(matrix.size(), 1);
+        names.push_back(name);
+    };
+    weights.visit(2, "gate", visit);
+    weights.visit(0, "up", visit);
+    weights.visit(3, "up", visit);  // there is none
+    EXPECT_EQ(names, (std::vector<std::string>{"2.gate", "0.up"}));
+    const Bound memory;
+    Weights<float> bound(memory.views);
+    bound.visit(0, "gate", visit);
+    EXPECT_EQ(names.size(), 2u);
+}
+
+}  // namespace

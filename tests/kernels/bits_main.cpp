@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: MIT
+// Prints one line per kernel and instruction set: a hash of the bits it gives for fixed input.
+//
+// Builds with different flags (none, -march=native, -O3) must print the same, and so must all
+// instruction sets but for their name. Double is listed where it promises bits: products and sums.
+//
+//     bits [word]    only lines that contain the word
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <moe/kernels/dispatch.hpp>
+#include <moe/kernels/grouped_gemm.hpp>
+
+#include "numbers.hpp"
+
+namespace {
+
+using kernel_test::Bits;
+using kernel_test::Numbers;
+using moe::Activation;
+using moe::Index;
+using moe::Isa;
+using moe::KernelTable;
+
+/// FNV-1a over the bits; every NaN counts the same, as its sign depends on the instruction.
+class Hash {
+public:
+    template <class S>
+    void add(Index n, const S* x) {
+        for (Index i = 0; i < n; ++i) {
+            const auto bits = x[i] != x[i] ? Bits<S>{1} : std::bit_cast<Bits<S>>(x[i]);
+            for (std::size_t byte = 0; byte < sizeof(S); ++byte)
+                value_ = (value_ ^ ((bits >> (8 * byte)) & 0xFFU)) * 0x100000001B3U;
+        }
+    }
+    unsigned long long value() const { return value_; }
+
+private:
+    std::uint64_t value_ = 0xCBF29CE484222325U;
+};
+
+const char* only = "";
+
+void print(const char* kernel, const char* type, Isa isa, const Hash& hash) {
+    char line[128];
+    std::snprintf(line, sizeof line, "%-28s %s %-7s %016llx", kernel, type, moe::name(isa),
+                  hash.value());
+    if (std::strstr(line, only) != nullptr) std::puts(line);
+}
+
+template <class S>
+void products_and_sums(Isa isa, const char* type) {
+    const KernelTable<S>& t = moe::kernels<S>(isa);
+    Numbers random(1);
+    const Index rows = 29, cols = 71, k = 601;
+    std::vector<S> a(static_cast<std::size_t>(rows * k)), b(static_cast<std::size_t>(k * cols));
+    std::vector<S> c(static_cast<std::size_t>(rows * cols));
+    std::vector<S> scratch(static_cast<std::size_t>(moe::product_scratch(t)));
+    random.fill(rows * k, a.data());
+    random.fill(k * cols, b.data());
+    random.fill(rows * cols, c.data());
+    Hash by_rows, by_columns, dot, sum, axpy;
+    moe::product(t, rows, cols, k, {a.data(), k, 1}, {b.data(), cols, 1}, c.data(), cols, true,
+                 scratch.data(), Index{0}, moe::num_panels(t, cols));
+    by_rows.add(rows * cols, c.data());
+    moe::product(t, rows, cols, k, {a.data(), 1, rows}, {b.data(), 1, k}, c.data(), cols, false,
+                 scratch.data(), Index{0}, moe::num_panels(t, cols));
+    by_columns.add(rows * cols, c.data());
+    for (Index n = 0; n < 100; ++n) {
+        const S d = t.dot(n * n, a.data(), b.data()), s = t.sum(n * n, b.data());
+        dot.add(1, &d);
+        sum.add(1, &s);
+        t.axpy(n, S(0.37), a.data() + n, c.data());
+    }
+    axpy.add(rows * cols, c.data());
+    print("product/rows", type, isa, by_rows);
+    print("product/columns", type, isa, by_columns);
+    print("dot", type, isa, dot);
+    print("sum", type, isa, sum);
+    print("axpy", type, isa, axpy);
+}
+
+std::vector<float> awkward() {
+    Numbers random(2);
+    std::vector<float> x;
+    const float inf = std::numeric_limits<float>::infinity();
+    for (const float a :
+         {0.0f, 1e-45f, 1e-38f, 1e-20f, 20.0f, 87.5f, 88.72f, 103.9f, 104.0f, 1e20f, 3e38f, inf}) {
+        x.push_back(a);
+        x.push_back(-a);
+    }
+    x.push_back(std::numeric_limits<float>::quiet_NaN());
+    for (const double width : {0.001, 1.0, 10.0, 110.0})
+        for (int i = 0; i < 5000; ++i)
+            x.push_back(static_cast<float>(random.uniform(-width, width)));
+    return x;
+}
+
+void elementwise(Isa isa) {
+    const KernelTable<float>& t = moe::kernels<float>(isa);
+    const std::vector<float> x = awkward();
+    const auto n = static_cast<Index>(x.size());
+    Numbers random(3);
+    std::vector<float> u(x.size()), d(x.size()), y(x.size()), z(x.size());
+    random.fill(n, u.data());
+    random.fill(n, d.data());
+
+    Hash sigmoid, softmax, log_sum_exp, scale;
+    t.sigmoid(n, x.data(), y.data());
+    sigmoid.add(n, y.data());
+    t.scale(n, 0.7f, x.data(), y.data());
+    scale.add(n, y.data());
+    for (Index from = 25, width = 1; from + width <= n; from += width, width += 3) {
+        t.softmax(width, x.data() + from, y.data());
+        softmax.add(width, y.data());
+        const float e = t.log_sum_exp(width, x.data() + from);
+        log_sum_exp.add(1, &e);
+    }
+    print("sigmoid", "f32", isa, sigmoid);
+    print("scale", "f32", isa, scale);
+    print("softmax", "f32", isa, softmax);
+    print("log_sum_exp", "f32", isa, log_sum_exp);
+
+    const std::pair<Activation, std::string> activations[] = {
+        {Activation::relu, "relu"},
+        {Activation::relu_squared, "relu_squared"},
+        {Activation::gelu, "gelu"},
+        {Activation::gelu_tanh, "gelu_tanh"},
+        {Activation::silu, "silu"}};
+    for (const auto& [act, name] : activations) {
+        Hash value, slope, gate, gate_backward;
+        t.activate(act, n, x.data(), y.data());
+        value.add(n, y.data());
+        t.activate_backward(act, n, x.data(), d.data(), y.data());
+        slope.add(n, y.data());
+        t.gate(act, n, x.data(), u.data(), y.data());
+        gate.add(n, y.data());
+        t.gate_backward(act, n, x.data(), u.data(), d.data(), y.data(), z.data());
+        gate_backward.add(n, y.data());
+        gate_backward.add(n, z.data());
+        print(("activate/" + name).c_str(), "f32", isa, value);
+        print(("activate_backward/" + name).c_str(), "f32", isa, slope);
+        print(("gate/" + name).c_str(), "f32", isa, gate);
+        print(("gate_backward/" + name).c_str(), "f32", isa, gate_backward);
+    }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    if (argc > 1) only = argv[1];
+    for (const Isa isa : moe::supported_isas()) {
+        products_and_sums<float>(isa, "f32");
+        products_and_sums<double>(isa, "f64");
+        elementwise(isa);
+    }
+    return 0;
+}

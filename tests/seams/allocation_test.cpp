@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: MIT
+// A workspace grows to the largest batch it has seen; then nothing is allocated any more.
+
+#include <atomic>
+#include <thread>
+
+#include <gtest/gtest.h>
+
+#include <moe/experts/constant.hpp>
+#include <moe/experts/copy.hpp>
+#include <moe/experts/mlp.hpp>
+#include <moe/experts/shared.hpp>
+#include <moe/experts/swiglu.hpp>
+#include <moe/experts/zero.hpp>
+#include <moe/frozen.hpp>
+#include <moe/gates/top_k.hpp>
+#include <moe/gates/top_p.hpp>
+#include <moe/losses/load_balance.hpp>
+#include <moe/losses/z_loss.hpp>
+#include <moe/routers/linear.hpp>
+
+#include "seams/check.hpp"
+#include "support/allocations.hpp"
+
+namespace {
+
+using moe::Index;
+using moe::Matrix;
+using moe::Workspace;
+using moe::testing::random_matrix;
+
+constexpr Index tokens = 120, dim = 40;
+
+template <class Gate>
+auto make(const Gate& gate) {
+    return moe::Layer{moe::Config{.model_dim = dim, .input_scale = 2},
+                      moe::LinearRouter{.bias = true},
+                      gate,
+                      moe::Swiglu{.count = 4, .ffn_dim = 48},
+                      moe::Mlp{.count = 2, .ffn_dim = 24, .bias = true},
+                      moe::Zero{},
+                      moe::Copy{},
+                      moe::Constant{},
+                      moe::Shared{moe::Swiglu{.count = 2, .ffn_dim = 16}, moe::SharedGate::sigmoid}};
+}
+const moe::TopK top2{.k = 2};
+const moe::TopP most{.p = 0.7};
+
+/// Two workers, of which one does everything: which one alternates from call to call, as it may
+/// happen with threads.
+class Alternating final : public moe::Executor {
+public:
+    int concurrency() const override { return 2; }
+    void run(Index tasks, moe::TaskRef task) override {
+        for (Index i = 0; i < tasks; ++i) task(i, worker);
+        ++runs;
+    }
+    int worker = 0, runs = 0;
+};
+
+/// Everything that one training step does.
+template <class Layer>
+struct Step {
+    const Layer& layer;
+    Matrix<float> x, dy, y, dx;
+    Layer grad;
+
+    explicit Step(const Layer& of, Index rows = tokens)
+        : layer(of),
+          x(random_matrix<float>(rows, dim, 1)),
+          dy(random_matrix<float>(rows, dim, 2)),
+          y(rows, dim),
+          dx(rows, dim),
+          grad(moe::zeros_like(of)) {}
+    void forward(Workspace<float>& ws) { layer.forward(x, y, ws); }
+    void both(Workspace<float>& ws) {
+        layer.forward(x, y, ws);
+        moe::load_balance_loss(ws, 0.01);
+        moe::z_loss(ws, 0.01);
+        layer.backward(x, dy, dx, grad, ws);
+    }
+};
+
+template <class Layer>
+void expect_none_in_the_second_call(const Layer& layer, moe::Executor& executor) {
+    Step step(layer), smaller(layer, tokens / 2);
+    {
+        Workspace<float> ws(executor);
+        ws.keep(moe::Keep::nothing);
+        step.forward(ws);
+        EXPECT_EQ(allocations::in([&] { step.forward(ws); }), 0) << "forward, nothing kept";
+    }
+    Workspace<float> ws(executor);
+    step.forward(ws);
+    EXPECT_EQ(allocations::in([&] { step.forward(ws); }), 0) << "forward";
+    step.both(ws);
+    EXPECT_EQ(allocations::in([&] { step.both(ws); }), 0) << "forward and backward";
+    EXPECT_EQ(allocations::in([&] { smaller.both(ws); }), 0) << "a smaller batch";
+    EXPECT_EQ(allocations::in([&] { step.both(ws); }), 0) << "the first batch again";
+}
+
+TEST(Allocation, NoneInTheSecondCall) {
+    moe::SerialExecutor serial;
+    expect_none_in_the_second_call(make(top2), serial);
+    expect_none_in_the_second_call(make(most), serial);
+}
+
+TEST(Allocation, NoneInTheSecondCallWithTwoThreads) {
+    moe::ThreadPool pool(2);
+    expect_none_in_the_second_call(make(top2), pool);
+    expect_none_in_the_second_call(make(most), pool);
+}
+
+TEST(Allocation, NoneInTheSecondCallWhicheverThreadDoesWhat) {
+    const auto layer = make(top2);
+    Step step(layer);
+    Alternating executor;
+    Workspace<float> ws(executor);
+    step.both(ws);
+    ASSERT_GT(executor.runs, 5) << "the example should be worth threads";
+    executor.worker = 1;
+    EXPECT_EQ(allocations::in([&] { step.both(ws); }), 0);
+}
+
+TEST(Allocation, NoneInTheSecondCallOfAFrozenLayer) {
+    const auto frozen = moe::freeze(make(top2));
+    const auto x = random_matrix<float>(tokens, dim, 1);
+    Matrix<float> y(tokens, dim);
+    moe::SerialExecutor serial;
+    Workspace<float> ws(serial);
+    frozen.forward(x, y, ws);
+    EXPECT_EQ(allocations::in([&] { frozen.forward(x, y, ws); }), 0);
+}
+
+TEST(Allocation, NoneEvenInTheFirstCallAfterReserve) {
+    const auto layer = make(top2);
+    const auto frozen = moe::freeze(layer);
+    Step step(layer);
+    moe::SerialExecutor serial;
+    Workspace<float> ws(serial), other(serial);
+    ws.reserve(layer, tokens, 2 * tokens);
+    EXPECT_EQ(allocations::in([&] { step.forward(ws); }), 0) << "forward";
+    EXPECT_EQ(allocations::in([&] { layer.backward(step.x, step.dy, step.dx, step.grad, ws); }), 0)
+        << "backward";
+    other.keep(moe::Keep::nothing);
+    other.reserve(frozen, tokens, 2 * tokens);
+    EXPECT_EQ(allocations::in([&] { frozen.forward(step.x, step.y, other); }), 0) << "frozen";
+}
+
+}  // namespace
