@@ -18,12 +18,14 @@ const std::string tag = MOE_TEST_TEXT(MOE_ABI);
 
 TEST(Config, TheVersionIsThreeNumbers) {
     static_assert(MOE_VERSION_MAJOR >= 0 && MOE_VERSION_MINOR >= 0 && MOE_VERSION_PATCH >= 0);
-    EXPECT_EQ(tag.find("v" MOE_TEST_TEXT(MOE_VERSION_MAJOR) "_" MOE_TEST_TEXT(MOE_VERSION_MINOR) "_"), 0u)
+    EXPECT_EQ(
+        tag.find("v" MOE_TEST_TEXT(MOE_VERSION_MAJOR) "_" MOE_TEST_TEXT(MOE_VERSION_MINOR) "_"), 0u)
         << tag;
 }
 
 TEST(Config, NamesDifferWhereverCodeDiffers) {
-    std::string expected = "v" MOE_TEST_TEXT(MOE_VERSION_MAJOR) "_" MOE_TEST_TEXT(MOE_VERSION_MINOR);
+    std::string expected =
+        "v" MOE_TEST_TEXT(MOE_VERSION_MAJOR) "_" MOE_TEST_TEXT(MOE_VERSION_MINOR);
 #if defined(__AVX512F__)
     expected += "_avx512";
 #elif defined(__AVX2__)

@@ -117,9 +117,8 @@ TEST(Umbrella, NamesOfParametersStayAsTheyAre) {
                            moe::Constant{},
                            moe::Shared{moe::Swiglu{.count = 1, .ffn_dim = 3}}};
     Names names;
-    moe::visit_parameters(layer, [&](std::string_view name, const auto&, moe::Role) {
-        names.emplace_back(name);
-    });
+    moe::visit_parameters(
+        layer, [&](std::string_view name, const auto&, moe::Role) { names.emplace_back(name); });
     EXPECT_EQ(names, (Names{"router.weight", "experts.0.gate", "experts.0.up", "experts.0.down",
                             "experts.1.gate", "experts.1.up", "experts.1.down", "experts.3.mix",
                             "experts.3.value", "shared.0.gate", "shared.0.up", "shared.0.down"}));

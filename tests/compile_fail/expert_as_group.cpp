@@ -8,7 +8,9 @@
 
 struct Half {
     void forward(moe::In<float> x, moe::Out<float> y) const { y = 0.5f * x; }
-    void backward(moe::In<float>, moe::In<float> dy, moe::Out<float> dx, Half&) const { dx = 0.5f * dy; }
+    void backward(moe::In<float>, moe::In<float> dy, moe::Out<float> dx, Half&) const {
+        dx = 0.5f * dy;
+    }
 };
 
 int main() {
@@ -17,6 +19,7 @@ int main() {
 #else
     const Half group;
 #endif
-    const moe::Layer layer{moe::Config{.model_dim = 4}, moe::LinearRouter{}, moe::TopK{.k = 1}, group};
+    const moe::Layer layer{moe::Config{.model_dim = 4}, moe::LinearRouter{}, moe::TopK{.k = 1},
+                           group};
     return layer.num_experts() == 2 ? 0 : 1;
 }

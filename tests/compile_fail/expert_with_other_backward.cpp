@@ -6,7 +6,9 @@
 struct Half {
     void forward(moe::In<float> x, moe::Out<float> y) const { y = 0.5f * x; }
 #ifdef MUST_COMPILE
-    void backward(moe::In<float>, moe::In<float> dy, moe::Out<float> dx, Half&) const { dx = 0.5f * dy; }
+    void backward(moe::In<float>, moe::In<float> dy, moe::Out<float> dx, Half&) const {
+        dx = 0.5f * dy;
+    }
 #else
     void backward(moe::In<float>, moe::In<float> dy, moe::Out<float> dx) const { dx = 0.5f * dy; }
 #endif

@@ -11,7 +11,9 @@ struct Router {
 #endif
     explicit Router(int) {}
     void forward(moe::In<float>, moe::Out<float> logits) const { logits.setZero(); }
-    void backward(moe::In<float>, moe::In<float>, moe::Out<float> dx, Router&) const { dx.setZero(); }
+    void backward(moe::In<float>, moe::In<float>, moe::Out<float> dx, Router&) const {
+        dx.setZero();
+    }
 };
 
 int main() {

@@ -9,7 +9,9 @@ struct Router {
 #ifdef MUST_COMPILE
     void forward(moe::In<float>, moe::Out<float> logits) const { logits.setZero(); }
 #endif
-    void backward(moe::In<float>, moe::In<float>, moe::Out<float> dx, Router&) const { dx.setZero(); }
+    void backward(moe::In<float>, moe::In<float>, moe::Out<float> dx, Router&) const {
+        dx.setZero();
+    }
 };
 
 int main() {

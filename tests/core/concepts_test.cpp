@@ -16,7 +16,8 @@ using Rows = moe::Rows<float>;
 using RowGradients = moe::RowGradients<float>;
 using WeightGradients = moe::WeightGradients<float>;
 
-// ---- recipes -------------------------------------------------------------------------------------
+// ---- recipes
+// -------------------------------------------------------------------------------------
 
 struct Module {
     Index experts;
@@ -40,8 +41,8 @@ struct NotATemplate {
 };
 struct DoubleOnly {
     template <class S>
-        requires std::is_same_v<S, double>
-    Module build(const moe::Shape&, moe::Random&) const;
+        requires std::is_same_v<S, double> Module build(const moe::Shape&, moe::Random&)
+    const;
 };
 static_assert(moe::Recipe<AnyScalar> && moe::Recipe<AnyScalar, double>);
 static_assert(!moe::Recipe<NotConst> && !moe::Recipe<WithoutRandom> && !moe::Recipe<NotATemplate>);
@@ -57,7 +58,8 @@ TEST(Concepts, RecipesAreBuiltAndOtherPartsCopied) {
     static_assert(std::is_same_v<moe::detail::built_t<NotATemplate, float>, NotATemplate>);
 }
 
-// ---- routers and experts: the same members, for different matrices ---------------------------------
+// ---- routers and experts: the same members, for different matrices
+// ---------------------------------
 
 struct Short {
     float factor = 2;
@@ -104,7 +106,7 @@ struct MixedForms {  // forward short, backward long
 };
 
 template <class T, class S = float>
-constexpr bool both = moe::Router<T, S> && moe::Expert<T, S>;
+constexpr bool both = moe::Router<T, S>&& moe::Expert<T, S>;
 template <class T, class S = float>
 constexpr bool neither = !moe::Router<T, S> && !moe::Expert<T, S>;
 static_assert(both<Short> && both<Long> && both<Both> && both<OtherScalar, double>);
@@ -135,7 +137,8 @@ TEST(Concepts, ForwardAndBackwardAreCalledInTheFormThatIsThere) {
     EXPECT_EQ(y(0, 0), 11.0f);
 }
 
-// ---- gates -----------------------------------------------------------------------------------------
+// ---- gates
+// -----------------------------------------------------------------------------------------
 
 struct Selects {
     void select(In logits, moe::Routing& routing) const {
@@ -181,7 +184,8 @@ struct BackwardEditsTheRouting : Selects {
     void backward(In, moe::Routing&, const WeightGradients&, Out) const;
 };
 static_assert(moe::Gate<Selects> && moe::Gate<SelectsByCall> && moe::Gate<Trains>);
-static_assert(!moe::Gate<WithoutSelect> && !moe::Gate<SelectNotConst> && !moe::Gate<SelectsForReading>);
+static_assert(!moe::Gate<WithoutSelect> && !moe::Gate<SelectNotConst> &&
+              !moe::Gate<SelectsForReading>);
 static_assert(moe::TrainableGate<Trains> && moe::TrainableGate<TrainsByCall>);
 static_assert(!moe::TrainableGate<Selects> && !moe::TrainableGate<SelectsByCall>);
 static_assert(!moe::TrainableGate<BackwardForItself> && !moe::TrainableGate<BackwardWithoutSelect>);
@@ -223,14 +227,16 @@ TEST(Concepts, GatesAreCalledInTheFormThatIsThere) {
     EXPECT_EQ(moe::detail::num_logits(SelectsByCall{}, 3), 6);
 }
 
-// ---- groups ----------------------------------------------------------------------------------------
+// ---- groups
+// ----------------------------------------------------------------------------------------
 
 struct Group {
     int num_experts() const { return 1; }  // anything that converts to Index
     void forward(In, const Rows&, Out, const Call&) const {}
 };
 struct GroupToTrain : Group {
-    void backward(In, const Rows&, In, Out, const RowGradients&, GroupToTrain&, const Call&) const {}
+    void backward(In, const Rows&, In, Out, const RowGradients&, GroupToTrain&, const Call&) const {
+    }
 };
 struct GroupWithoutCount {
     void forward(In, const Rows&, Out, const Call&) const;
@@ -241,7 +247,8 @@ struct GroupWithAVoidCount {
 };
 struct GroupWithoutForward {
     Index num_experts() const;
-    void backward(In, const Rows&, In, Out, const RowGradients&, GroupWithoutForward&, const Call&) const;
+    void backward(In, const Rows&, In, Out, const RowGradients&, GroupWithoutForward&,
+                  const Call&) const;
 };
 struct GroupWithoutCall {
     Index num_experts() const;
@@ -263,7 +270,8 @@ static_assert(moe::TrainableGroup<GroupToTrain>);
 static_assert(!moe::TrainableGroup<Group> && !moe::TrainableGroup<GroupWithoutForward>);
 static_assert(!moe::TrainableGroup<GroupWithoutGradient>);
 
-// ---- views -----------------------------------------------------------------------------------------
+// ---- views
+// -----------------------------------------------------------------------------------------
 
 const float* read(const auto& x) { return moe::detail::readable<float>(x).data(); }
 template <class Y>
@@ -279,7 +287,7 @@ TEST(Concepts, WhatIsReadIsNotCopied) {
     EXPECT_EQ(read(x.row(3)), x.data() + 24);
     EXPECT_EQ(read(Eigen::Map<const moe::Matrix<float>>(x.data() + 3, 2, 5)), x.data() + 3);
     EXPECT_EQ(read(moe::ConstView<float>(x.data(), 3, 4, Eigen::OuterStride<>(8))), x.data());
-    const moe::In<float> argument = x;
+    moe::In<float> argument = x;
     EXPECT_EQ(read(argument), x.data());
     const Eigen::MatrixXf columns = Eigen::MatrixXf::Random(8, 6);
     EXPECT_EQ(read(columns.transpose()), columns.data());

@@ -41,17 +41,16 @@ TEST(Context, FieldsOfTheRightExtentPass) {
     const std::vector<Index> sequences{0, 1, 4}, k{1, 2};
     std::vector<double> doffset(5), dmultiplier(3);
     moe::ContextGradients gradients{.logit_offset = doffset, .gate_multiplier = dmultiplier};
-    EXPECT_NO_THROW(moe::detail::check_context(
-        {.token_ids = ids,
-         .token_groups = groups,
-         .padding = padding,
-         .sequence_offsets = sequences,
-         .allowed = allowed,
-         .logit_offset = offset,
-         .gate_multiplier = multiplier,
-         .dial = {.k_per_sequence = k, .p_per_sequence = p},
-         .gradients = &gradients},
-        4, 3, 5));
+    EXPECT_NO_THROW(moe::detail::check_context({.token_ids = ids,
+                                                .token_groups = groups,
+                                                .padding = padding,
+                                                .sequence_offsets = sequences,
+                                                .allowed = allowed,
+                                                .logit_offset = offset,
+                                                .gate_multiplier = multiplier,
+                                                .dial = {.k_per_sequence = k, .p_per_sequence = p},
+                                                .gradients = &gradients},
+                                               4, 3, 5));
 }
 
 TEST(Context, EveryWrongExtentIsNamed) {
@@ -90,10 +89,12 @@ TEST(Context, AnEmptyBatchRefusesEntriesForTokens) {
 }
 
 TEST(Context, SequencesAscendFromZeroToTheTokens) {
-    const auto text = "moe::Context: sequence_offsets must ascend from 0 to the 4 tokens of the batch";
+    const auto text =
+        "moe::Context: sequence_offsets must ascend from 0 to the 4 tokens of the batch";
     using Offsets = std::vector<Index>;
-    for (const Offsets& wrong : {Offsets{0}, Offsets{4}, Offsets{0, 3}, Offsets{1, 4}, Offsets{0, 5},
-                                 Offsets{0, 3, 2, 4}, Offsets{0, 5, 4}, Offsets{0, -1, 4}})
+    for (const Offsets& wrong :
+         {Offsets{0}, Offsets{4}, Offsets{0, 3}, Offsets{1, 4}, Offsets{0, 5}, Offsets{0, 3, 2, 4},
+          Offsets{0, 5, 4}, Offsets{0, -1, 4}})
         EXPECT_EQ(refusal({.sequence_offsets = wrong}), text) << wrong.size();
     for (const Offsets& right : {Offsets{0, 4}, Offsets{0, 0, 4}, Offsets{0, 2, 2, 4, 4}})
         EXPECT_NO_THROW(moe::detail::check_context({.sequence_offsets = right}, 4, 3, 5));
@@ -114,8 +115,9 @@ TEST(Context, DialsPerSequenceNeedSequences) {
 
 TEST(Context, ExtentsThatOverflowAreLengthErrors) {
     const std::vector<std::uint8_t> one(1);
-    EXPECT_THROW(moe::detail::check_context({.allowed = one}, std::numeric_limits<Index>::max(), 2, 2),
-                 std::length_error);
+    EXPECT_THROW(
+        moe::detail::check_context({.allowed = one}, std::numeric_limits<Index>::max(), 2, 2),
+        std::length_error);
 }
 
 TEST(Context, PaddingIsWhatIsNotZero) {
@@ -164,10 +166,21 @@ TEST(SideVectors, AreOfOneScalar) {
     const moe::Matrix<double> f64 = moe::Matrix<double>::Zero(2, 3);
     EXPECT_TRUE(SideVectors(f32).holds<float>() && SideVectors(f64).holds<double>());
     EXPECT_FALSE(SideVectors(f32).holds<double>() || SideVectors(f64).holds<float>());
-    EXPECT_EQ(message([&] { SideVectors(f32).as<double>(); }),
-              "moe::Context: side_vectors is of another scalar, the part that reads it wants double");
-    EXPECT_EQ(message([&] { SideVectors(f64).as<float>(); }),
-              "moe::Context: side_vectors is of another scalar, the part that reads it wants float");
+    EXPECT_EQ(
+        message([&] { SideVectors(f32).as<double>(); }),
+        "moe::Context: side_vectors is of another scalar, the part that reads it wants double");
+    EXPECT_EQ(
+        message([&] { SideVectors(f64).as<float>(); }),
+        "moe::Context: side_vectors is of another scalar, the part that reads it wants float");
+}
+
+TEST(SideVectors, OfNoTokensAreGivenAllTheSame) {
+    const moe::Matrix<float> none(0, 5);
+    const SideVectors vectors = none;
+    EXPECT_FALSE(vectors.empty());
+    EXPECT_EQ(vectors.as<float>().rows(), 0);
+    EXPECT_EQ(vectors.as<float>().cols(), 5);
+    EXPECT_THROW(vectors.as<double>(), std::invalid_argument);
 }
 
 TEST(SideVectors, ThatWereNotGivenAreMissedByName) {

@@ -20,8 +20,9 @@ using moe::detail::fail;
 using moe::detail::text;
 
 TEST(Error, PartsAreJoinedIntoOneSentence) {
-    EXPECT_EQ(message([] { fail("moe::TopK: k is ", 9, " but the layer has ", Index{8}, " experts"); }),
-              "moe::TopK: k is 9 but the layer has 8 experts");
+    EXPECT_EQ(
+        message([] { fail("moe::TopK: k is ", 9, " but the layer has ", Index{8}, " experts"); }),
+        "moe::TopK: k is 9 but the layer has 8 experts");
     EXPECT_EQ(message([] { fail("one part"); }), "one part");
     EXPECT_EQ(message([] { fail(std::string("a"), "b", 'c' - 'a', 0.5f); }), "ab20.5");
 }

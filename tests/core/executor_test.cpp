@@ -117,7 +117,8 @@ TEST(Executor, WhatTasksWroteIsSeenByTheCaller) {
     for (const Named& each : executors()) {
         SCOPED_TRACE(each.name);
         std::vector<Index> squares(200, -1);
-        parallel_for(*each.executor, 200, worth_threads, [&](Index i, int) { squares[at(i)] = i * i; });
+        parallel_for(*each.executor, 200, worth_threads,
+                     [&](Index i, int) { squares[at(i)] = i * i; });
         for (Index i = 0; i < 200; ++i) EXPECT_EQ(squares[at(i)], i * i);
     }
 }
@@ -143,7 +144,8 @@ TEST(Executor, TheExceptionOfTheLowestTaskReachesTheCaller) {
 TEST(Executor, AnythingMayBeThrownAndTheExecutorWorksOn) {
     for (const Named& each : executors()) {
         SCOPED_TRACE(each.name);
-        EXPECT_THROW(parallel_for(*each.executor, 9, worth_threads, [](Index, int) { throw 42; }), int);
+        EXPECT_THROW(parallel_for(*each.executor, 9, worth_threads, [](Index, int) { throw 42; }),
+                     int);
         std::atomic<int> count{0};
         parallel_for(*each.executor, 9, worth_threads, [&](Index, int) { ++count; });
         EXPECT_EQ(count, 9);
@@ -169,7 +171,9 @@ TEST(Executor, LittleWorkStaysOnTheCallingThreadInOrder) {
 
 TEST(Executor, ATaskRefRefersToItsCallable) {
     int count = 0;
-    auto task = [count](Index i, int worker) mutable { return count += static_cast<int>(i) + worker; };
+    auto task = [count](Index i, int worker) mutable {
+        return count += static_cast<int>(i) + worker;
+    };
     const moe::TaskRef first(task);
     const moe::TaskRef second = first;  // refers to the callable, not to `first`
     first(1, 2);

@@ -48,9 +48,21 @@ TYPED_TEST(Buffers, HaveRoomForEveryElement) {
         for (Index i = 0; i < count; ++i) buffer[i] = static_cast<TypeParam>(i);
         const Buffer<TypeParam>& same = buffer;
         EXPECT_EQ(same.span().data(), span.data());
-        for (Index i = 0; i < count; ++i)
-            EXPECT_EQ(same[i], static_cast<TypeParam>(i)) << count;
+        for (Index i = 0; i < count; ++i) EXPECT_EQ(same[i], static_cast<TypeParam>(i)) << count;
     }
+}
+
+TEST(Memory, LargeOnesBeginOnALargePage) {
+    constexpr auto page = static_cast<std::uintptr_t>(moe::detail::huge_page);
+    Buffer<double> large, small;
+    large.resize(moe::detail::huge_page_from / 8);
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(large.data()) % page, 0u);
+    large[0] = 1, large[large.size() - 1] = 2;
+    small.resize(8);
+    std::swap(large, small);  // each is freed as it was obtained
+    EXPECT_EQ(small[small.size() - 1], 2);
+    small.resize(moe::detail::huge_page_from / 8 + 1);
+    large.resize(9);
 }
 
 TEST(Memory, NothingIsAllocatedForNothing) {

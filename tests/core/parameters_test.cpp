@@ -53,7 +53,8 @@ TEST(Parameter, IsRowMajor) {
 }
 
 TEST(Parameter, MayBeEmpty) {
-    for (const Parameter<float>& p : {Parameter<float>(), Parameter<float>(0, 4), Parameter<float>(4, 0)}) {
+    for (const Parameter<float>& p :
+         {Parameter<float>(), Parameter<float>(0, 4), Parameter<float>(4, 0)}) {
         EXPECT_TRUE(p.empty());
         EXPECT_EQ(p.size(), 0);
         EXPECT_EQ(p.view().size(), 0);
@@ -146,7 +147,9 @@ struct Layer {
     Parameter<float> weight{2, 2}, table{1, 3}, bias{1, 2};
     Silent silent;
 
-    Layer() { weight.view().setConstant(5), table.view().setConstant(6), bias.view().setConstant(7); }
+    Layer() {
+        weight.view().setConstant(5), table.view().setConstant(6), bias.view().setConstant(7);
+    }
     void visit_parameters(auto&& visit) {
         visit("weight", weight);
         visit("table", table, Role::frozen);
@@ -170,7 +173,8 @@ struct LayerWithUsersPart {
 template <class Part>
 Names names_of(Part& part) {
     Names names;
-    moe::visit_parameters(part, [&](std::string_view name, auto&, Role) { names.emplace_back(name); });
+    moe::visit_parameters(part,
+                          [&](std::string_view name, auto&, Role) { names.emplace_back(name); });
     return names;
 }
 
@@ -243,7 +247,8 @@ TEST(ForEachParameter, PairsParametersWithTheirGradients) {
     grad.users.scale(3) = 0.5f;
     Names names;
     moe::for_each_parameter(
-        layer, grad, [&](std::string_view name, std::span<float> values, std::span<float> gradient) {
+        layer, grad,
+        [&](std::string_view name, std::span<float> values, std::span<float> gradient) {
             names.emplace_back(name);
             ASSERT_EQ(values.size(), gradient.size());
             for (std::size_t i = 0; i < values.size(); ++i)

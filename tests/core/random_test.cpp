@@ -281,8 +281,7 @@ TEST(Random, FillsInStorageOrder) {
     const moe::Matrix<double> matrix = a.normal<double>(3, 4, 0.5);
     for (Index i = 0; i < 12; ++i) EXPECT_EQ(matrix.data()[i], 0.5 * b.normal());
     const moe::Matrix<float> same = c.normal<float>(3, 4, 0.5);
-    for (Index i = 0; i < 12; ++i)
-        EXPECT_EQ(same.data()[i], static_cast<float>(matrix.data()[i]));
+    for (Index i = 0; i < 12; ++i) EXPECT_EQ(same.data()[i], static_cast<float>(matrix.data()[i]));
 }
 
 TEST(Random, FillsAnythingWithDataAndSize) {

@@ -214,7 +214,8 @@ TEST(Routing, TokensAndExpertsMustBeInRange) {
     EXPECT_EQ(message([&] { grouped.first(4); }), "moe::Routing::first: token is 4, there are 3");
     EXPECT_EQ(message([&] { grouped.first(-1); }), "moe::Routing::first: token is -1, there are 3");
     EXPECT_EQ(message([&] { grouped.tokens_of(4); }), "moe::Routing: expert is 4, there are 4");
-    EXPECT_EQ(message([&] { grouped.assignments_of(-1); }), "moe::Routing: expert is -1, there are 4");
+    EXPECT_EQ(message([&] { grouped.assignments_of(-1); }),
+              "moe::Routing: expert is -1, there are 4");
 }
 
 TEST(Routing, AssignmentsMustExist) {

@@ -49,7 +49,8 @@ TEST(Rows, ASubRangeKeepsRowNumbersAndExperts) {
 TEST(Rows, SubRangesTogetherAreTheWhole) {
     const Example example;
     for (Index cut = 0; cut <= 4; ++cut) {
-        const moe::Rows<float> first = example.rows.experts(0, cut), second = example.rows.experts(cut, 4);
+        const moe::Rows<float> first = example.rows.experts(0, cut),
+                               second = example.rows.experts(cut, 4);
         EXPECT_EQ(first.num_experts() + second.num_experts(), 4);
         EXPECT_EQ(first.num_rows() + second.num_rows(), 6);
         EXPECT_EQ(second.first_expert, cut);

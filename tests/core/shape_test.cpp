@@ -31,8 +31,9 @@ TEST(Shape, DefaultsChangeNothing) {
 }
 
 TEST(Shape, AModelNeedsADimension) {
-    EXPECT_EQ(message([] { shape_of({}, 4); }),
-              "moe::Config: model_dim is 0, it must be >= 1; set it: moe::Config{.model_dim = 256}");
+    EXPECT_EQ(
+        message([] { shape_of({}, 4); }),
+        "moe::Config: model_dim is 0, it must be >= 1; set it: moe::Config{.model_dim = 256}");
     EXPECT_EQ(message([] { shape_of({.model_dim = std::numeric_limits<Index>::min()}, 4); }),
               "moe::Config: model_dim is -9223372036854775808, it must be >= 1; set it: "
               "moe::Config{.model_dim = 256}");

@@ -20,7 +20,8 @@ TEST(Types, IndexIsSignedAndAsWideAsAPointer) {
 
 TEST(Types, ScalarsAreFloatAndDouble) {
     static_assert(moe::is_scalar<float> && moe::is_scalar<double>);
-    static_assert(!moe::is_scalar<int> && !moe::is_scalar<long double> && !moe::is_scalar<Eigen::half>);
+    static_assert(!moe::is_scalar<int> && !moe::is_scalar<long double> &&
+                  !moe::is_scalar<Eigen::half>);
     static_assert(!moe::is_scalar<const float> && !moe::is_scalar<float&>);
 }
 

@@ -138,10 +138,14 @@ TEST(Weights, ExtentsThatOverflowAreLengthErrors) {
 
 struct Bound {
     std::vector<float> a = std::vector<float>(6, 1.0f), b = std::vector<float>(12, 2.0f);
-    std::vector<WeightView> views{{.data = a.data(), .dtype = Dtype::f32, .rows = 2, .cols = 3,
-                                   .row_stride = 3},
-                                  {.data = b.data(), .dtype = Dtype::bf16, .rows = 2, .cols = 3,
-                                   .row_stride = 1, .col_stride = 4}};
+    std::vector<WeightView> views{
+        {.data = a.data(), .dtype = Dtype::f32, .rows = 2, .cols = 3, .row_stride = 3},
+        {.data = b.data(),
+         .dtype = Dtype::bf16,
+         .rows = 2,
+         .cols = 3,
+         .row_stride = 1,
+         .col_stride = 4}};
 };
 
 TEST(Weights, BoundOnesAreTheCallersViews) {
@@ -192,7 +196,8 @@ TEST(Weights, GradientsOfBoundOnesAreOwned) {
 TEST(Weights, AreVisitedUnderTheNumberOfTheirExpert) {
     Weights<float> weights(3, 1, 1);
     std::vector<std::string> names;
-    const auto visit = [&](const std::string& name, const moe::Parameter<float>& matrix, moe::Role role) {
+    const auto visit = [&](const std::string& name, const moe::Parameter<float>& matrix,
+                           moe::Role role) {
         EXPECT_EQ(role, moe::Role::trainable);
         EXPECT_EQ(matrix.size(), 1);
         names.push_back(name);

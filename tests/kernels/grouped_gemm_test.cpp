@@ -168,7 +168,8 @@ TYPED_TEST(Product, OfNothingIsZeroOrUnchanged) {
     using S = TypeParam;
     this->each_isa([&](const KernelTable<S>& t) {
         std::vector<S> c(15, S(7)), scratch(static_cast<std::size_t>(moe::product_scratch(t)));
-        const Strided<S> none{nullptr, 1, 1};
+        const std::vector<S> data(64);
+        const Strided<S> none{data.data(), 1, 1};
         moe::product(t, 0, 5, 4, none, none, c.data(), 5, false, scratch.data(), Index{0},
                      Index{1});
         EXPECT_EQ(c, std::vector<S>(15, S(7)));
@@ -189,7 +190,7 @@ TYPED_TEST(Product, BlocksFitTheCacheTheyAreMadeFor) {
         const Index block = moe::k_block(t);
         EXPECT_GE(block, 16);
         EXPECT_LE(block * (t.panel_width + t.tile_rows) * static_cast<Index>(sizeof(S)), 46 * 1024);
-        EXPECT_EQ(moe::product_scratch(t), block * t.panel_width);
+        EXPECT_GE(moe::product_scratch(t), block * t.panel_width);
     });
     if (moe::best_isa() == Isa::avx512) {
         EXPECT_EQ(moe::k_block(moe::kernels<float>(Isa::avx512)), 256);
@@ -222,6 +223,19 @@ TEST(PackedMatrix, KeepsItsMemoryForSmallerMatrices) {
     EXPECT_EQ(packed.cols(), 40);
     PackedMatrix<float> moved = std::move(packed);
     EXPECT_EQ(moved.panel(0), before);
+}
+
+TEST(PackedMatrix, CopiesItsPanels) {
+    const auto& t = moe::kernels<float>();
+    const std::vector<float> b = {1, 2, 3, 4, 5, 6};
+    PackedMatrix<float> packed, copy;
+    copy = packed;  // nothing yet
+    EXPECT_EQ(copy.table(), nullptr);
+    packed.pack(t, {b.data(), 3, 1}, 2, 3);
+    copy = packed;
+    ASSERT_EQ(copy.panels(), 1);
+    EXPECT_NE(copy.panel(0), packed.panel(0));
+    EXPECT_TRUE(same(2 * t.panel_width, copy.panel(0), packed.panel(0)));
 }
 
 TEST(PackedMatrix, RefusesExtentsThatOverflow) {

@@ -117,7 +117,7 @@ TEST(Allocation, NoneInTheSecondCallWhicheverThreadDoesWhat) {
     Alternating executor;
     Workspace<float> ws(executor);
     step.both(ws);
-    ASSERT_GT(executor.runs, 5) << "the example should be worth threads";
+    ASSERT_GE(executor.runs, 4) << "the example should be worth threads";
     executor.worker = 1;
     EXPECT_EQ(allocations::in([&] { step.both(ws); }), 0);
 }

@@ -22,61 +22,66 @@ struct ExpertFacts {
     double flops_per_row = 0;  ///< floating-point operations of one row, forward
 };
 
+namespace detail {
+template <class M>
+concept HasScalar = is_scalar<typename M::Scalar>;
+}  // namespace detail
+
 /// A [rows, cols] matrix of either scalar, e.g. one vector per token. Only viewed: the matrix must
 /// outlive the calls it is given to.
 class SideVectors {
 public:
     SideVectors() = default;
-    template <class Derived>
-        requires is_scalar<typename Derived::Scalar>
+    template <detail::HasScalar Derived>
     SideVectors(const Eigen::DenseBase<Derived>& vectors)  // NOLINT(google-explicit-constructor)
-        : rows_(vectors.rows()), cols_(vectors.cols()) {
+        : scalar_(std::is_same_v<typename Derived::Scalar, float> ? Scalar::f32 : Scalar::f64),
+          rows_(vectors.rows()),
+          cols_(vectors.cols()) {
         constexpr bool is_column = Derived::ColsAtCompileTime == 1 && !Derived::IsRowMajor;
         static_assert((Derived::Flags & Eigen::DirectAccessBit) != 0,
                       "moe::Context: side_vectors is a view; pass a matrix, not an expression");
-        static_assert(is_column || (Derived::IsRowMajor && Derived::InnerStrideAtCompileTime == 1),
-                      "moe::Context: side_vectors are rows of a row-major matrix; pass moe::Matrix, a "
-                      "Map of it, or v.transpose() of a column-major matrix with one vector per column");
+        static_assert(
+            is_column || (Derived::IsRowMajor && Derived::InnerStrideAtCompileTime == 1),
+            "moe::Context: side_vectors are rows of a row-major matrix; pass moe::Matrix, a Map of "
+            "it, or v.transpose() of a column-major matrix with one vector per column");
+        data_ = vectors.derived().data();
         stride_ = is_column ? vectors.derived().innerStride() : vectors.derived().outerStride();
-        if constexpr (std::is_same_v<typename Derived::Scalar, float>)
-            f32_ = vectors.derived().data();
-        else
-            f64_ = vectors.derived().data();
     }
 
-    bool empty() const { return f32_ == nullptr && f64_ == nullptr; }
+    /// Whether none were given; 0 rows may be.
+    bool empty() const { return scalar_ == Scalar::none; }
     Index rows() const { return rows_; }
     Index cols() const { return cols_; }
     /// Whether the vectors are of this scalar.
     template <class S>
     bool holds() const {
-        return std::is_same_v<S, float> ? f32_ != nullptr : f64_ != nullptr;
+        return scalar_ == (std::is_same_v<S, float> ? Scalar::f32 : Scalar::f64);
     }
 
     /// The vectors as the scalar of the layer that reads them.
     /// @throws std::invalid_argument if they hold the other scalar
     template <class S>
     ConstView<S> as() const {
-        const S* data = nullptr;
-        if constexpr (std::is_same_v<S, float>) data = f32_;
-        if constexpr (std::is_same_v<S, double>) data = f64_;
-        if (data == nullptr)
+        if (!holds<S>())
             detail::fail("moe::Context: side_vectors is ", empty() ? "empty" : "of another scalar",
                          ", the part that reads it wants ", sizeof(S) == 4 ? "float" : "double");
-        return ConstView<S>(data, rows_, cols_, Eigen::OuterStride<>(stride_));
+        return ConstView<S>(static_cast<const S*>(data_), rows_, cols_,
+                            Eigen::OuterStride<>(stride_));
     }
 
 private:
-    const float* f32_ = nullptr;
-    const double* f64_ = nullptr;
+    enum class Scalar { none, f32, f64 };
+
+    const void* data_ = nullptr;
+    Scalar scalar_ = Scalar::none;
     Index rows_ = 0, cols_ = 0, stride_ = 0;
 };
 
 /// Choices that may change from call to call. Unset: what the gate was built with.
 struct Dial {
-    std::optional<Index> k{};                   ///< experts per token, for gates with a fixed number
-    std::optional<double> p{};                  ///< probability mass, for top-p gates
-    std::span<const Index> k_per_sequence{};  ///< [B] overrides k; needs sequence_offsets
+    std::optional<Index> k{};                  ///< experts per token, for gates with a fixed number
+    std::optional<double> p{};                 ///< probability mass, for top-p gates
+    std::span<const Index> k_per_sequence{};   ///< [B] overrides k; needs sequence_offsets
     std::span<const double> p_per_sequence{};  ///< [B] overrides p; needs sequence_offsets
 };
 
@@ -92,21 +97,21 @@ struct ContextGradients {
 ///
 /// A part that needs a field it did not get throws std::invalid_argument with the field's name.
 struct Context {
-    bool training = false;    ///< switches noise, jitter and capacity, nothing else
-    std::uint64_t step = 0;   ///< optimiser step, keys random numbers and schedules
-    std::uint64_t seed = 0;   ///< keys random numbers
-    std::uint64_t stream = 0;  ///< tells layers and passes of one step apart
+    bool training = false;         ///< switches noise, jitter and capacity, nothing else
+    std::uint64_t step = 0;        ///< optimiser step, keys random numbers and schedules
+    std::uint64_t seed = 0;        ///< keys random numbers
+    std::uint64_t stream = 0;      ///< tells layers and passes of one step apart
     std::int64_t first_token = 0;  ///< number of row 0 within the whole batch, keys random numbers
 
-    std::span<const std::int64_t> token_ids{};       ///< [T] vocabulary ids
-    std::span<const std::int32_t> token_groups{};    ///< [T] group or modality of each token
-    std::optional<Index> task{};                     ///< task of the whole batch
-    std::span<const std::uint8_t> padding{};         ///< [T] 1: not a token; it routes nowhere
-    std::span<const Index> sequence_offsets{};       ///< [B + 1] first row of each sequence
-    SideVectors side_vectors{};                      ///< [T or B, any] conditioning inputs
-    std::span<const std::uint8_t> allowed{};         ///< [T * E] row-major, 0: never this expert
-    std::span<const double> logit_offset{};          ///< [L] added to every token's logits
-    std::span<const double> gate_multiplier{};       ///< [E] multiplies combine weights at the end
+    std::span<const std::int64_t> token_ids{};     ///< [T] vocabulary ids
+    std::span<const std::int32_t> token_groups{};  ///< [T] group or modality of each token
+    std::optional<Index> task{};                   ///< task of the whole batch
+    std::span<const std::uint8_t> padding{};       ///< [T] 1: not a token; it routes nowhere
+    std::span<const Index> sequence_offsets{};     ///< [B + 1] first row of each sequence
+    SideVectors side_vectors{};                    ///< [T or B, any] conditioning inputs
+    std::span<const std::uint8_t> allowed{};       ///< [T * E] row-major, 0: never this expert
+    std::span<const double> logit_offset{};        ///< [L] added to every token's logits
+    std::span<const double> gate_multiplier{};     ///< [E] multiplies combine weights at the end
     Dial dial{};
 
     /// Workspace of an earlier layer: routers may read its logits and add to its logit gradient,

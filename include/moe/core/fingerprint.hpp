@@ -75,7 +75,8 @@ private:
     template <class T>
     Fingerprint& elements(std::span<const T> values) {
         const auto count = static_cast<Index>(values.size());
-        return add(count).sample(count, [&](Index i) { return values[static_cast<std::size_t>(i)]; });
+        return add(count).sample(count,
+                                 [&](Index i) { return values[static_cast<std::size_t>(i)]; });
     }
 
     std::uint64_t hash_ = 0;

@@ -23,15 +23,15 @@ inline constexpr std::size_t cache_line = 64;
 
 namespace detail {
 
-/// From here on memory is aligned to, and asked for in, pages of 2 MiB: rows of weights lie a page or
-/// more apart, and with pages of 4 KiB every piece of one costs an address translation: forward and
-/// backward of 16 experts of 2048 x 1024 took 545 ms with those and 500 ms with these.
+/// From here on memory is aligned to, and asked for in, pages of 2 MiB: rows of weights lie a page
+/// or more apart, and with pages of 4 KiB every piece of one costs an address translation: forward
+/// and backward of 16 experts of 2048 x 1024 took 545 ms with those and 500 ms with these.
 inline constexpr Index huge_page = Index{1} << 21;
 inline constexpr Index huge_page_from = 2 * huge_page;
 
 struct AlignedDelete {
     std::align_val_t alignment{cache_line};
-    void operator()(void* memory) const { ::operator delete (memory, alignment); }
+    void operator()(void* memory) const { ::operator delete(memory, alignment); }
 };
 
 /// Uninitialised, cache-line aligned room for `count` elements.
@@ -45,7 +45,8 @@ std::unique_ptr<T, AlignedDelete> allocate(Index count) {
     void* const memory = ::operator new(static_cast<std::size_t>(bytes), alignment);
 #if defined(__linux__)
     // A wish: where it is not granted, nothing changes.
-    if (huge) madvise(memory, static_cast<std::size_t>(bytes / huge_page * huge_page), MADV_HUGEPAGE);
+    if (huge)
+        madvise(memory, static_cast<std::size_t>(bytes / huge_page * huge_page), MADV_HUGEPAGE);
 #endif
     return std::unique_ptr<T, AlignedDelete>(static_cast<T*>(memory), AlignedDelete{alignment});
 }
@@ -96,9 +97,7 @@ public:
     }
 
     /// resize() to a row-major [rows, cols] matrix.
-    View<T> matrix(Index rows, Index cols)
-        requires is_scalar<T>
-    {
+    View<T> matrix(Index rows, Index cols) requires is_scalar<T> {
         resize(detail::checked_product(rows, cols));
         return View<T>(data(), rows, cols, Eigen::OuterStride<>(cols));
     }

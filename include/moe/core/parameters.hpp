@@ -63,7 +63,9 @@ public:
     S& operator()(Index i, Index j) { return data_[i * cols_ + j]; }
     const S& operator()(Index i, Index j) const { return data_[i * cols_ + j]; }
     View<S> view() { return View<S>(data_, rows_, cols_, Eigen::OuterStride<>(cols_)); }
-    ConstView<S> view() const { return ConstView<S>(data_, rows_, cols_, Eigen::OuterStride<>(cols_)); }
+    ConstView<S> view() const {
+        return ConstView<S>(data_, rows_, cols_, Eigen::OuterStride<>(cols_));
+    }
 
     /// Moves the values to `at`, size() elements that `owner` (may be null) keeps alive, and lives
     /// there from now on.
@@ -100,7 +102,7 @@ void visit_parameters(Part& part, Visit&& visit) {
         else
             visit(name, matrix, role);
     };
-    if constexpr (requires(Plain& p) { p.visit_parameters(pass); })
+    if constexpr (requires(Plain & p) { p.visit_parameters(pass); })
         const_cast<Plain&>(part).visit_parameters(pass);
 }
 
@@ -125,8 +127,8 @@ void make_empty(M& matrix) {
 }
 
 template <class Layer>
-using values_of = std::span<
-    std::conditional_t<std::is_const_v<Layer>, const typename Layer::Scalar, typename Layer::Scalar>>;
+using values_of = std::span<std::conditional_t<std::is_const_v<Layer>, const typename Layer::Scalar,
+                                               typename Layer::Scalar>>;
 
 }  // namespace detail
 
@@ -152,7 +154,8 @@ void for_each_parameter(Layer& layer, Layer& grad, F&& f) {
     std::size_t next = 0;
     visit_parameters(layer, [&](std::string_view name, auto& matrix, Role role) {
         const std::span<S> values = detail::span_of(matrix);
-        if (next == gradients.size()) detail::fail("moe::for_each_parameter: grad is not like layer");
+        if (next == gradients.size())
+            detail::fail("moe::for_each_parameter: grad is not like layer");
         const std::span<S> gradient = gradients[next++];
         if (role != Role::trainable || gradient.empty()) return;
         if (values.size() != gradient.size())
@@ -206,8 +209,8 @@ Index num_parameters(const Layer& layer) {
 template <class Layer>
 void copy_parameters(const Layer& layer, std::span<typename Layer::Scalar> values) {
     if (static_cast<Index>(values.size()) != num_parameters(layer))
-        detail::fail("moe::copy_parameters: values has ", values.size(), " elements, the layer has ",
-                     num_parameters(layer));
+        detail::fail("moe::copy_parameters: values has ", values.size(),
+                     " elements, the layer has ", num_parameters(layer));
     auto next = values.begin();
     visit_parameters(layer, [&](std::string_view, const auto& matrix, Role role) {
         if (role != Role::state) next = std::copy_n(matrix.data(), matrix.size(), next);
@@ -218,8 +221,8 @@ void copy_parameters(const Layer& layer, std::span<typename Layer::Scalar> value
 template <class Layer>
 void copy_parameters(std::span<const typename Layer::Scalar> values, Layer& layer) {
     if (static_cast<Index>(values.size()) != num_parameters(layer))
-        detail::fail("moe::copy_parameters: values has ", values.size(), " elements, the layer has ",
-                     num_parameters(layer));
+        detail::fail("moe::copy_parameters: values has ", values.size(),
+                     " elements, the layer has ", num_parameters(layer));
     auto next = values.begin();
     visit_parameters(layer, [&](std::string_view, auto& matrix, Role role) {
         if (role == Role::state) return;
@@ -240,7 +243,8 @@ std::span<typename Layer::Scalar> flatten(
     const std::shared_ptr<typename Layer::Scalar>& owner = nullptr) {
     using S = typename Layer::Scalar;
     visit_parameters(layer, [&](std::string_view name, auto& matrix, Role role) {
-        if (role != Role::state && !std::is_same_v<std::remove_cvref_t<decltype(matrix)>, Parameter<S>>)
+        if (role != Role::state &&
+            !std::is_same_v<std::remove_cvref_t<decltype(matrix)>, Parameter<S>>)
             detail::fail("moe::flatten: ", std::string(name),
                          " is not a moe::Parameter and cannot move; make it one");
     });

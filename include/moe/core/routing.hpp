@@ -66,8 +66,7 @@ public:
     /// Adds an assignment in the next free slot of its token. Tokens may come in any order.
     /// @throws std::invalid_argument if token or expert is out of range
     void add(Index token, Index expert, double weight = 1, double input_weight = 1) {
-        if (token < 0 || token >= num_tokens_)
-            fail_token("add", token);
+        if (token < 0 || token >= num_tokens_) fail_token("add", token);
         if (expert < 0 || expert >= num_experts_)
             detail::fail("moe::Routing::add: expert is ", expert, ", there are ", num_experts_);
         assignments_.push_back({.token = static_cast<std::int32_t>(token),
@@ -192,7 +191,9 @@ public:
 private:
     static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
     std::size_t begin(Index expert) const { return at(expert_offsets_[at(expert)]); }
-    std::size_t size(Index expert) const { return at(expert_offsets_[at(expert) + 1]) - begin(expert); }
+    std::size_t size(Index expert) const {
+        return at(expert_offsets_[at(expert) + 1]) - begin(expert);
+    }
     std::size_t checked(Index assignment) const {
         if (assignment < 0 || assignment >= num_assignments())
             detail::fail("moe::Routing: assignment is ", assignment, ", there are ",
@@ -223,7 +224,7 @@ private:
 /// d(loss)/d(weight) of every assignment, by assignment number.
 template <class S>
 struct WeightGradients {
-    std::span<const S> output;  ///< [N] for Assignment::weight
+    std::span<const S> output;   ///< [N] for Assignment::weight
     std::span<const S> input{};  ///< [N] for Assignment::input_weight; empty: all 0
 
     /// For a gate that weighs outputs, which is nearly every gate.

@@ -74,14 +74,14 @@ void feed_forward_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>
                      Index end, Buffer<S>& scratch) {
     const KernelTable<S>& table = kernels<S>();
     const Index width = end - begin, base = rows.offsets.front();
-    S* const block = scratch.resize(feed_forward_rows * width + product_scratch(table)).data();
-    S* const packing = block + feed_forward_rows * width;
+    S* const block = scratch.resize(feed_forward_wide_rows * width + product_scratch(table)).data();
+    S* const packing = block + feed_forward_wide_rows * width;
     for (Index e = 0; e < rows.num_experts(); ++e) {
         if (rows.size(e) == 0) continue;
         const Index expert = rows.first_expert + e;
         const Operand<S> up(strided<S>((*operands.up.unpacked)[expert]));
-        for (Index first = rows.begin(e); first < rows.end(e); first += feed_forward_rows) {
-            const Index count = std::min(feed_forward_rows, rows.end(e) - first);
+        for (Index first = rows.begin(e); first < rows.end(e); first += feed_forward_wide_rows) {
+            const Index count = std::min(feed_forward_wide_rows, rows.end(e) - first);
             const Index at = (first - base) * state.stride;
             if (shape.gated) {
                 const Operand<S> gate(strided<S>((*operands.gate.unpacked)[expert]));
@@ -196,7 +196,8 @@ void feed_forward_backward(const FeedForwardShape& shape, const FeedForwardOpera
     const auto downs = static_cast<Index>(state.items.size());
     split_experts(rows, shape.model_dim, feed_forward_columns, workers, state.items);
     const auto all = static_cast<Index>(state.items.size());
-    const Index chunk = column_chunk(shape.model_dim, panel, workers);
+    const Index chunk =
+        column_chunk(shape.model_dim, panel, workers, 2, feed_forward_wide_columns);
     const Index chunks = (shape.model_dim + chunk - 1) / chunk;
     parallel_for(executor, chunks + all, flops, [&](Index i, int worker) {
         if (i < chunks)

@@ -81,9 +81,12 @@ inline void pack(Index k, Index cols, const S* b, Index b_row, Index b_col, S* p
             for (Index p = 0; p < k; ++p)
                 store(to + p * panel_width, load(from + p * b_row, here), lanes);
         } else if (b_row == 1) {  // columns are: weights stored [out, in]
-            for (Index p = 0; p < k; p += lanes)
+            for (Index p = 0; p < k; p += lanes) {
+                for (Index i = 0; i < here; ++i)
+                    __builtin_prefetch(from + i * b_col + p + 4 * lanes);
                 transpose(here, k - p < lanes ? k - p : lanes, from + p, b_col,
                           to + p * panel_width, panel_width);
+            }
         } else {
             for (Index p = 0; p < k; ++p)
                 for (Index i = 0; i < lanes; ++i)
