@@ -7,6 +7,7 @@
 #include <fstream>
 #include <map>
 #include <set>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -106,6 +107,19 @@ TEST(Umbrella, IsEnoughForALayer) {
     EXPECT_EQ(y.cols(), 16);
     EXPECT_TRUE(y.allFinite());
     EXPECT_TRUE((y.array() != 0).all());
+}
+
+TEST(Reserve, RoomIsNotABatch) {
+    const moe::Layer layer{moe::Config{.model_dim = 4}, moe::LinearRouter{}, moe::TopK{.k = 1},
+                           moe::Copy{.count = 3}};
+    moe::Workspace<float> ws;
+    ws.reserve(layer, 5, 5);
+    EXPECT_EQ(ws.logits().rows(), 0);
+    EXPECT_EQ(ws.dlogits().rows(), 0);
+    EXPECT_THROW(ws.routing().assignments(), std::logic_error);
+    layer.route(moe::Matrix<float>(moe::Matrix<float>::Zero(2, 4)), ws);
+    EXPECT_EQ(ws.logits().rows(), 2);
+    EXPECT_EQ(ws.dlogits()(1, 2), 0.0f);
 }
 
 TEST(Umbrella, NamesOfParametersStayAsTheyAre) {

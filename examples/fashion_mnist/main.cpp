@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <numeric>
 #include <string>
@@ -136,6 +137,41 @@ void print(const std::vector<Result>& results) {
                     r.experts_per_token, r.flops_per_token, r.seconds, r.max_over_mean, r.router_entropy);
 }
 
+/// Two pictures, one above the other.
+std::string stacked(const std::string& above, const std::string& below) {
+    const auto extent = [](const std::string& svg, const char* name) {
+        return std::atof(svg.c_str() + svg.find(std::string(name) + "=\"") + std::strlen(name) + 2);
+    };
+    const double width = std::max(extent(above, "width"), extent(below, "width"));
+    const double height = extent(above, "height");
+    const std::string all = std::to_string(height + extent(below, "height"));
+    return "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"" + std::to_string(width) + "\" height=\"" + all +
+           "\">\n" + above + "<g transform=\"translate(0 " + std::to_string(height) + ")\">\n" + below +
+           "</g>\n</svg>\n";
+}
+
+/// Which expert sees which part of the image, and which class.
+void draw(const Result& result, const std::vector<std::string>& experts, Index grid, const std::string& path) {
+    std::vector<moe::HeatMapPanel> panels;
+    for (std::size_t e = 0; e < experts.size(); ++e) {
+        const auto row = static_cast<Index>(e);
+        panels.push_back({experts[e], Eigen::Map<const Matrix<double>>(result.by_patch.row(row).data(), grid, grid)});
+    }
+    const std::string patches = moe::svg_heat_maps(
+        panels, {.title = "Which expert looks where (" + result.name + ")",
+                 .value_title = "share of the test images' patches that go to the expert",
+                 .cell = 22, .numbers = false, .panels_per_row = 6});
+    const std::string classes = moe::svg_heat_map(
+        result.by_class, {.title = "Which expert works on what",
+                          .row_labels = experts,
+                          .column_labels = {Images::names.begin(), Images::names.end()},
+                          .value_title = "share of the class's patches that go to the expert",
+                          .cell = 46});
+    const std::string svg = stacked(patches, classes);
+    moe::write_file(path, std::as_bytes(std::span(svg)));
+    std::printf("wrote %s\n", path.c_str());
+}
+
 Options parse(int argc, char** argv) {
     Options options;
     for (int i = 1; i < argc; i += 2) {
@@ -189,6 +225,10 @@ void demo(const Options& options) {
         moe::entropy_loss(ws, 1e-3);
     }));
     print(results);
+    draw(results.back(),
+         {"SwiGLU 0", "SwiGLU 1", "SwiGLU 2", "SwiGLU 3", "SwiGLU 4", "SwiGLU 5", "SwiGLU 6", "SwiGLU 7",
+          "zero", "copy", "constant 0", "constant 1"},
+         Network<decltype(dynamic)>::grid, options.out);
 }
 
 }  // namespace

@@ -143,6 +143,8 @@ public:
         routed.num_logits = num_logits_;
         routed.logits.matrix(tokens, num_logits_);
         routed.dlogits.matrix(tokens, num_logits_);
+        routed.logits.resize(0);  // room is not a batch
+        routed.dlogits.resize(0);
         routed.gate_weights.resize(assignments);
         routed.routing.reserve(tokens, num_experts(), assignments);
     }

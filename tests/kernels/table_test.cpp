@@ -521,7 +521,8 @@ TEST(FloatTables, AgreeOnAProductWhateverTheirTile) {
         float c[32], first[32];
         moe::kernels<float>(Isa::scalar)
             .tile(1, 16, k, a.data(), 1, 1, b.data(), 32, first, 32, false, nullptr, 0);
-        moe::kernels<float>(isa).tile(1, 16, k, a.data(), 1, 1, b.data(), 32, c, 32, false, nullptr, 0);
+        moe::kernels<float>(isa).tile(1, 16, k, a.data(), 1, 1, b.data(), 32, c, 32, false, nullptr,
+                                      0);
         EXPECT_TRUE(same<float>(16, c, first)) << moe::name(isa);
     }
 }

@@ -27,10 +27,12 @@ inline constexpr bool are_counted = true;
 #endif
 
 inline std::atomic<long> count{0};
+inline std::atomic<long> bytes_asked_for{0};
 inline std::atomic<long> until_failure{-1};  // allocations before the one that fails; < 0: none
 
 [[gnu::noinline]] inline void* obtain(std::size_t bytes, std::size_t alignment) {
     count.fetch_add(1);
+    bytes_asked_for.fetch_add(static_cast<long>(bytes));
     if (until_failure.load() >= 0 && until_failure.fetch_sub(1) == 0) throw std::bad_alloc();
     const std::size_t rounded = (bytes + alignment) / alignment * alignment;
     void* memory = std::aligned_alloc(alignment, rounded);

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT
-// Every kernel, written once over a vector V of 16 lanes. Included inside a namespace (and a target
-// region) that defines S, the vectors V (16 elements) and E (`elements` of them) with their functions,
-// exp and normal, and
+// Every kernel, written once. Included inside a namespace (and a target region) that defines the
+// scalar S, the vectors V (16 columns of a tile) and E (`elements` numbers of an elementwise
+// function) with what they can do, exp and normal, and
 //
 //     constexpr const char* table_name;
 //     constexpr int tile_rows;     // most rows of a tile
 //     constexpr int tile_vectors;  // vectors in a row of a panel
 //
-// What it adds is `table`. Only pointers, counts and V in here: a standard container or a lambda
+// What it adds is `table`. Only pointers, counts, V and E in here: a standard container or a lambda
 // would be compiled for the wrong instruction set. A product that feeds an addition is an fma.
 
-/// Elements i of the arrays that vector number i / 16 holds; the last one may be partial.
+/// Columns of a V, and partials of a sum.
 inline constexpr Index lanes = 16;
 inline constexpr Index panel_width = tile_vectors * lanes;
 /// Elements of a buffer on the stack, for what needs a second pass; a multiple of 16.
@@ -254,8 +254,7 @@ template <Activation act>
         const E near = max(negate(far), min(far, a));
         const E square = mul(near, near);
         E s, rest;
-        logistic(mul(near, fma(square, each(detail::tanh_3<S>), each(detail::tanh_1<S>))), s,
-                 rest);
+        logistic(mul(near, fma(square, each(detail::tanh_3<S>), each(detail::tanh_1<S>))), s, rest);
         value = mul(max(negate(largest_finite), a), s);
         const E inner = fma(square, each(3 * detail::tanh_3<S>), each(detail::tanh_1<S>));
         slope = fma(mul(mul(near, s), rest), inner, s);
@@ -282,18 +281,20 @@ template <Activation act>
 
 inline void evaluate(Activation act, Index n, const S* a, S* values, S* slopes) {
     switch (act) {
-        case Activation::relu: return evaluate<Activation::relu>(n, a, values, slopes);
+        case Activation::relu:
+            return evaluate<Activation::relu>(n, a, values, slopes);
         case Activation::relu_squared:
             return evaluate<Activation::relu_squared>(n, a, values, slopes);
-        case Activation::gelu: return evaluate<Activation::gelu>(n, a, values, slopes);
-        case Activation::gelu_tanh: return evaluate<Activation::gelu_tanh>(n, a, values, slopes);
-        case Activation::silu: return evaluate<Activation::silu>(n, a, values, slopes);
+        case Activation::gelu:
+            return evaluate<Activation::gelu>(n, a, values, slopes);
+        case Activation::gelu_tanh:
+            return evaluate<Activation::gelu_tanh>(n, a, values, slopes);
+        case Activation::silu:
+            return evaluate<Activation::silu>(n, a, values, slopes);
     }
 }
 
-inline void activate(Activation act, Index n, const S* a, S* h) {
-    evaluate(act, n, a, h, nullptr);
-}
+inline void activate(Activation act, Index n, const S* a, S* h) { evaluate(act, n, a, h, nullptr); }
 
 /// y = x z
 inline void multiply(Index n, const S* x, const S* z, S* y) {
@@ -341,6 +342,6 @@ inline void gate_backward(Activation act, Index n, const S* g, const S* u, const
 }
 
 inline constexpr KernelTable<S> table{
-    table_name, panel_width, tile_rows, tile,      pack,     axpy,
-    scale,      dot,         sum,       softmax,     log_sum_exp, sigmoid,
-    activate,   activate_backward,      gate,        gate_backward};
+    table_name, panel_width,  tile_rows, tile,        pack,    axpy,     scale,
+    dot,        sum,          softmax,   log_sum_exp, sigmoid, activate, activate_backward,
+    gate,       gate_backward};

@@ -46,18 +46,20 @@ extern const KernelTables tables;
 #endif
 
 #if !defined(MOE_EXTERN_KERNELS) || defined(MOE_IMPLEMENT_KERNELS)
+// clang-format off
 #if !defined(MOE_EXTERN_KERNELS)
 inline
 #endif
-    constexpr KernelTables tables{
+constexpr KernelTables tables{
 #if defined(__x86_64__)
-        {&portable_float::table, &isa_avx2::table, &isa_avx512::table},
-        {&portable_double::table, &isa_avx2_double::table, &isa_avx2_double::table},
+    {&portable_float::table, &isa_avx2::table, &isa_avx512::table},
+    {&portable_double::table, &isa_avx2_double::table, &isa_avx2_double::table},
 #else
-        {&portable_float::table, &portable_float::table, &portable_float::table},
-        {&portable_double::table, &portable_double::table, &portable_double::table},
+    {&portable_float::table, &portable_float::table, &portable_float::table},
+    {&portable_double::table, &portable_double::table, &portable_double::table},
 #endif
-    };
+};
+// clang-format on
 #endif
 
 /// The Isa in use as an int; -1 until the first question.
@@ -67,9 +69,12 @@ inline constinit std::atomic<int> isa_in_use{-1};
 
 inline const char* name(Isa isa) {
     switch (isa) {
-        case Isa::scalar: return "scalar";
-        case Isa::avx2: return "avx2";
-        case Isa::avx512: return "avx512";
+        case Isa::scalar:
+            return "scalar";
+        case Isa::avx2:
+            return "avx2";
+        case Isa::avx512:
+            return "avx512";
     }
     return "unknown";
 }
@@ -111,8 +116,8 @@ inline Isa isa() {
     int chosen = detail::isa_in_use.load(std::memory_order_relaxed);
     if (chosen < 0) [[unlikely]] {
         // Threads that get here together compute the same answer, unless force_isa came between.
-        const int wanted = static_cast<int>(detail::requested_isa(std::getenv("MOE_ISA"),
-                                                                  best_isa()));
+        const int wanted =
+            static_cast<int>(detail::requested_isa(std::getenv("MOE_ISA"), best_isa()));
         if (detail::isa_in_use.compare_exchange_strong(chosen, wanted, std::memory_order_relaxed))
             chosen = wanted;
     }

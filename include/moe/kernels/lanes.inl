@@ -40,7 +40,8 @@ struct V {
 /// rows and cols are at most 16.
 inline void transpose(Index rows, Index cols, const S* from, Index from_row, S* to, Index to_row) {
     for (Index p = 0; p < cols; ++p)
-        for (Index j = 0; j < 16; ++j) to[p * to_row + j] = j < rows ? from[j * from_row + p] : S(0);
+        for (Index j = 0; j < 16; ++j)
+            to[p * to_row + j] = j < rows ? from[j * from_row + p] : S(0);
 }
 
 /// The last call of every kernel; nothing to do here.

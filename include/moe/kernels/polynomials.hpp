@@ -30,9 +30,9 @@ inline constexpr int round_shift_bits = 0x4B400000;
 /// The rounded polynomial is within 1.5e-8 (relative) of R on [0, 14.5], where Phi(-x) leaves the
 /// floats.
 inline constexpr float tail_scale = 0.265625f;
-inline constexpr float tail_c[9] = {0x1.b22112p-4f,  0x1.b04a0ep-4f, 0x1.a411fap-4f,
-                                    0x1.faff42p-5f,  0x1.127a34p-3f, -0x1.c41586p-4f,
-                                    0x1.b206d6p-3f,  -0x1.2337a4p-3f, 0x1.f61804p-6f};
+inline constexpr float tail_c[9] = {0x1.b22112p-4f, 0x1.b04a0ep-4f,  0x1.a411fap-4f,
+                                    0x1.faff42p-5f, 0x1.127a34p-3f,  -0x1.c41586p-4f,
+                                    0x1.b206d6p-3f, -0x1.2337a4p-3f, 0x1.f61804p-6f};
 
 }  // namespace detail::poly
 

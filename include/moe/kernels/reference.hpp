@@ -69,12 +69,17 @@ inline double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
 inline double act(Activation act, double a) {
     switch (act) {
-        case Activation::relu: return a > 0 ? a : 0;
-        case Activation::relu_squared: return a > 0 ? a * a : 0;
-        case Activation::gelu: return a * 0.5 * std::erfc(-a * std::sqrt(0.5));
+        case Activation::relu:
+            return a > 0 ? a : 0;
+        case Activation::relu_squared:
+            return a > 0 ? a * a : 0;
+        case Activation::gelu:
+            return a * 0.5 * std::erfc(-a * std::sqrt(0.5));
         case Activation::gelu_tanh:
-            return a * sigmoid(2 * detail::inverse_sqrt_2_pi<double> * 2 * (a + 0.044715 * a * a * a));
-        case Activation::silu: return a * sigmoid(a);
+            return a *
+                   sigmoid(2 * detail::inverse_sqrt_2_pi<double> * 2 * (a + 0.044715 * a * a * a));
+        case Activation::silu:
+            return a * sigmoid(a);
     }
     return 0;
 }
@@ -82,8 +87,10 @@ inline double act(Activation act, double a) {
 /// act'(a)
 inline double slope(Activation act, double a) {
     switch (act) {
-        case Activation::relu: return a > 0 ? 1 : 0;
-        case Activation::relu_squared: return a > 0 ? 2 * a : 0;
+        case Activation::relu:
+            return a > 0 ? 1 : 0;
+        case Activation::relu_squared:
+            return a > 0 ? 2 * a : 0;
         case Activation::gelu:
             return 0.5 * std::erfc(-a * std::sqrt(0.5)) +
                    a * detail::inverse_sqrt_2_pi<double> * std::exp(-0.5 * a * a);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The E that elementwise functions of body.inl take at once, as a single element: for double, whose
-// exp and erf are the standard library's, and for the portable float kernels, because compilers make
-// little of exp over an array, and a lot of code. Included inside a namespace that has
-// `using S = float` or `double`; no guard on purpose.
+// exp and erf are the standard library's, and for the portable float kernels, because compilers
+// make little of exp over an array, and a lot of code. Included inside a namespace that has `using
+// S = float` or `double`; no guard on purpose.
 
 /// One element.
 struct E {

@@ -59,6 +59,9 @@ public:
             table.axpy(bias.size(), S(1), dlogits.data() + t * dlogits.outerStride(), grad.bias.data());
     }
 
+    Index workspace_bytes(int workers) const {
+        return workers * product_scratch(kernels<S>()) * static_cast<Index>(sizeof(S));
+    }
     double flops_per_token() const { return 2 * static_cast<double>(weight.size()); }
 
     /// The same router with W packed once, for inference.

@@ -46,6 +46,8 @@ MemoryBudget memory_budget(const Layer& layer, Index tokens, Index assignments,
     const Index per_token = 8 + 4 + 8 + 2 * scalar + (kept ? layer.model_dim() + 1 : 0) * scalar;
     budget.routing = tokens * (2 * layer.head().num_logits() * scalar + per_token) +
                      assignments * per_assignment;
+    if constexpr (requires { layer.head().router().workspace_bytes(workers); })
+        if (tokens > 0) budget.routing += layer.head().router().workspace_bytes(workers);
     layer.bank().for_each_group([&](std::size_t, const auto& group) {
         const Index rows = group.num_experts() > 0 ? assignments : tokens;
         if constexpr (requires { group.bytes(); }) budget.packed += group.bytes();

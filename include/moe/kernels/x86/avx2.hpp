@@ -50,8 +50,8 @@ inline constexpr int mask_window[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 
 }
 
 /// The last call of every kernel: marks the upper parts of the registers as unused. Compilers do so
-/// by themselves, but g++ not at -O0, -O1 and -Os, and SSE code after the kernel then waits for those
-/// parts in every instruction (std::fma in a loop: 35 times slower, measured).
+/// by themselves, but g++ not at -O0, -O1 and -Os, and SSE code after the kernel then waits for
+/// those parts in every instruction (std::fma in a loop: 35 times slower, measured).
 [[gnu::always_inline]] inline void finish() { _mm256_zeroupper(); }
 
 [[gnu::always_inline]] inline V splat(S x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }

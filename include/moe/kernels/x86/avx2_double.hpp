@@ -37,8 +37,8 @@ struct V {
 };
 
 /// The last call of every kernel: marks the upper parts of the registers as unused. Compilers do so
-/// by themselves, but g++ not at -O0, -O1 and -Os, and SSE code after the kernel then waits for those
-/// parts in every instruction (std::fma in a loop: 35 times slower, measured).
+/// by themselves, but g++ not at -O0, -O1 and -Os, and SSE code after the kernel then waits for
+/// those parts in every instruction (std::fma in a loop: 35 times slower, measured).
 [[gnu::always_inline]] inline void finish() { _mm256_zeroupper(); }
 
 [[gnu::always_inline]] inline V splat(S x) {
@@ -75,7 +75,8 @@ struct V {
 /// to[p * to_row + j] = from[j * from_row + p] for j < rows and p < cols, 0 for rows <= j < 16.
 inline void transpose(Index rows, Index cols, const S* from, Index from_row, S* to, Index to_row) {
     for (Index p = 0; p < cols; ++p)
-        for (Index j = 0; j < 16; ++j) to[p * to_row + j] = j < rows ? from[j * from_row + p] : S(0);
+        for (Index j = 0; j < 16; ++j)
+            to[p * to_row + j] = j < rows ? from[j * from_row + p] : S(0);
 }
 
 #include <moe/kernels/single.inl>

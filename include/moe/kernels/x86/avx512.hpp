@@ -13,7 +13,7 @@
 
 // Everything below is compiled for AVX-512 (F, BW, DQ, VL), whatever the flags of the build.
 #if defined(__clang__)
-#pragma clang attribute push(                                                       \
+#pragma clang attribute push(                                                    \
     __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
     apply_to = function)
 #else
@@ -47,8 +47,8 @@ struct V {
 }
 
 /// The last call of every kernel: marks the upper parts of the registers as unused. Compilers do so
-/// by themselves, but g++ not at -O0, -O1 and -Os, and SSE code after the kernel then waits for those
-/// parts in every instruction (std::fma in a loop: 35 times slower, measured).
+/// by themselves, but g++ not at -O0, -O1 and -Os, and SSE code after the kernel then waits for
+/// those parts in every instruction (std::fma in a loop: 35 times slower, measured).
 [[gnu::always_inline]] inline void finish() { _mm256_zeroupper(); }
 
 [[gnu::always_inline]] inline V splat(S x) { return {_mm512_set1_ps(x)}; }
@@ -70,9 +70,7 @@ struct V {
 [[gnu::always_inline]] inline V div(V x, V y) { return {_mm512_div_ps(x.r, y.r)}; }
 [[gnu::always_inline]] inline V max(V x, V y) { return {_mm512_max_ps(x.r, y.r)}; }
 [[gnu::always_inline]] inline V min(V x, V y) { return {_mm512_min_ps(x.r, y.r)}; }
-[[gnu::always_inline]] inline V negate(V x) {
-    return {_mm512_xor_ps(x.r, _mm512_set1_ps(-0.0f))};
-}
+[[gnu::always_inline]] inline V negate(V x) { return {_mm512_xor_ps(x.r, _mm512_set1_ps(-0.0f))}; }
 [[gnu::always_inline]] inline V minus_abs(V x) {
     return {_mm512_or_ps(x.r, _mm512_set1_ps(-0.0f))};
 }

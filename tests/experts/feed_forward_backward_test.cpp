@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: MIT
+#include <moe/experts/feed_forward_backward.hpp>
+
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include <moe/experts/swiglu.hpp>
+#include <moe/testing/compare.hpp>
+#include <moe/testing/random.hpp>
+
+namespace {
+
+using moe::Index;
+using moe::Matrix;
+
+/// Two experts on 3 and 4 rows of 5 tokens, with weights on inputs too.
+struct Problem {
+    moe::FeedForwardModule<double> group;
+    Matrix<double> x = moe::testing::random_matrix<double>(5, 9, 1), dy = moe::testing::random_matrix<double>(5, 9, 2);
+    std::vector<Index> offsets{0, 3, 7};
+    std::vector<std::int32_t> tokens{0, 2, 4, 0, 1, 2, 3};
+    std::vector<double> weights{.5, -.25, 1, 2, .125, .75, -1}, inputs{1, 2, .5, -1, .25, 1.5, 3};
+    moe::Context context;
+    moe::Workspace<double> ws;
+
+    Problem() {
+        moe::Random random(3);
+        group = moe::Swiglu{.count = 2, .ffn_dim = 37}.build<double>({.model_dim = 9, .output_dim = 9}, random);
+    }
+    moe::Rows<double> rows() const {
+        return {.offsets = offsets, .from = tokens, .to = tokens, .weights = weights, .input_weights = inputs};
+    }
+    Matrix<double> forward() {
+        Matrix<double> y = Matrix<double>::Zero(5, 9);
+        group.forward(x, rows(), y, {context, ws});
+        return y;
+    }
+};
+
+TEST(FeedForwardBackward, MayRunTwiceOnOneForwardPass) {
+    Problem p;
+    p.forward();
+    Matrix<double> dx[2];
+    std::vector<double> dweights[2];
+    for (int run = 0; run < 2; ++run) {
+        auto grad = moe::zeros_like(p.group);
+        dx[run] = Matrix<double>::Zero(5, 9);
+        dweights[run].assign(7, 0);
+        p.group.backward(p.x, p.rows(), p.dy, dx[run], {.weights = dweights[run]}, grad, {p.context, p.ws});
+    }
+    EXPECT_TRUE(moe::testing::same_bits(dx[0], dx[1]));
+    EXPECT_TRUE(moe::testing::same_bits(dweights[0], dweights[1]));
+}
+
+TEST(FeedForwardBackward, GivesTheGradientOfInputWeightsToWhoWantsIt) {
+    Problem p;
+    p.forward();
+    auto grad = moe::zeros_like(p.group);
+    Matrix<double> dx = Matrix<double>::Zero(5, 9);
+    std::vector<double> dweights(7), dinputs(7);
+    p.group.backward(p.x, p.rows(), p.dy, dx, {.weights = dweights, .input_weights = dinputs}, grad,
+                     {p.context, p.ws});
+    const auto loss = [&] { return p.forward().cwiseProduct(p.dy).sum(); };
+    const auto difference = [&](double& value) {
+        const double kept = value, step = 1e-5;
+        value = kept + step;
+        const double above = loss();
+        value = kept - step;
+        const double below = loss();
+        value = kept;
+        return (above - below) / (2 * step);
+    };
+    for (std::size_t r = 0; r < 7; ++r) {
+        EXPECT_NEAR(dinputs[r], difference(p.inputs[r]), 1e-8) << "row " << r;
+        EXPECT_NEAR(dweights[r], difference(p.weights[r]), 1e-8) << "row " << r;
+    }
+}
+
+TEST(FeedForwardBackward, SkipsGradientsThatAreEmpty) {
+    Problem p;
+    p.forward();
+    auto all = moe::zeros_like(p.group);
+    auto some = moe::zeros_like(p.group, [](std::string_view name) { return name != "1.up" && name != "0.down"; });
+    moe::FeedForwardModule<double> none;
+    std::vector<double> dweights(7);
+    Matrix<double> dx[3];
+    int i = 0;
+    for (auto* grad : {&all, &some, &none}) {
+        dx[i] = Matrix<double>::Zero(5, 9);
+        p.group.backward(p.x, p.rows(), p.dy, dx[i++], {.weights = dweights}, *grad, {p.context, p.ws});
+    }
+    EXPECT_TRUE(moe::testing::same_bits(dx[0], dx[1]));
+    EXPECT_TRUE(moe::testing::same_bits(dx[0], dx[2]));
+    EXPECT_EQ(some.up.gradient(1), nullptr);
+    EXPECT_TRUE(moe::testing::same_bits(some.up.owned(0).view(), all.up.owned(0).view()));
+    EXPECT_TRUE(moe::testing::same_bits(some.down.owned(1).view(), all.down.owned(1).view()));
+}
+
+}  // namespace

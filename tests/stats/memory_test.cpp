@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: MIT
+#include <moe/stats/memory.hpp>
+
+#include <gtest/gtest.h>
+
+#include <moe/moe.hpp>
+
+#include "support/allocations.hpp"
+
+namespace {
+
+using moe::Index;
+using moe::Keep;
+using moe::Matrix;
+
+/// Bytes that f asks for.
+template <class F>
+long bytes_in(F&& f) {
+    const long before = allocations::bytes_asked_for.load();
+    f();
+    return allocations::bytes_asked_for.load() - before;
+}
+
+auto layer() {
+    return moe::Layer{moe::Config{.model_dim = 96}, moe::LinearRouter{}, moe::TopK{.k = 2},
+                      moe::Swiglu{.count = 8, .ffn_dim = 160}, moe::Copy{},
+                      moe::Shared{moe::Swiglu{.count = 1, .ffn_dim = 64}}};
+}
+
+TEST(MemoryBudget, CountsParametersAndPackedWeights) {
+    const auto l = layer();
+    const moe::MemoryBudget trained = moe::memory_budget(l, 10, 20);
+    EXPECT_EQ(trained.parameters, 4 * moe::num_parameters(l));
+    EXPECT_EQ(trained.packed, 0);
+    const moe::MemoryBudget frozen = moe::memory_budget(moe::freeze(l), 10, 20, Keep::nothing);
+    EXPECT_EQ(frozen.parameters, 4 * 9 * 96);  // the router stays as it is
+    EXPECT_GE(frozen.packed, 4 * (8 * 3 * 96 * 160 + 3 * 96 * 64));
+    EXPECT_LT(frozen.packed, 4 * (8 * 3 * 96 * 160 + 3 * 96 * 64) * 3 / 2);  // padding of panels
+}
+
+TEST(MemoryBudget, HoldsForTheFirstCall) {
+    if (!allocations::are_counted) GTEST_SKIP() << "a sanitizer brings its own operator new";
+    const auto l = layer();
+    for (const Index tokens : {1, 40, 700}) {
+        const Matrix<float> x = moe::Random(1).normal<float>(tokens, 96, 1);
+        Matrix<float> y(tokens, 96), dx(tokens, 96);
+        auto grad = moe::zeros_like(l);
+        for (const Keep keep : {Keep::nothing, Keep::everything}) {
+            moe::Workspace<float> ws;
+            ws.threads(1).keep(keep);
+            const long spent = bytes_in([&] {
+                l.forward(x, y, ws);
+                if (keep == Keep::everything) l.backward(x, y, dx, grad, ws);
+            });
+            const Index budget = moe::memory_budget(l, tokens, 2 * tokens, keep).workspace();
+            // Nodes of the workspace and vectors that grow by doubling are a few kB beside it.
+            EXPECT_LE(spent, budget + 16384 + budget / 4) << tokens << " tokens";
+            EXPECT_GE(spent, budget / 4) << tokens << " tokens";
+        }
+    }
+}
+
+TEST(MemoryBudget, GrowsLikeRowsTimesFfnDim) {
+    const auto l = layer();
+    const auto at = [&](Index tokens) { return moe::memory_budget(l, tokens, 2 * tokens).experts; };
+    EXPECT_NEAR(static_cast<double>(at(20000)) / static_cast<double>(at(10000)), 2, 0.05);
+    const moe::MemoryBudget none = moe::memory_budget(l, 0, 0);
+    EXPECT_EQ(none.routing, 0);
+}
+
+TEST(MemoryBudget, PrintsOneLine) {
+    const moe::MemoryBudget budget{.parameters = 12582912, .packed = 0, .routing = 999, .experts = 1};
+    EXPECT_EQ(moe::report(budget), "parameters 12.6 MB + packed 0 B + workspace 1.0 kB = 12.6 MB");
+}
+
+}  // namespace
