@@ -32,8 +32,8 @@ constexpr moe::Config config{.model_dim = dim, .seed = 3};
 
 auto make() {
     using Bank = moe::Bank<double, moe::Swiglu, moe::Copy, moe::Null, moe::Zero, moe::Constant>;
-    return Bank(config, moe::Swiglu{.count = 2, .ffn_dim = 4}, moe::Copy{}, moe::Null{}, moe::Zero{},
-                moe::Constant{});
+    return Bank(config, moe::Swiglu{.count = 2, .ffn_dim = 4}, moe::Copy{}, moe::Null{},
+                moe::Zero{}, moe::Constant{});
 }
 
 /// 0 to 6 experts per token, in no order; token 4 has none, expert 1 none, two are dropped.
@@ -49,13 +49,18 @@ Routing plan() {
     return routing;
 }
 
-Matrix<double> dense_output(const decltype(make())& bank, const Matrix<double>& x, const Routing& routing) {
+Matrix<double> dense_output(const decltype(make())& bank, const Matrix<double>& x,
+                            const Routing& routing) {
     const auto& constant = bank.group<4>();
     const std::vector<dense::Expert> all{
-        dense::feed_forward_of(bank.group<0>(), 0), dense::feed_forward_of(bank.group<0>(), 1),
-        dense::copy(), dense::zero(), dense::zero(),
+        dense::feed_forward_of(bank.group<0>(), 0),
+        dense::feed_forward_of(bank.group<0>(), 1),
+        dense::copy(),
+        dense::zero(),
+        dense::zero(),
         dense::constant(constant.mix[0].view(), constant.value[0].view())};
-    return dense::forward(all, x, dense::weights_of(routing), dim, dense::input_weights_of(routing));
+    return dense::forward(all, x, dense::weights_of(routing), dim,
+                          dense::input_weights_of(routing));
 }
 
 TEST(Bank, AppliesAnyPlan) {
@@ -147,7 +152,8 @@ TEST(Bank, GroupsWithoutRoutedExpertsSeeEveryToken) {
 
 TEST(Bank, RefusesWhatDoesNotFit) {
     const auto bank = make();
-    const auto x = random_matrix<double>(tokens, dim, 1), dy = random_matrix<double>(tokens, dim, 2);
+    const auto x = random_matrix<double>(tokens, dim, 1),
+               dy = random_matrix<double>(tokens, dim, 2);
     const Routing routing = plan();
     Workspace<double> ws;
     Matrix<double> y(tokens, dim), narrow(tokens, dim - 1), dx(tokens, dim);

@@ -37,15 +37,16 @@ struct Scale {
 };
 
 auto make(std::uint64_t seed = 1) {
-    return moe::Layer{moe::Config{.model_dim = dim, .seed = seed},
-                      moe::LinearRouter{.bias = true},
-                      moe::TopK{.k = 3},
-                      moe::Swiglu{.count = 3, .ffn_dim = 41},
-                      moe::Mlp{.count = 2, .ffn_dim = 19, .activation = moe::Activation::gelu, .bias = true},
-                      moe::Copy{},
-                      moe::Constant{},
-                      moe::experts(2, Scale{0.5f}),
-                      moe::Shared{moe::Swiglu{.ffn_dim = 23}, moe::SharedGate::sigmoid}};
+    return moe::Layer{
+        moe::Config{.model_dim = dim, .seed = seed},
+        moe::LinearRouter{.bias = true},
+        moe::TopK{.k = 3},
+        moe::Swiglu{.count = 3, .ffn_dim = 41},
+        moe::Mlp{.count = 2, .ffn_dim = 19, .activation = moe::Activation::gelu, .bias = true},
+        moe::Copy{},
+        moe::Constant{},
+        moe::experts(2, Scale{0.5f}),
+        moe::Shared{moe::Swiglu{.ffn_dim = 23}, moe::SharedGate::sigmoid}};
 }
 using Layer = decltype(make());
 using Frozen = decltype(moe::freeze(std::declval<const Layer&>()));
@@ -81,7 +82,8 @@ TEST(Frozen, DoesNotFollowTheLayer) {
     Layer layer = make();
     const Matrix<float> before = layer(batch());
     const auto frozen = moe::freeze(layer);
-    moe::for_each_parameter(layer, [](auto, std::span<float> w) { std::fill(w.begin(), w.end(), 0.f); });
+    moe::for_each_parameter(layer,
+                            [](auto, std::span<float> w) { std::fill(w.begin(), w.end(), 0.f); });
     EXPECT_TRUE(same_bits(frozen(batch()), before));
     EXPECT_FALSE(same_bits(layer(batch()), before, {.allow_zeros = true}));
 }
@@ -141,8 +143,9 @@ TEST(Frozen, SaysTheSameErrors) {
 }
 
 TEST(Frozen, WorksForDouble) {
-    const auto layer = moe::make_layer<double>(moe::Config{.model_dim = dim}, moe::LinearRouter{},
-                                               moe::TopP{.p = 0.6}, moe::Swiglu{.count = 4, .ffn_dim = 9});
+    const auto layer =
+        moe::make_layer<double>(moe::Config{.model_dim = dim}, moe::LinearRouter{},
+                                moe::TopP{.p = 0.6}, moe::Swiglu{.count = 4, .ffn_dim = 9});
     const auto x = random_matrix<double>(tokens, dim, 1);
     EXPECT_TRUE(same_bits(moe::freeze(layer)(x), layer(x)));
 }

@@ -61,7 +61,8 @@ TEST(Head, GradientsAreExactForAnyGradientAtTheWeights) {
     const auto loss = [&] {
         head.route(x, ws);
         double sum = 0;
-        for (Index a = 0; a < 2 * tokens; ++a) sum += dweights(0, a) * ws.routing().weight<double>(a);
+        for (Index a = 0; a < 2 * tokens; ++a)
+            sum += dweights(0, a) * ws.routing().weight<double>(a);
         return sum;
     };
     loss();
@@ -89,11 +90,13 @@ struct Tempered {
     void weigh(In<double> logits, Routing& routing, const moe::Call<double>&) const {
         for (Index t = 0; t < logits.rows(); ++t) {
             const Eigen::ArrayXd w = softmax(logits.row(t).transpose().array() / temperature(0, 0));
-            for (Index e = 0; e < logits.cols(); ++e) routing.set_weight(routing.first(t) + e, w(e));
+            for (Index e = 0; e < logits.cols(); ++e)
+                routing.set_weight(routing.first(t) + e, w(e));
         }
     }
-    void backward(In<double> logits, const Routing& routing, const moe::WeightGradients<double>& dweights,
-                  Out<double> dlogits, Tempered& grad, const moe::Call<double>&) const {
+    void backward(In<double> logits, const Routing& routing,
+                  const moe::WeightGradients<double>& dweights, Out<double> dlogits, Tempered& grad,
+                  const moe::Call<double>&) const {
         const double tau = temperature(0, 0);
         for (Index t = 0; t < logits.rows(); ++t) {
             const Eigen::ArrayXd z = logits.row(t).transpose().array(), w = softmax(z / tau);

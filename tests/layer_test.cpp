@@ -96,8 +96,7 @@ struct ScaleShift {  // an expert: y = scale * x + shift, feature by feature
     void forward(moe::In<float> x, moe::Out<float> y) const {
         y = (x * scale.asDiagonal()).rowwise() + shift;
     }
-    void backward(moe::In<float> x, moe::In<float> dy, moe::Out<float> dx,
-                  ScaleShift& grad) const {
+    void backward(moe::In<float> x, moe::In<float> dy, moe::Out<float> dx, ScaleShift& grad) const {
         dx = dy * scale.asDiagonal();                      // activations: write
         grad.scale += x.cwiseProduct(dy).colwise().sum();  // parameters: add
         grad.shift += dy.colwise().sum();
@@ -153,8 +152,9 @@ auto make(Index experts = 4, Index k = 2, std::uint64_t seed = 1) {
 using Layer = decltype(make());
 
 TEST(Layer, OfAnotherScalar) {
-    moe::Layer f64 = moe::make_layer<double>(moe::Config{.model_dim = 8}, moe::LinearRouter{},
-                                             moe::TopK{.k = 2}, moe::Swiglu{.count = 3, .ffn_dim = 4});
+    moe::Layer f64 =
+        moe::make_layer<double>(moe::Config{.model_dim = 8}, moe::LinearRouter{}, moe::TopK{.k = 2},
+                                moe::Swiglu{.count = 3, .ffn_dim = 4});
     const moe::Layer f32{moe::Config{.model_dim = 8}, moe::LinearRouter{}, moe::TopK{.k = 2},
                          moe::Swiglu{.count = 3, .ffn_dim = 4}};
     const auto x = random_matrix<double>(5, 8, 1);
@@ -256,8 +256,9 @@ TEST(Layer, OfOneExpertIsThatExpert) {
 }
 
 TEST(Layer, OfOneFeatureWorks) {
-    const auto layer = moe::make_layer<double>(moe::Config{.model_dim = 1}, moe::LinearRouter{},
-                                               moe::TopK{.k = 2}, moe::Swiglu{.count = 3, .ffn_dim = 1});
+    const auto layer =
+        moe::make_layer<double>(moe::Config{.model_dim = 1}, moe::LinearRouter{}, moe::TopK{.k = 2},
+                                moe::Swiglu{.count = 3, .ffn_dim = 1});
     EXPECT_TRUE(moe::testing::check_gradients(layer, {.columns = 1, .scale = 0.01}));
 }
 
@@ -292,8 +293,7 @@ struct Errors : testing::Test {
 
     std::string backward(const Layer& of, const Matrix<float>& batch,
                          const moe::Context& context = {}) {
-        return message<std::logic_error>(
-            [&] { of.backward(batch, dy, dx, grad, ws, context); });
+        return message<std::logic_error>([&] { of.backward(batch, dy, dx, grad, ws, context); });
     }
 };
 constexpr const char* not_this_batch =
@@ -306,8 +306,9 @@ TEST_F(Errors, SayWhatIsWrongWithTheConfig) {
             moe::Layer{config, moe::LinearRouter{}, moe::TopK{.k = 1}, moe::Swiglu{.ffn_dim = 5}};
         });
     };
-    EXPECT_EQ(with({}), "moe::Config: model_dim is 0, it must be >= 1; set it: "
-                        "moe::Config{.model_dim = 256}");
+    EXPECT_EQ(with({}),
+              "moe::Config: model_dim is 0, it must be >= 1; set it: "
+              "moe::Config{.model_dim = 256}");
     EXPECT_EQ(with({.model_dim = 8, .output_dim = -1}),
               "moe::Config: output_dim is -1, it must be >= 0 (0: model_dim)");
     EXPECT_EQ(message([&] {
@@ -327,7 +328,8 @@ TEST_F(Errors, SayWhichMatrixHasWhichShape) {
     const auto narrow = random_matrix<float>(5, 7, 1);
     EXPECT_EQ(message([&] { layer.forward(narrow, y, ws); }),
               "moe::Layer::forward: x has 7 columns, model_dim is 8");
-    EXPECT_EQ(message([&] { layer(narrow); }), "moe::Layer::forward: x has 7 columns, model_dim is 8");
+    EXPECT_EQ(message([&] { layer(narrow); }),
+              "moe::Layer::forward: x has 7 columns, model_dim is 8");
     Matrix<float> wide(5, 8), few(4, 6);
     EXPECT_EQ(message([&] { layer.forward(x, wide, ws); }),
               "moe::Layer::apply: y is [5, 8], it must be [5, 6]");
@@ -379,7 +381,8 @@ TEST_F(Errors, NameTheFieldOfTheContext) {
     const auto with = [&](const moe::Context& context) {
         return message([&] { layer.forward(x, y, ws, context); });
     };
-    EXPECT_EQ(with({.padding = bytes}), "moe::Context: padding has 4 entries, one per token wants 5");
+    EXPECT_EQ(with({.padding = bytes}),
+              "moe::Context: padding has 4 entries, one per token wants 5");
     EXPECT_EQ(with({.allowed = bytes}),
               "moe::Context: allowed has 4 entries, one per token and expert wants 20");
     EXPECT_EQ(with({.logit_offset = numbers}),
@@ -403,20 +406,22 @@ TEST(Layer, NamesItsParameters) {
                      moe::Shared{moe::Swiglu{.count = 2, .ffn_dim = 3}},
                      moe::Shared{moe::Mlp{.ffn_dim = 3}, moe::SharedGate::sigmoid}};
     std::vector<std::string> names, states;
-    moe::visit_parameters(std::as_const(layer), [&](std::string_view name, const auto& matrix, moe::Role role) {
-        names.push_back(std::string(name) + " " + std::to_string(matrix.rows()) + "x" +
-                        std::to_string(matrix.cols()));
-        if (role == moe::Role::state) states.emplace_back(name);
-    });
-    EXPECT_EQ(names, (std::vector<std::string>{
-                         "router.weight 5x4", "router.bias 1x5", "gate.bias 1x5",
-                         "experts.0.gate 3x4", "experts.0.up 3x4", "experts.0.down 4x3",
-                         "experts.1.gate 3x4", "experts.1.up 3x4", "experts.1.down 4x3",
-                         "experts.3.mix 2x4", "experts.3.value 1x4", "experts.4.up 3x4",
-                         "experts.4.down 4x3", "experts.4.up_bias 1x3", "experts.4.down_bias 1x4",
-                         "shared.0.gate 3x4", "shared.0.up 3x4", "shared.0.down 4x3",
-                         "shared.1.gate 3x4", "shared.1.up 3x4", "shared.1.down 4x3",
-                         "shared.2.up 3x4", "shared.2.down 4x3", "shared.2.shared_gate 1x4"}));
+    moe::visit_parameters(
+        std::as_const(layer), [&](std::string_view name, const auto& matrix, moe::Role role) {
+            names.push_back(std::string(name) + " " + std::to_string(matrix.rows()) + "x" +
+                            std::to_string(matrix.cols()));
+            if (role == moe::Role::state) states.emplace_back(name);
+        });
+    EXPECT_EQ(names,
+              (std::vector<std::string>{
+                  "router.weight 5x4",  "router.bias 1x5",       "gate.bias 1x5",
+                  "experts.0.gate 3x4", "experts.0.up 3x4",      "experts.0.down 4x3",
+                  "experts.1.gate 3x4", "experts.1.up 3x4",      "experts.1.down 4x3",
+                  "experts.3.mix 2x4",  "experts.3.value 1x4",   "experts.4.up 3x4",
+                  "experts.4.down 4x3", "experts.4.up_bias 1x3", "experts.4.down_bias 1x4",
+                  "shared.0.gate 3x4",  "shared.0.up 3x4",       "shared.0.down 4x3",
+                  "shared.1.gate 3x4",  "shared.1.up 3x4",       "shared.1.down 4x3",
+                  "shared.2.up 3x4",    "shared.2.down 4x3",     "shared.2.shared_gate 1x4"}));
     EXPECT_EQ(states, std::vector<std::string>{"gate.bias"});
 }
 
@@ -447,8 +452,11 @@ TEST(Layer, WithoutGradientsGivesTheSameDx) {
 /// A linear router as a user writes it.
 struct OwnRouter {
     Matrix<float> weight;
-    void forward(moe::In<float> x, moe::Out<float> logits) const { logits = x * weight.transpose(); }
-    void backward(moe::In<float> x, moe::In<float> dlogits, moe::Out<float> dx, OwnRouter& grad) const {
+    void forward(moe::In<float> x, moe::Out<float> logits) const {
+        logits = x * weight.transpose();
+    }
+    void backward(moe::In<float> x, moe::In<float> dlogits, moe::Out<float> dx,
+                  OwnRouter& grad) const {
         dx = dlogits * weight;
         grad.weight += dlogits.transpose() * x;
     }
@@ -468,11 +476,12 @@ TEST(Layer, WithYourOwnPartsAndWithoutGradientsGivesTheSameDx) {
     layer.backward(x, dy, only, moe::no_gradient, ws);
     EXPECT_TRUE(same_bits(only, dx));
     // and with those of some parameters only
-    auto some = moe::zeros_like(layer, [](std::string_view name) { return name == "experts.2.shift"; });
+    auto some =
+        moe::zeros_like(layer, [](std::string_view name) { return name == "experts.2.shift"; });
     layer.backward(x, dy, only, some, ws);
     EXPECT_TRUE(same_bits(only, dx));
-    EXPECT_TRUE(same_bits(some.bank().group<0>().expert(2).shift,
-                          grad.bank().group<0>().expert(2).shift));
+    EXPECT_TRUE(
+        same_bits(some.bank().group<0>().expert(2).shift, grad.bank().group<0>().expert(2).shift));
 }
 
 TEST(Layer, LeavesOutGradientsByName) {
@@ -492,10 +501,11 @@ TEST(Layer, LeavesOutGradientsByName) {
     std::vector<std::string> seen;
     moe::for_each_parameter(layer, some, [&](std::string_view name, auto, std::span<float> g) {
         seen.emplace_back(name);
-        moe::for_each_parameter(layer, all, [&](std::string_view same, auto, std::span<float> whole) {
-            if (same != name) return;
-            EXPECT_TRUE(same_bits(g, whole, {.allow_zeros = true}));
-        });
+        moe::for_each_parameter(layer, all,
+                                [&](std::string_view same, auto, std::span<float> whole) {
+                                    if (same != name) return;
+                                    EXPECT_TRUE(same_bits(g, whole, {.allow_zeros = true}));
+                                });
     });
     EXPECT_EQ(seen, (std::vector<std::string>{"router.bias", "experts.1.up", "shared.0.down"}));
 }
@@ -551,7 +561,8 @@ TEST(Layer, CopiesAreIndependent) {
     const auto x = random_matrix<float>(5, 8, 1);
     const Matrix<float> before = layer(x);
     Layer copy = layer;
-    moe::for_each_parameter(copy, [](auto, std::span<float> w) { std::fill(w.begin(), w.end(), 0.f); });
+    moe::for_each_parameter(copy,
+                            [](auto, std::span<float> w) { std::fill(w.begin(), w.end(), 0.f); });
     EXPECT_TRUE(same_bits(layer(x), before));
     EXPECT_TRUE((copy(x).array() == 0).all());
     const Layer moved = std::move(layer);

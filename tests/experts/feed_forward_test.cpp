@@ -33,8 +33,10 @@ moe::FeedForwardModule<S> swiglu(Index experts, Index ffn, const expert_group::E
 template <class S>
 moe::FeedForwardModule<S> mlp(Index experts, Index ffn, const expert_group::Extents& e) {
     Random random(4);
-    auto group = moe::Mlp{.count = experts, .ffn_dim = ffn, .activation = moe::Activation::gelu, .bias = true}
-                     .build<S>(Shape{.model_dim = e.model_dim, .output_dim = e.output_dim}, random);
+    auto group =
+        moe::Mlp{
+            .count = experts, .ffn_dim = ffn, .activation = moe::Activation::gelu, .bias = true}
+            .build<S>(Shape{.model_dim = e.model_dim, .output_dim = e.output_dim}, random);
     group.up_bias.fill_normal(random, 1);
     group.down_bias.fill_normal(random, 1);
     return group;
@@ -63,7 +65,8 @@ TYPED_TEST(FeedForward, IsRightForExtentsAroundTheWidthsOfVectors) {
         const auto group = swiglu<S>(3, ffn, e);
         expert_group::expect_like_dense(group, dense_experts(group), expert_group::Batch<S>(e, 2));
         const auto biased = mlp<S>(3, ffn, e);
-        expert_group::expect_like_dense(biased, dense_experts(biased), expert_group::Batch<S>(e, 3));
+        expert_group::expect_like_dense(biased, dense_experts(biased),
+                                        expert_group::Batch<S>(e, 3));
     }
 }
 
@@ -108,8 +111,8 @@ TYPED_TEST(FeedForward, PackedWeightsGiveTheSameBits) {
             ScopedIsa forced(isa);
             const auto packed = group.freeze({});
             EXPECT_TRUE(moe::testing::same_bits(expert_group::run(packed, batch).y, expected));
-            EXPECT_TRUE(moe::testing::same_bits(
-                expert_group::run(packed, batch, {.split = 2}).y, expected));
+            EXPECT_TRUE(moe::testing::same_bits(expert_group::run(packed, batch, {.split = 2}).y,
+                                                expected));
             // Read by the kernels that they were packed for, whatever is in use now.
             ScopedIsa other(Isa::scalar);
             EXPECT_TRUE(moe::testing::same_bits(expert_group::run(packed, batch).y, expected));
@@ -143,19 +146,27 @@ TYPED_TEST(FeedForward, BoundWeightsAreReadWhereTheyLie) {
         downs.push_back(owned.down.owned(i).view().transpose());
     }
     for (std::size_t i = 0; i < 3; ++i) {
-        WeightView view{.data = fused[i].data(), .dtype = moe::dtype_of<S>, .rows = 7, .cols = 9,
+        WeightView view{.data = fused[i].data(),
+                        .dtype = moe::dtype_of<S>,
+                        .rows = 7,
+                        .cols = 9,
                         .row_stride = 18};
         gates.push_back(view);
         view.data = fused[i].data() + 9;
         ups.push_back(view);
-        down_views.push_back({.data = downs[i].data(), .dtype = moe::dtype_of<S>, .rows = 6, .cols = 7,
-                              .row_stride = 1, .col_stride = 6});
+        down_views.push_back({.data = downs[i].data(),
+                              .dtype = moe::dtype_of<S>,
+                              .rows = 6,
+                              .cols = 7,
+                              .row_stride = 1,
+                              .col_stride = 6});
     }
     auto bound = owned;
     bound.gate = moe::Weights<S>(gates);
     bound.up = moe::Weights<S>(ups);
     bound.down = moe::Weights<S>(down_views);
-    expert_group::expect_same_bits(expert_group::run(bound, batch), expert_group::run(owned, batch));
+    expert_group::expect_same_bits(expert_group::run(bound, batch),
+                                   expert_group::run(owned, batch));
     EXPECT_TRUE(moe::testing::same_bits(expert_group::run(bound.freeze({}), batch).y,
                                         expert_group::run(owned, batch).y));
     EXPECT_EQ(moe::num_parameters(bound), 0) << "the memory is the caller's";

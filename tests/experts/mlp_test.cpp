@@ -25,8 +25,9 @@ constexpr Activation activations[] = {Activation::relu, Activation::relu_squared
 template <class S>
 moe::FeedForwardModule<S> make(Activation activation, bool bias) {
     Random random(3);
-    auto group = moe::Mlp{.count = count, .ffn_dim = 23, .activation = activation, .bias = bias}
-                     .build<S>(Shape{.model_dim = dim, .output_dim = out}, random);
+    auto group =
+        moe::Mlp{.count = count, .ffn_dim = 23, .activation = activation, .bias = bias}.build<S>(
+            Shape{.model_dim = dim, .output_dim = out}, random);
     group.up_bias.fill_normal(random, 0.5);
     group.down_bias.fill_normal(random, 0.5);
     return group;
@@ -45,7 +46,8 @@ TYPED_TEST(Mlp, GivesTheDenseResultAndItsGradients) {
             const auto group = make<TypeParam>(activation, bias);
             std::vector<dense::Expert> experts;
             for (Index e = 0; e < count; ++e) experts.push_back(dense::feed_forward_of(group, e));
-            expert_group::expect_like_dense(group, experts, expert_group::Batch<TypeParam>(extents));
+            expert_group::expect_like_dense(group, experts,
+                                            expert_group::Batch<TypeParam>(extents));
         }
 }
 
@@ -77,14 +79,14 @@ TEST(MlpExperts, GradientsAreExact) {
 }
 
 TEST(MlpExperts, GiveTheSameBitsForAnyThreadCount) {
-    expert_group::expect_same_bits_for_any_thread_count<float>(
-        make<float>(Activation::gelu, true), {.tokens = 200, .output_dim = out});
+    expert_group::expect_same_bits_for_any_thread_count<float>(make<float>(Activation::gelu, true),
+                                                               {.tokens = 200, .output_dim = out});
 }
 
 TEST(MlpExperts, BiasesStartAtZero) {
     Random random(1);
-    const auto group =
-        moe::Mlp{.count = 2, .ffn_dim = 5, .bias = true}.build<float>({.model_dim = 3, .output_dim = 4}, random);
+    const auto group = moe::Mlp{.count = 2, .ffn_dim = 5, .bias = true}.build<float>(
+        {.model_dim = 3, .output_dim = 4}, random);
     std::vector<std::string> names;
     moe::visit_parameters(group, [&](std::string_view name, const auto& matrix, moe::Role) {
         names.push_back(std::string(name) + " " + std::to_string(matrix.rows()) + "x" +
@@ -101,7 +103,8 @@ TEST(MlpExperts, BiasesStartAtZero) {
 TEST(MlpExperts, RefuseSettingsThatAreOutOfRange) {
     Random random(1);
     const Shape shape{.model_dim = 3, .output_dim = 3};
-    EXPECT_THROW((moe::Mlp{.count = 0, .ffn_dim = 5}.build<float>(shape, random)), std::invalid_argument);
+    EXPECT_THROW((moe::Mlp{.count = 0, .ffn_dim = 5}.build<float>(shape, random)),
+                 std::invalid_argument);
     EXPECT_THROW((moe::Mlp{.count = 2, .ffn_dim = -1}.build<float>(shape, random)),
                  std::invalid_argument);
 }

@@ -64,8 +64,8 @@ TEST(SwigluExperts, GradientsAreExact) {
 }
 
 TEST(SwigluExperts, GiveTheSameBitsForAnyThreadCount) {
-    expert_group::expect_same_bits_for_any_thread_count<float>(
-        make<float>(), {.tokens = 200, .output_dim = out});
+    expert_group::expect_same_bits_for_any_thread_count<float>(make<float>(),
+                                                               {.tokens = 200, .output_dim = out});
 }
 
 TEST(SwigluExperts, WorkedByHand) {

@@ -63,7 +63,7 @@ TYPED_TEST_SUITE(LinearRouter, Scalars);
 
 TYPED_TEST(LinearRouter, IsAProductForAnyExtents) {
     using S = TypeParam;
-    const Index extents[][3] = {{1, 1, 1},   {3, 5, 2},    {65, 33, 8},
+    const Index extents[][3] = {{1, 1, 1},    {3, 5, 2},    {65, 33, 8},
                                 {64, 16, 17}, {130, 7, 64}, {0, 4, 3}};
     for (const auto& [tokens, dim, logits] : extents)
         for (const bool bias : {false, true}) {
@@ -118,8 +118,8 @@ TYPED_TEST(LinearRouter, GivesTheSameBitsHoweverItIsComputed) {
 }
 
 TEST(LinearRouterModule, GradientsAreExact) {
-    EXPECT_TRUE(moe::testing::check_gradients(
-        make<double>(5, 4, true), {.rows = 6, .columns = 5, .output_columns = 4}));
+    EXPECT_TRUE(moe::testing::check_gradients(make<double>(5, 4, true),
+                                              {.rows = 6, .columns = 5, .output_columns = 4}));
 }
 
 TEST(LinearRouterModule, LeavesOutGradientsThatAreNotWanted) {

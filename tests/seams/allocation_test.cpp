@@ -33,15 +33,16 @@ constexpr Index tokens = 120, dim = 40;
 
 template <class Gate>
 auto make(const Gate& gate) {
-    return moe::Layer{moe::Config{.model_dim = dim, .input_scale = 2},
-                      moe::LinearRouter{.bias = true},
-                      gate,
-                      moe::Swiglu{.count = 4, .ffn_dim = 48},
-                      moe::Mlp{.count = 2, .ffn_dim = 24, .bias = true},
-                      moe::Zero{},
-                      moe::Copy{},
-                      moe::Constant{},
-                      moe::Shared{moe::Swiglu{.count = 2, .ffn_dim = 16}, moe::SharedGate::sigmoid}};
+    return moe::Layer{
+        moe::Config{.model_dim = dim, .input_scale = 2},
+        moe::LinearRouter{.bias = true},
+        gate,
+        moe::Swiglu{.count = 4, .ffn_dim = 48},
+        moe::Mlp{.count = 2, .ffn_dim = 24, .bias = true},
+        moe::Zero{},
+        moe::Copy{},
+        moe::Constant{},
+        moe::Shared{moe::Swiglu{.count = 2, .ffn_dim = 16}, moe::SharedGate::sigmoid}};
 }
 const moe::TopK top2{.k = 2};
 const moe::TopP most{.p = 0.7};

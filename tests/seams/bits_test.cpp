@@ -57,16 +57,17 @@ template <class Gate>
 auto make(const Gate& gate) {
     Scale own;
     own.scale.view().setConstant(0.75f);
-    return moe::Layer{moe::Config{.model_dim = dim, .input_scale = 2, .seed = 6},
-                      moe::LinearRouter{.bias = true},
-                      gate,
-                      moe::Swiglu{.count = 4, .ffn_dim = 77},
-                      moe::Mlp{.count = 2, .ffn_dim = 50, .activation = moe::Activation::gelu, .bias = true},
-                      moe::Zero{},
-                      moe::Copy{},
-                      moe::Constant{.count = 2},
-                      moe::experts(2, own),
-                      moe::Shared{moe::Swiglu{.count = 2, .ffn_dim = 40}, moe::SharedGate::sigmoid}};
+    return moe::Layer{
+        moe::Config{.model_dim = dim, .input_scale = 2, .seed = 6},
+        moe::LinearRouter{.bias = true},
+        gate,
+        moe::Swiglu{.count = 4, .ffn_dim = 77},
+        moe::Mlp{.count = 2, .ffn_dim = 50, .activation = moe::Activation::gelu, .bias = true},
+        moe::Zero{},
+        moe::Copy{},
+        moe::Constant{.count = 2},
+        moe::experts(2, own),
+        moe::Shared{moe::Swiglu{.count = 2, .ffn_dim = 40}, moe::SharedGate::sigmoid}};
 }
 const moe::TopK top3{.k = 3};
 const moe::TopP most{.p = 0.7};

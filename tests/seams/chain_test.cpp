@@ -79,10 +79,9 @@ TEST(Chain, GradientsOfTwoRoundsOverOneBankAreExact) {
     chain.second.backward(chain.bank, chain.bank_grad, chain.x1, chain.dx2, dx1);
     chain.first.backward(chain.bank, chain.bank_grad, chain.x, dx1, dx);
 
-    const auto options = seams::options([same1 = seams::SameChoices(chain.first.head_ws),
-                                         same2 = seams::SameChoices(chain.second.head_ws)] {
-        return same1() && same2();
-    });
+    const auto options = seams::options(
+        [same1 = seams::SameChoices(chain.first.head_ws),
+         same2 = seams::SameChoices(chain.second.head_ws)] { return same1() && same2(); });
     EXPECT_TRUE(moe::testing::check_gradient(loss, chain.x, dx, options));
     seams::expect_parameter_gradients(loss, chain.bank, chain.bank_grad, options);
     seams::expect_parameter_gradients(loss, chain.first.head, chain.first.grad, options);

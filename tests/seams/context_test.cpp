@@ -53,7 +53,8 @@ struct Gradients {
     std::vector<double> parameters;
 };
 template <class L>
-Gradients run(const L& layer, const Matrix<double>& x, const Context& context, Workspace<double>& ws) {
+Gradients run(const L& layer, const Matrix<double>& x, const Context& context,
+              Workspace<double>& ws) {
     Gradients result;
     L grad = moe::zeros_like(layer);
     layer.forward(x, result.y, ws, context);
@@ -130,14 +131,16 @@ TEST(Padding, OfEveryTokenGivesZero) {
 
 TEST(Allowed, ForbidsExpertsPerToken) {
     std::vector<std::uint8_t> allowed(tokens * experts, 1);
-    for (Index t = 0; t < tokens; ++t) allowed[static_cast<std::size_t>(t * experts + t % experts)] = 0;
+    for (Index t = 0; t < tokens; ++t)
+        allowed[static_cast<std::size_t>(t * experts + t % experts)] = 0;
     for (const Index k : {2, 4}) {
         const auto layer = make(moe::TopK{.k = k});
         Workspace<double> ws;
         run(layer, batch(), {.allowed = allowed}, ws);
         for (const auto& a : ws.routing().assignments()) EXPECT_NE(a.expert, a.token % experts);
         for (Index t = 0; t < tokens; ++t)
-            EXPECT_EQ(ws.routing().of(t).size(), static_cast<std::size_t>(std::min(k, experts - 1)));
+            EXPECT_EQ(ws.routing().of(t).size(),
+                      static_cast<std::size_t>(std::min(k, experts - 1)));
         expect_exact(layer, {.allowed = allowed});
     }
     expect_exact(make(moe::TopP{.p = 0.6}), {.allowed = allowed});
@@ -175,8 +178,9 @@ TEST(Allowed, NothingAtAllGivesTheSharedExpertsOnly) {
 
 TEST(Allowed, NothingAtAllWithoutSharedExpertsGivesZero) {
     const std::vector<std::uint8_t> allowed(tokens * experts, 0);
-    const auto layer = moe::make_layer<double>(moe::Config{.model_dim = dim}, moe::LinearRouter{},
-                                               moe::TopK{.k = 2}, moe::Swiglu{.count = experts, .ffn_dim = 4});
+    const auto layer =
+        moe::make_layer<double>(moe::Config{.model_dim = dim}, moe::LinearRouter{},
+                                moe::TopK{.k = 2}, moe::Swiglu{.count = experts, .ffn_dim = 4});
     Workspace<double> ws;
     const Gradients got = run(layer, batch(), {.allowed = allowed}, ws);
     EXPECT_TRUE((got.y.array() == 0).all());
@@ -201,7 +205,8 @@ TEST(LogitOffset, IsAddedForEveryTokenAndHasAGradient) {
     const Matrix<double> plain = x * layer.router().weight.view().transpose();
     for (Index e = 0; e < experts; ++e)
         for (Index t = 0; t < tokens; ++t)
-            EXPECT_NEAR(ws.logits()(t, e), plain(t, e) + offset[static_cast<std::size_t>(e)], 1e-14);
+            EXPECT_NEAR(ws.logits()(t, e), plain(t, e) + offset[static_cast<std::size_t>(e)],
+                        1e-14);
     const auto options = seams::options(seams::SameChoices(ws));
     moe::z_loss(ws, 0.5);
     Layer grad = moe::zeros_like(layer);
@@ -294,14 +299,15 @@ TEST(NotANumber, InATokenStaysInItsRow) {
 }
 
 TEST(NotANumber, InALogitShowsInTheOutput) {
-    const auto layer = moe::make_layer<double>(moe::Config{.model_dim = dim}, moe::LinearRouter{},
-                                               moe::TopK{.k = 2}, moe::Swiglu{.count = 2, .ffn_dim = 4},
-                                               moe::Null{.count = 2});
+    const auto layer = moe::make_layer<double>(
+        moe::Config{.model_dim = dim}, moe::LinearRouter{}, moe::TopK{.k = 2},
+        moe::Swiglu{.count = 2, .ffn_dim = 4}, moe::Null{.count = 2});
     std::vector<double> offset(4, 0);
     offset[1] = std::nan("");
     const Matrix<double> y = layer(batch(), {.logit_offset = offset});
     EXPECT_TRUE(y.array().isNaN().any());
-    EXPECT_TRUE(same_bits(moe::freeze(layer)(batch(), {.logit_offset = offset}), y, {.allow_zeros = true}));
+    EXPECT_TRUE(
+        same_bits(moe::freeze(layer)(batch(), {.logit_offset = offset}), y, {.allow_zeros = true}));
 }
 
 TEST(Infinity, InALogitTakesAllTheWeightOrIsReported) {

@@ -66,8 +66,8 @@ struct ExpertChoice {
             routing.set_weight(a, scores(at.token, at.expert));
         }
     }
-    void backward(In<double> logits, const Routing& routing, const WeightGradients<double>& dweights,
-                  Out<double> dlogits) const {
+    void backward(In<double> logits, const Routing& routing,
+                  const WeightGradients<double>& dweights, Out<double> dlogits) const {
         const Matrix<double> scores = softmax(logits);
         for (Index t = 0; t < logits.rows(); ++t) {
             Eigen::RowVectorXd dscores = Eigen::RowVectorXd::Zero(logits.cols());
@@ -133,7 +133,8 @@ TEST(ExpertChoice, OutputIsTheDenseMixture) {
 }
 
 TEST(ExpertChoice, GradientsAreExact) {
-    EXPECT_TRUE(moe::testing::check_gradients(make(), {.rows = tokens, .columns = dim, .scale = 0.01}));
+    EXPECT_TRUE(
+        moe::testing::check_gradients(make(), {.rows = tokens, .columns = dim, .scale = 0.01}));
 }
 
 TEST(ExpertChoice, ReplayGivesTheSameBits) {

@@ -100,7 +100,8 @@ template <class Recipe>
 auto build(const Recipe& recipe) {
     moe::Random random(3);
     return moe::detail::built<Recipe, double>(
-        recipe, {.model_dim = dim, .num_experts = experts, .output_dim = dim, .num_logits = experts},
+        recipe,
+        {.model_dim = dim, .num_experts = experts, .output_dim = dim, .num_logits = experts},
         random);
 }
 

@@ -55,14 +55,16 @@ TEST(InputWeighted, ExpertsReadTheTokenTimesItsWeight) {
         std::vector<dense::Expert> all;
         for (Index e = 0; e < 3; ++e) all.push_back(dense::feed_forward_of(bank.group<0>(), e));
         for (Index e = 0; e < 2; ++e) all.push_back(dense::feed_forward_of(bank.group<1>(), e));
-        all.push_back(dense::constant(bank.group<2>().mix[0].view(), bank.group<2>().value[0].view()));
+        all.push_back(
+            dense::constant(bank.group<2>().mix[0].view(), bank.group<2>().value[0].view()));
         all.push_back(dense::copy());
         all.push_back(dense::feed_forward_of(bank.group<4>().experts(), 0));
         Matrix<double> weights = Matrix<double>::Ones(tokens, 8);
         Matrix<double> input_weights = Matrix<double>::Constant(tokens, 8, 0.5);
         weights.leftCols(7) = dense::weights_of(routing);
         input_weights.leftCols(7) = dense::input_weights_of(routing, 0.5);
-        EXPECT_TRUE(moe::testing::compare(y, dense::forward(all, x, weights, dim, input_weights), 1e-14));
+        EXPECT_TRUE(
+            moe::testing::compare(y, dense::forward(all, x, weights, dim, input_weights), 1e-14));
         EXPECT_TRUE(moe::testing::same_bits(moe::freeze(layer)(x), y));
     }
 }

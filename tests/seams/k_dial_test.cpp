@@ -51,7 +51,8 @@ TEST(Dial, POfACallIsLikeALayerWithThatP) {
     const auto layer = make(moe::TopP{.p = 0.4});
     for (const double p : {0.1, 0.9, 1.0}) {
         const Context context{.dial = {.p = p}};
-        EXPECT_TRUE(moe::testing::same_bits(layer(batch(), context), make(moe::TopP{.p = p})(batch())));
+        EXPECT_TRUE(
+            moe::testing::same_bits(layer(batch(), context), make(moe::TopP{.p = p})(batch())));
     }
 }
 
@@ -60,10 +61,9 @@ TEST(Dial, EverySequenceMayHaveItsOwn) {
     const std::vector<Index> offsets{0, 3, 3, 7}, k{4, 1, 2};
     const Context context{.sequence_offsets = offsets, .dial = {.k_per_sequence = k}};
     const Matrix<double> y = layer(batch(), context);
-    EXPECT_TRUE(moe::testing::same_bits(
-        y.topRows(3), make(moe::TopK{.k = 4})(batch().topRows(3))));
-    EXPECT_TRUE(moe::testing::same_bits(
-        y.bottomRows(4), make(moe::TopK{.k = 2})(batch().bottomRows(4))));
+    EXPECT_TRUE(moe::testing::same_bits(y.topRows(3), make(moe::TopK{.k = 4})(batch().topRows(3))));
+    EXPECT_TRUE(
+        moe::testing::same_bits(y.bottomRows(4), make(moe::TopK{.k = 2})(batch().bottomRows(4))));
 }
 
 template <class Gate>

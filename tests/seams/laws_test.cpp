@@ -89,7 +89,8 @@ TEST(Laws, CopyingExpertsWithNormalisedWeightsGiveBackTheTokens) {
     const moe::Config config{.model_dim = dim};
     const Matrix<float> x = batch();
     for (const Index k : {1, 2, 6}) {
-        const moe::Layer layer{config, moe::LinearRouter{}, moe::TopK{.k = k}, moe::Copy{.count = experts}};
+        const moe::Layer layer{config, moe::LinearRouter{}, moe::TopK{.k = k},
+                               moe::Copy{.count = experts}};
         EXPECT_TRUE(compare(layer(x), x, 1e-6)) << k;
     }
     const moe::Layer layer{config, moe::LinearRouter{},
@@ -150,7 +151,8 @@ void expect_parts_of_a_batch_equal_the_whole(const Gate& gate) {
     layer.forward(x, y, ws);
     layer.backward(x, dy, dx, moe::no_gradient, ws);
     for (const Index split : {1, 33, 66}) {
-        for (const auto& [first, count] : {std::pair{Index{0}, split}, std::pair{split, many - split}}) {
+        for (const auto& [first, count] :
+             {std::pair{Index{0}, split}, std::pair{split, many - split}}) {
             Matrix<float> part_y(count, dim), part_dx(count, dim);
             const moe::Context context{.first_token = first};
             layer.forward(x.middleRows(first, count), part_y, ws, context);
@@ -173,9 +175,9 @@ TEST(Laws, SharedExpertsAddExactlyTheirOwnOutput) {
                             layer.bank().group<1>()};
     EXPECT_TRUE(compare(layer(batch()), Matrix<float>(routed(batch()) + shared(batch())), 1e-6));
     // Groups are summed in argument order: behind experts that output 0 nothing is rounded.
-    EXPECT_TRUE(same_bits(
-        shared(batch()), moe::Layer(layer.config(), moe::LinearRouter{}, moe::TopK{.k = 2},
-                                    moe::Zero{.count = 3}, layer.bank().group<1>())(batch())));
+    EXPECT_TRUE(same_bits(shared(batch()),
+                          moe::Layer(layer.config(), moe::LinearRouter{}, moe::TopK{.k = 2},
+                                     moe::Zero{.count = 3}, layer.bank().group<1>())(batch())));
 }
 
 TEST(Laws, ANullExpertThatIsNeverChosenChangesNothing) {
@@ -185,8 +187,8 @@ TEST(Laws, ANullExpertThatIsNeverChosenChangesNothing) {
     router.weight.view().topRows(experts) = layer.router().weight.view();
     router.bias = moe::Parameter<float>(1, experts + 1);
     router.bias(0, experts) = -1000;  // its probability underflows
-    const moe::Layer with{layer.config(), router, top2, layer.bank().group<0>(), moe::Null{},
-                          layer.bank().group<1>()};
+    const moe::Layer with{layer.config(),          router,      top2,
+                          layer.bank().group<0>(), moe::Null{}, layer.bank().group<1>()};
     EXPECT_TRUE(same_bits(with(batch()), layer(batch())));
 }
 
@@ -211,16 +213,19 @@ TEST(Laws, FreeExpertsAloneAreTrivial) {
 TEST(Laws, ASlotSpentOnANullExpertLeavesTheWeightToTheOther) {
     // k = 2 where one of the two is null: like k = 1 of the true experts.
     const moe::Swiglu swiglu{.count = 3, .ffn_dim = 10};
-    const moe::Layer one{moe::Config{.model_dim = dim}, moe::LinearRouter{}, moe::TopK{.k = 1}, swiglu};
+    const moe::Layer one{moe::Config{.model_dim = dim}, moe::LinearRouter{}, moe::TopK{.k = 1},
+                         swiglu};
     auto router = one.router();
     router.weight = moe::Parameter<float>(4, dim);
     router.weight.view().topRows(3) = one.router().weight.view();
     router.bias = moe::Parameter<float>(1, 4);
     router.bias(0, 3) = 100;  // always first
-    const moe::Layer two{moe::Config{.model_dim = dim}, router, top2, one.bank().group<0>(), moe::Null{}};
+    const moe::Layer two{moe::Config{.model_dim = dim}, router, top2, one.bank().group<0>(),
+                         moe::Null{}};
     EXPECT_TRUE(compare(two(batch()), one(batch()), 1e-6));
     // A zero expert keeps its weight, which is nearly all here.
-    const moe::Layer zero{moe::Config{.model_dim = dim}, router, top2, one.bank().group<0>(), moe::Zero{}};
+    const moe::Layer zero{moe::Config{.model_dim = dim}, router, top2, one.bank().group<0>(),
+                          moe::Zero{}};
     EXPECT_LT(zero(batch()).norm(), 1e-6f * one(batch()).norm());
 }
 

@@ -36,7 +36,8 @@ using moe::Workspace;
 constexpr Index tokens = 6, dim = 5, rank = 2, experts = 3;
 
 void fill(Parameter<double>& parameter, std::uint64_t seed) {
-    parameter.view() = moe::testing::random_matrix<double>(parameter.rows(), parameter.cols(), seed);
+    parameter.view() =
+        moe::testing::random_matrix<double>(parameter.rows(), parameter.cols(), seed);
 }
 
 /// An expert with a base of its own, which is saved with the layer and not trained.
@@ -84,17 +85,22 @@ struct LoraGroup {
         });
     }
     void backward(In<double> x, const Rows<double>& rows, In<double> dy, Out<double> dx,
-                  const RowGradients<double>& dweights, LoraGroup& grad, const Call<double>&) const {
-        for_each_row(rows, [&](const Lora& expert, Lora* delta, std::size_t r) {
-            Matrix<double> out(1, dim), din(1, dim);
-            const double input_weight = rows.input_weight(static_cast<Index>(r));
-            expert.forward(input_weight * x.row(rows.from[r]), out);
-            dweights.weights[r] = out.row(0).dot(dy.row(rows.to[r]));
-            Lora unwanted;
-            expert.backward(input_weight * x.row(rows.from[r]), rows.weights[r] * dy.row(rows.to[r]),
-                            din, delta == nullptr ? unwanted : *delta);
-            dx.row(rows.from[r]) += input_weight * din;
-        }, &grad);
+                  const RowGradients<double>& dweights, LoraGroup& grad,
+                  const Call<double>&) const {
+        for_each_row(
+            rows,
+            [&](const Lora& expert, Lora* delta, std::size_t r) {
+                Matrix<double> out(1, dim), din(1, dim);
+                const double input_weight = rows.input_weight(static_cast<Index>(r));
+                expert.forward(input_weight * x.row(rows.from[r]), out);
+                dweights.weights[r] = out.row(0).dot(dy.row(rows.to[r]));
+                Lora unwanted;
+                expert.backward(input_weight * x.row(rows.from[r]),
+                                rows.weights[r] * dy.row(rows.to[r]), din,
+                                delta == nullptr ? unwanted : *delta);
+                dx.row(rows.from[r]) += input_weight * din;
+            },
+            &grad);
     }
     void visit_parameters(auto&& visit) {
         visit("base", base, Role::frozen);
@@ -122,9 +128,7 @@ auto make(const Group& group) {
     return moe::make_layer<double>(moe::Config{.model_dim = dim, .seed = 4}, moe::LinearRouter{},
                                    moe::TopK{.k = 2}, moe::Swiglu{.ffn_dim = 3}, group);
 }
-auto make_each() {
-    return make(moe::each(std::vector<Lora>{Lora(1), Lora(11), Lora(21)}));
-}
+auto make_each() { return make(moe::each(std::vector<Lora>{Lora(1), Lora(11), Lora(21)})); }
 
 template <class Layer>
 std::vector<double> frozen_values(const Layer& layer) {
@@ -138,9 +142,8 @@ std::vector<double> frozen_values(const Layer& layer) {
 template <class Layer>
 std::vector<std::string> names(const Layer& layer) {
     std::vector<std::string> all;
-    moe::visit_parameters(layer, [&](std::string_view name, const auto&, Role) {
-        all.emplace_back(name);
-    });
+    moe::visit_parameters(
+        layer, [&](std::string_view name, const auto&, Role) { all.emplace_back(name); });
     return all;
 }
 
@@ -150,7 +153,8 @@ void expect_trains_without_the_base(Layer layer) {
     ASSERT_FALSE(before.empty());
     Layer grad = moe::zeros_like(layer);
     EXPECT_TRUE(frozen_values(grad).empty());
-    EXPECT_TRUE(moe::testing::check_gradients(layer, {.rows = tokens, .columns = dim, .scale = 0.01}));
+    EXPECT_TRUE(
+        moe::testing::check_gradients(layer, {.rows = tokens, .columns = dim, .scale = 0.01}));
 
     const auto x = moe::testing::random_matrix<double>(tokens, dim, 5);
     Workspace<double> ws;
@@ -189,11 +193,10 @@ TEST(LoraExperts, AGroupWithOneBaseGivesTheSameAsExpertsWithACopyEach) {
 
 TEST(LoraExperts, NamesSayWhoseAMatrixIs) {
     EXPECT_EQ(names(make_each()),
-              (std::vector<std::string>{"router.weight", "experts.0.gate", "experts.0.up",
-                                        "experts.0.down", "experts.1.base", "experts.1.a",
-                                        "experts.1.b", "experts.2.base", "experts.2.a",
-                                        "experts.2.b", "experts.3.base", "experts.3.a",
-                                        "experts.3.b"}));
+              (std::vector<std::string>{
+                  "router.weight", "experts.0.gate", "experts.0.up", "experts.0.down",
+                  "experts.1.base", "experts.1.a", "experts.1.b", "experts.2.base", "experts.2.a",
+                  "experts.2.b", "experts.3.base", "experts.3.a", "experts.3.b"}));
     // What belongs to a group as a whole goes under the number of its first expert.
     EXPECT_EQ(names(make(LoraGroup(experts)))[4], "experts.1.base");
 }

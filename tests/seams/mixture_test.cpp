@@ -72,7 +72,8 @@ Matrix<double> factors(const Group&, const Matrix<double>& x, double) {
     return Matrix<double>::Ones(x.rows(), 1);
 }
 template <class S, class Group>
-Matrix<double> factors(const moe::SharedModule<S, Group>& group, const Matrix<double>& x, double scale) {
+Matrix<double> factors(const moe::SharedModule<S, Group>& group, const Matrix<double>& x,
+                       double scale) {
     Matrix<double> result = Matrix<double>::Ones(x.rows(), 1);
     if (group.gate().empty()) return result;
     for (Index t = 0; t < x.rows(); ++t)
@@ -82,7 +83,8 @@ Matrix<double> factors(const moe::SharedModule<S, Group>& group, const Matrix<do
 
 /// y of the reference for the plan that the layer made.
 template <class Layer, class S = typename Layer::Scalar>
-Matrix<double> dense_output(const Layer& layer, const Matrix<double>& x, const moe::Routing& routing) {
+Matrix<double> dense_output(const Layer& layer, const Matrix<double>& x,
+                            const moe::Routing& routing) {
     const double scale = layer.config().input_scale;
     std::vector<dense::Expert> all;
     Matrix<double> weights(x.rows(), 64), inputs = Matrix<double>::Constant(x.rows(), 64, scale);
@@ -96,7 +98,8 @@ Matrix<double> dense_output(const Layer& layer, const Matrix<double>& x, const m
         for (Index e = first; e < static_cast<Index>(all.size()); ++e) weights.col(e) = factor;
     });
     const auto count = static_cast<Index>(all.size());
-    return dense::forward(all, x, weights.leftCols(count), layer.output_dim(), inputs.leftCols(count));
+    return dense::forward(all, x, weights.leftCols(count), layer.output_dim(),
+                          inputs.leftCols(count));
 }
 
 /// Gives biases and shared gates values as after training.
@@ -106,7 +109,8 @@ void stir(Layer& layer) {
     moe::visit_parameters(layer, [&](std::string_view name, auto& matrix, moe::Role) {
         if (name.find("bias") == name.npos && name.find("shared_gate") == name.npos) return;
         for (Index i = 0; i < matrix.size(); ++i)
-            matrix.data()[i] = static_cast<typename Layer::Scalar>(moe::testing::random_value(seed++, 0));
+            matrix.data()[i] =
+                static_cast<typename Layer::Scalar>(moe::testing::random_value(seed++, 0));
     });
 }
 
@@ -166,7 +170,8 @@ auto everything(const Gate& gate, double input_scale = 1) {
 }
 
 const moe::TopK top3{.k = 3};
-const moe::TopK deepseek{.k = 3, .score = moe::Score::sigmoid, .scale = 2.5, .selection_bias = true};
+const moe::TopK deepseek{
+    .k = 3, .score = moe::Score::sigmoid, .scale = 2.5, .selection_bias = true};
 const moe::TopP most{.p = 0.9};
 
 TEST(Mixture, OfEverythingIsTheDenseMixture) {
@@ -187,13 +192,14 @@ TEST(Mixture, WithSigmoidScoresHasExactGradients) { expect_exact(everything<doub
 template <class S>
 auto plain(Activation activation, bool bias) {
     return moe::make_layer<S>(moe::Config{.model_dim = dim, .output_dim = 4, .seed = 2},
-                              moe::LinearRouter{}, moe::TopK{.k = 2}, mlp(activation, bias), moe::Zero{},
-                              swiglu, moe::Shared{mlp(activation, !bias), moe::SharedGate::sigmoid});
+                              moe::LinearRouter{}, moe::TopK{.k = 2}, mlp(activation, bias),
+                              moe::Zero{}, swiglu,
+                              moe::Shared{mlp(activation, !bias), moe::SharedGate::sigmoid});
 }
 
 TEST(Mixture, OfEveryActivationIsTheDenseMixture) {
-    for (const Activation activation : {Activation::relu, Activation::relu_squared, Activation::gelu,
-                                        Activation::gelu_tanh, Activation::silu})
+    for (const Activation activation : {Activation::relu, Activation::relu_squared,
+                                        Activation::gelu, Activation::gelu_tanh, Activation::silu})
         for (const bool bias : {false, true}) {
             SCOPED_TRACE(static_cast<int>(activation));
             expect_dense(plain<float>(activation, bias));
@@ -202,8 +208,9 @@ TEST(Mixture, OfEveryActivationIsTheDenseMixture) {
 }
 
 TEST(Mixture, OfEveryActivationHasExactGradients) {
-    for (const Activation activation : {Activation::relu, Activation::relu_squared, Activation::gelu,
-                                        Activation::gelu_tanh, Activation::silu}) {
+    for (const Activation activation :
+         {Activation::relu, Activation::relu_squared, Activation::gelu, Activation::gelu_tanh,
+          Activation::silu}) {
         SCOPED_TRACE(static_cast<int>(activation));
         expect_exact(plain<double>(activation, true));
     }

@@ -29,8 +29,9 @@ using Bank = moe::Bank<double, moe::Swiglu, moe::Mlp>;
 using Head = moe::Head<double, moe::LinearRouter, moe::TopK>;
 
 Bank make_bank() {
-    return Bank(config, moe::Swiglu{.count = 3, .ffn_dim = 4},
-                moe::Mlp{.count = 2, .ffn_dim = 3, .activation = moe::Activation::gelu, .bias = true});
+    return Bank(
+        config, moe::Swiglu{.count = 3, .ffn_dim = 4},
+        moe::Mlp{.count = 2, .ffn_dim = 3, .activation = moe::Activation::gelu, .bias = true});
 }
 
 struct Task {
@@ -67,10 +68,9 @@ TEST(MultiGate, GradientsOfTwoTasksAddUp) {
     loss();
     const Matrix<double> dx = click.backward(bank, bank_grad, x) + buy.backward(bank, bank_grad, x);
 
-    const auto options = seams::options(
-        [same1 = seams::SameChoices(click.head_ws), same2 = seams::SameChoices(buy.head_ws)] {
-            return same1() && same2();
-        });
+    const auto options =
+        seams::options([same1 = seams::SameChoices(click.head_ws),
+                        same2 = seams::SameChoices(buy.head_ws)] { return same1() && same2(); });
     EXPECT_TRUE(moe::testing::check_gradient(loss, x, dx, options));
     seams::expect_parameter_gradients(loss, bank, bank_grad, options);
     seams::expect_parameter_gradients(loss, click.head, click.grad, options);
@@ -104,7 +104,8 @@ TEST(MultiGate, OneCallForAllTasksGivesTheSameBits) {
             for (const Index a : plans[task].assignments_of(e)) {
                 const auto token = plans[task].assignments()[static_cast<std::size_t>(a)].token;
                 from.push_back(token);
-                to.push_back(token + static_cast<std::int32_t>(task) * static_cast<std::int32_t>(tokens));
+                to.push_back(token +
+                             static_cast<std::int32_t>(task) * static_cast<std::int32_t>(tokens));
                 weights.push_back(plans[task].weight<double>(a));
             }
         offsets.push_back(static_cast<Index>(from.size()));

@@ -91,7 +91,8 @@ TEST(Replay, GradientsThroughAnEditedPlanAreExact) {
     expect_exact_through_an_edited_plan(moe::TopK{.k = 2, .normalize_kept_only = true});
     expect_exact_through_an_edited_plan(
         moe::TopK{.k = 2, .score = moe::Score::sigmoid, .normalize = moe::Normalize::none});
-    expect_exact_through_an_edited_plan(moe::TopK{.k = 2, .score = moe::Score::softmax_of_selected});
+    expect_exact_through_an_edited_plan(
+        moe::TopK{.k = 2, .score = moe::Score::softmax_of_selected});
     expect_exact_through_an_edited_plan(moe::TopP{.p = 0.6});
 }
 
