@@ -484,6 +484,29 @@ TEST(Layer, WithYourOwnPartsAndWithoutGradientsGivesTheSameDx) {
         same_bits(some.bank().group<0>().expert(2).shift, grad.bank().group<0>().expert(2).shift));
 }
 
+/// An expert without parameters.
+struct Negate {
+    void forward(moe::In<float> x, moe::Out<float> y) const { y = -x; }
+    void backward(moe::In<float>, moe::In<float> dy, moe::Out<float> dx, Negate&) const {
+        dx = -dy;
+    }
+};
+
+TEST(Layer, OfPartsWithoutParametersHasNoGradientsToLeaveOut) {
+    const moe::Layer layer{moe::Config{.model_dim = 8}, RoundRobin{}, moe::TopK{.k = 1},
+                           moe::experts(4, Negate{})};
+    const auto x = random_matrix<float>(5, 8, 1), dy = random_matrix<float>(5, 8, 2);
+    Matrix<float> y(5, 8), dx(5, 8);
+    Workspace<float> ws;
+    auto grad = moe::zeros_like(layer);
+    layer.forward(x, y, ws);
+    layer.backward(x, dy, dx, moe::no_gradient, ws);
+    EXPECT_TRUE(same_bits(dx, Matrix<float>(-dy)));
+    layer.backward(x, dy, dx, grad, ws);
+    EXPECT_TRUE(same_bits(dx, Matrix<float>(-dy)));
+    EXPECT_EQ(moe::num_parameters(layer), 0);
+}
+
 TEST(Layer, LeavesOutGradientsByName) {
     Layer layer = make();
     const auto x = random_matrix<float>(5, 8, 1), dy = random_matrix<float>(5, 6, 2);

@@ -103,6 +103,14 @@ public:
                       "group backward(x, rows, dy, dx, dweights, grad, call) const; frozen groups have "
                       "none");
         check(x, routing, dy, "dy");
+        if (dx.rows() != x.rows() || dx.cols() != x.cols())
+            detail::fail("moe::Layer::backward: dx is [", dx.rows(), ", ", dx.cols(), "], it must be [",
+                         x.rows(), ", ", x.cols(), "]");
+        if (static_cast<Index>(dweight.size()) != routing.num_assignments() ||
+            (!dinput.empty() && dinput.size() != dweight.size()))
+            detail::fail("moe::Bank::apply_backward: dweight has ", dweight.size(),
+                         " entries and dinput ", dinput.size(), ", the routing has ",
+                         routing.num_assignments(), " assignments");
         State* state = ws.template find<State>();
         if (state == nullptr || state->fingerprint != fingerprint(x, routing, context))
             detail::fail<std::logic_error>(
@@ -139,8 +147,19 @@ public:
         State& state = ws.template state<State>();
         state.weights.resize(assignments);
         state.input_weights.resize(assignments);
-        state.dweights.resize(assignments);
+        state.ids.resize(assignments);
+        state.shared_tokens.resize(tokens);
+        state.shared_ids.resize(tokens);
+        state.ones.resize(tokens);
+        state.scales.resize(tokens);
+        if (ws.keeps()) {
+            state.dweights.resize(assignments);
+            state.dinput.resize(assignments);
+            state.shared_dweights.resize(tokens);
+        }
+        state.first_expert.reserve(sizeof...(Groups));
         for_each_group([&](std::size_t i, const auto& group) {
+            ws.child(i);
             const Index rows = group.num_experts() > 0 ? assignments : tokens;
             if constexpr (requires { group.reserve(tokens, rows, ws.child(i)); })
                 group.reserve(tokens, rows, ws.child(i));

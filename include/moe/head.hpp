@@ -119,18 +119,29 @@ public:
                                            dweights.output.size(), " entries, the routing has ",
                                            routed->routing.num_assignments(),
                                            " assignments; call apply_backward() first");
+        if (dx.rows() != x.rows() || dx.cols() != x.cols())
+            detail::fail("moe::Layer::backward: dx is [", dx.rows(), ", ", dx.cols(), "], it must be [",
+                         x.rows(), ", ", x.cols(), "]");
+        if (dx.rows() != x.rows() || dx.cols() != x.cols())
+            detail::fail("moe::Head::route_backward: dx is [", dx.rows(), ", ", dx.cols(),
+                         "], it must be [", x.rows(), ", ", x.cols(), "] like x");
         const auto logits = ws.logits();
         auto dlogits = ws.dlogits();
         const WeightGradients<S> dgate = through_multiplier(dweights, *routed);
         const Call<S> call{routed->context, ws.child(1)};
-        detail::gate_backward<GateModule, S>(gate_, logits, routed->routing, dgate, dlogits, grad.gate_,
-                                             call);
+        detail::with_whole_gradient(gate_, &grad.gate_, [&](GateModule& gate_grad) {
+            detail::gate_backward<GateModule, S>(gate_, logits, routed->routing, dgate, dlogits,
+                                                 gate_grad, call);
+        });
         mask(dlogits, routed->context, S(0));
         offset_gradient(dlogits, routed->context);
 
         auto router_dx = routed->dx.matrix(x.rows(), x.cols());
-        detail::backward<RouterModule, S>(router_, x, dlogits, router_dx, grad.router_,
-                                          {routed->context, ws.child(0)});
+        const Eigen::Ref<const Matrix<S>> tokens = without_padding(x, *routed);
+        detail::with_whole_gradient(router_, &grad.router_, [&](RouterModule& router_grad) {
+            detail::backward<RouterModule, S>(router_, tokens, dlogits, router_dx, router_grad,
+                                              {routed->context, ws.child(0)});
+        });
         for (Index t = 0; t < x.rows(); ++t)
             for (Index d = 0; d < x.cols(); ++d) dx(t, d) += router_dx(t, d);
         for (Index t = 0; t < dlogits.rows(); ++t)
@@ -147,6 +158,16 @@ public:
         routed.dlogits.resize(0);
         routed.gate_weights.resize(assignments);
         routed.routing.reserve(tokens, num_experts(), assignments);
+        if (ws.keeps()) {
+            routed.dgate.resize(assignments);
+            routed.dx.matrix(tokens, model_dim_);
+        }
+        Workspace<S>& of_router = ws.child(0);
+        Workspace<S>& of_gate = ws.child(1);
+        if constexpr (requires { router_.reserve(tokens, assignments, of_router); })
+            router_.reserve(tokens, assignments, of_router);
+        if constexpr (requires { gate_.reserve(tokens, assignments, of_gate); })
+            gate_.reserve(tokens, assignments, of_gate);
     }
 
     /// router.*, gate.*
@@ -200,6 +221,16 @@ private:
                 if (padding || !context.allowed[static_cast<std::size_t>(t * num_logits_ + l)])
                     matrix(t, l) = value;
         }
+    }
+
+    /// x, padding as 0: what it holds, be it NaN, must not reach the router's gradient.
+    Eigen::Ref<const Matrix<S>> without_padding(In<S> x, Routed<S>& routed) const {
+        if (routed.context.padding.empty()) return x;
+        auto tokens = routed.tokens.matrix(x.rows(), x.cols());
+        for (Index t = 0; t < x.rows(); ++t)
+            for (Index d = 0; d < x.cols(); ++d)
+                tokens(t, d) = detail::is_padding(routed.context, t) ? S(0) : x(t, d);
+        return tokens;
     }
 
     void finish(In<S> logits, Routed<S>& routed, const Call<S>& call) const {

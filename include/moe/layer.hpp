@@ -146,6 +146,10 @@ public:
     void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
         head_.reserve(tokens, assignments, ws);
         bank_.reserve(tokens, assignments, ws.child(2));
+        if (!ws.keeps()) return;
+        WeightScratch& scratch = ws.template state<WeightScratch>();
+        scratch.output.resize(assignments);
+        scratch.input.resize(head_.weighs_input() ? assignments : 0);
     }
 
     /// router.*, gate.*, experts.<e>.*, shared.<i>.*

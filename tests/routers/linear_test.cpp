@@ -143,30 +143,6 @@ TEST(LinearRouterModule, LeavesOutGradientsThatAreNotWanted) {
     EXPECT_TRUE(neither.weight.empty() && neither.bias.empty());
 }
 
-TEST(LinearRouterModule, PaddingMayHoldAnything) {
-    const auto router = make<double>(5, 4, true);
-    const std::vector<std::uint8_t> padding{1, 0, 0, 1, 1, 0, 1};
-    const Context context{.padding = padding};
-    auto x = random_matrix<double>(7, 5, 1);
-    auto dlogits = random_matrix<double>(7, 4, 2);
-    const auto set_padding = [&](Matrix<double>& matrix, double value) {
-        for (Index t = 0; t < 7; ++t)
-            if (padding[static_cast<std::size_t>(t)] != 0) matrix.row(t).setConstant(value);
-    };
-    set_padding(dlogits, 0);
-    Workspace<double> ws;
-    const auto gradient = [&] {
-        Matrix<double> logits(7, 4), dx(7, 5);
-        auto grad = moe::zeros_like(router);
-        router.forward(x, logits, Call<double>{context, ws});
-        router.backward(x, dlogits, dx, grad, Call<double>{context, ws});
-        return seams::values_of<double>(grad);
-    };
-    const auto expected = gradient();
-    set_padding(x, std::nan(""));
-    EXPECT_TRUE(same_bits(gradient(), expected));
-}
-
 TEST(LinearRouterModule, StartsWithTheDocumentedVariance) {
     const auto router = make<float>(400, 50, false);
     EXPECT_NEAR(router.weight.view().squaredNorm() / (400 * 50), 1.0 / 400, 2e-4);

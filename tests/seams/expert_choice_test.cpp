@@ -78,7 +78,7 @@ struct ExpertChoice {
         }
     }
 };
-static_assert(moe::TrainableGate<ExpertChoice, double>);
+static_assert(moe::TrainableGate<ExpertChoice, double> && !ExpertChoice::per_token);
 
 constexpr Index tokens = 7, dim = 5, experts = 4, capacity = 3;
 

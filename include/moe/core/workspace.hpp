@@ -69,6 +69,7 @@ struct Routed {
     Buffer<double> gate_weights;  // [N] as the gate gave them, before the gate multiplier
     Buffer<S> dgate, dinput;      // [N] gradients at the weights
     Buffer<S> dx;                 // [T, D] the router's share
+    Buffer<S> tokens;             // [T, D] x with padding as 0, only if there is padding
     std::uint64_t fingerprint = 0;  // of who filled this with what; 0: not for backward
 };
 

@@ -194,56 +194,11 @@ private:
     }
 
     /// Matrices of a gradient in visiting order.
-    struct Values {
-        void* data;
-        Index size;
-    };
-    static std::vector<Values> values_of(E& gradient) {
-        std::vector<Values> all;
-        moe::visit_parameters(gradient, [&](std::string_view, auto& matrix, Role) {
-            all.push_back({matrix.data(), matrix.size()});
-        });
-        return all;
-    }
-
-    /// f(gradient) with an object that has all its matrices: that of `grad`, or, if something is
-    /// missing there, a scratch object to and from which those that are there are copied.
+    /// f(gradient) with an object that has all its matrices.
     template <class F>
     void with_gradient(Index e, EachModule& grad, F&& f) const {
-        E* given = at(e) < grad.experts_.size() ? &grad.experts_[at(e)] : nullptr;
-        std::vector<Values> wanted;
-        if (given != nullptr) {
-            wanted = values_of(*given);
-            std::size_t next = 0;
-            bool whole = true;
-            moe::visit_parameters(experts_[at(e)], [&](std::string_view, auto& matrix, Role) {
-                whole &= matrix.size() == wanted[next++].size;
-            });
-            if (whole) return f(*given);
-        }
-        E scratch = experts_[at(e)];
-        if constexpr (requires { scratch.own_gradients(); }) scratch.own_gradients();
-        const auto exchange = [&](auto&& copy) {
-            std::size_t next = 0;
-            moe::visit_parameters(scratch, [&](std::string_view, auto& matrix, Role) {
-                using Value = std::remove_cvref_t<decltype(*matrix.data())>;
-                Value* from = nullptr;
-                if (next < wanted.size() && wanted[next].size == matrix.size())
-                    from = static_cast<Value*>(wanted[next].data);
-                copy(matrix.data(), from, matrix.size());
-                ++next;
-            });
-        };
-        exchange([](auto* mine, auto* theirs, Index size) {
-            if (theirs != nullptr)
-                std::copy_n(theirs, size, mine);
-            else
-                std::fill_n(mine, size, std::remove_reference_t<decltype(*mine)>(0));
-        });
-        f(scratch);
-        exchange([](auto* mine, auto* theirs, Index size) {
-            if (theirs != nullptr) std::copy_n(mine, size, theirs);
-        });
+        detail::with_whole_gradient(experts_[at(e)],
+                                    at(e) < grad.experts_.size() ? &grad.experts_[at(e)] : nullptr, f);
     }
 
     std::vector<E> experts_;

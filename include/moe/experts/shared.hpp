@@ -43,7 +43,7 @@ public:
     SharedModule() = default;
     /// @param gate  [1, D] w above; empty: g is 1
     explicit SharedModule(Group experts, Parameter<S> gate = {})
-        : experts_(std::move(experts)), gate_(std::move(gate)) {}
+        : experts_(std::move(experts)), gate_(std::move(gate)), gated_(!gate_.empty()) {}
 
     Index num_experts() const { return 0; }
     /// What every token costs here: all experts, and the gate's dot product.
@@ -164,7 +164,7 @@ private:
     };
 
     static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
-    bool gated() const { return !gate_.empty(); }
+    bool gated() const { return gated_; }
 
     void score(In<S> x, const Rows<S>& rows, State& state, Executor& executor) const {
         const Index n = gated() ? rows.num_rows() : 0;
@@ -230,6 +230,7 @@ private:
 
     Group experts_;
     Parameter<S> gate_;
+    bool gated_ = false;  // also where the gradient of the gate is not wanted
 };
 
 /// Recipe: every token goes to the experts of another recipe, with no choice of the gate.

@@ -74,6 +74,7 @@ template <class S>
 class TopKModule {
 public:
     using Scalar = S;
+    static constexpr bool skips_empty_gradients = true;
 
     TopKModule() = default;
     /// @throws std::invalid_argument if a setting is out of range

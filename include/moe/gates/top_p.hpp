@@ -64,6 +64,7 @@ template <class S>
 class TopPModule {
 public:
     using Scalar = S;
+    static constexpr bool skips_empty_gradients = true;
 
     TopPModule() = default;
     /// @throws std::invalid_argument if a setting is out of range

@@ -14,10 +14,14 @@
 
 namespace moe::inline MOE_ABI {
 
+struct LinearRouter;
+
 /// logits = x W^T + b        W: [L, D], b: [L]
 template <class S>
 class LinearRouterModule {
 public:
+    static constexpr bool skips_empty_gradients = true;
+
     /// Holds nothing; a gradient like this is not wanted.
     LinearRouterModule() = default;
 
@@ -75,10 +79,11 @@ public:
 
     void visit_parameters(auto&& visit) {
         visit("weight", weight);
-        if (!bias.empty()) visit("bias", bias);
+        if (biased_) visit("bias", bias);
     }
 
 private:
+    friend struct LinearRouter;
     struct State {
         std::vector<Buffer<S>> packing;  // one per worker
     };
@@ -99,6 +104,7 @@ private:
     }
 
     std::vector<PackedMatrix<S>> packed_;
+    bool biased_ = false;  // also where the gradient of the bias is not wanted
 };
 
 /// Recipe of the usual learned router. Computed in the scalar of the layer, float at least.
@@ -112,6 +118,7 @@ struct LinearRouter {
         router.weight = Parameter<S>(shape.num_logits, shape.model_dim);
         random.fill_normal(router.weight, 1 / std::sqrt(static_cast<double>(shape.model_dim)));
         if (bias) router.bias = Parameter<S>(1, shape.num_logits);
+        router.biased_ = bias;
         return router;
     }
 };
