@@ -120,9 +120,6 @@ public:
                                            routed->routing.num_assignments(),
                                            " assignments; call apply_backward() first");
         if (dx.rows() != x.rows() || dx.cols() != x.cols())
-            detail::fail("moe::Layer::backward: dx is [", dx.rows(), ", ", dx.cols(), "], it must be [",
-                         x.rows(), ", ", x.cols(), "]");
-        if (dx.rows() != x.rows() || dx.cols() != x.cols())
             detail::fail("moe::Head::route_backward: dx is [", dx.rows(), ", ", dx.cols(),
                          "], it must be [", x.rows(), ", ", x.cols(), "] like x");
         const auto logits = ws.logits();
