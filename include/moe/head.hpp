@@ -9,6 +9,7 @@
 
 #include <moe/core/concepts.hpp>
 #include <moe/core/fingerprint.hpp>
+#include <moe/core/gradient.hpp>
 #include <moe/core/parameters.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -126,7 +127,7 @@ public:
         auto dlogits = ws.dlogits();
         const WeightGradients<S> dgate = through_multiplier(dweights, *routed);
         const Call<S> call{routed->context, ws.child(1)};
-        detail::with_whole_gradient(gate_, &grad.gate_, [&](GateModule& gate_grad) {
+        detail::lend_gradient(gate_, grad.gate_, ws, [&](GateModule& gate_grad) {
             detail::gate_backward<GateModule, S>(gate_, logits, routed->routing, dgate, dlogits,
                                                  gate_grad, call);
         });
@@ -135,7 +136,7 @@ public:
 
         auto router_dx = routed->dx.matrix(x.rows(), x.cols());
         const Eigen::Ref<const Matrix<S>> tokens = without_padding(x, *routed);
-        detail::with_whole_gradient(router_, &grad.router_, [&](RouterModule& router_grad) {
+        detail::lend_gradient(router_, grad.router_, ws, [&](RouterModule& router_grad) {
             detail::backward<RouterModule, S>(router_, tokens, dlogits, router_dx, router_grad,
                                               {routed->context, ws.child(0)});
         });

@@ -36,7 +36,7 @@
 #include <moe/gates/top_p.hpp>
 #include <moe/head.hpp>
 #include <moe/io/file.hpp>
-
+#include <moe/io/routing.hpp>
 #include <moe/io/safetensors.hpp>
 #include <moe/io/safetensors_writer.hpp>
 #include <moe/kernels/dispatch.hpp>
@@ -46,6 +46,9 @@
 #include <moe/losses/z_loss.hpp>
 #include <moe/routers/linear.hpp>
 #include <moe/stats/load.hpp>
+#include <moe/stats/memory.hpp>
+#include <moe/stats/report.hpp>
 #include <moe/stats/router.hpp>
+#include <moe/stats/svg.hpp>
 
 #endif  // MOE_MOE_HPP

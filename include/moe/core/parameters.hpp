@@ -271,61 +271,6 @@ std::span<typename Layer::Scalar> flatten(Layer& layer) {
     return flatten(layer, std::span<S>(memory.get(), static_cast<std::size_t>(count)), memory);
 }
 
-namespace detail {
-
-/// Calls f(gradient) with an object in which no matrix is missing: `given`, or, where it is null or
-/// some of its gradients are not wanted and thus empty, a scratch object to and from which those
-/// that are there are copied. A user's backward never meets an empty matrix. A part that knows what
-/// to do with one says so: `static constexpr bool skips_empty_gradients = true`.
-template <class Part, class F>
-void with_whole_gradient(const Part& part, Part* given, F&& f) {
-    if constexpr (requires { requires Part::skips_empty_gradients; }) {
-        Part none{};
-        return f(given != nullptr ? *given : none);
-    }
-    struct Values {
-        void* data;
-        Index size;
-    };
-    std::vector<Values> wanted;
-    if (given != nullptr) {
-        moe::visit_parameters(*given, [&](std::string_view, auto& matrix, Role) {
-            wanted.push_back({matrix.data(), matrix.size()});
-        });
-        std::size_t next = 0;
-        bool whole = true;
-        moe::visit_parameters(part, [&](std::string_view, auto& matrix, Role) {
-            whole = whole && next < wanted.size() && matrix.size() == wanted[next].size;
-            ++next;
-        });
-        if (whole) return f(*given);
-    }
-    Part scratch = part;
-    if constexpr (requires { scratch.own_gradients(); }) scratch.own_gradients();
-    const auto exchange = [&](auto&& copy) {
-        std::size_t next = 0;
-        moe::visit_parameters(scratch, [&](std::string_view, auto& matrix, Role) {
-            using Value = std::remove_cvref_t<decltype(*matrix.data())>;
-            Value* theirs = nullptr;
-            if (next < wanted.size() && wanted[next].size == matrix.size())
-                theirs = static_cast<Value*>(wanted[next].data);
-            copy(matrix.data(), theirs, matrix.size());
-            ++next;
-        });
-    };
-    exchange([](auto* mine, auto* theirs, Index size) {
-        if (theirs != nullptr)
-            std::copy_n(theirs, size, mine);
-        else
-            std::fill_n(mine, size, std::remove_reference_t<decltype(*mine)>(0));
-    });
-    f(scratch);
-    exchange([](auto* mine, auto* theirs, Index size) {
-        if (theirs != nullptr) std::copy_n(mine, size, theirs);
-    });
-}
-
-}  // namespace detail
 }  // namespace moe::inline MOE_ABI
 
 #endif  // MOE_CORE_PARAMETERS_HPP

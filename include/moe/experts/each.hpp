@@ -10,6 +10,7 @@
 #include <vector>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/gradient.hpp>
 #include <moe/core/group.hpp>
 #include <moe/core/parameters.hpp>
 #include <moe/kernels/dispatch.hpp>
@@ -120,6 +121,7 @@ public:
         const View<S> outputs = state.outputs.matrix(total, dy.cols());
         View<S> douts = state.douts.matrix(total, dy.cols());
         View<S> dins = state.dins.matrix(total, x.cols());
+        state.gradients.resize(std::max(state.gradients.size(), experts_.size()));
         make_nodes(call);
         Executor& executor = call.ws.executor();
         detail::parallel_for(
@@ -133,7 +135,8 @@ public:
                     kernel.scale(dy.cols(), rows.weights[at(r)], dy_row,
                                  state.douts.data() + r * dy.cols());
                 }
-                with_gradient(e, grad, [&](E& gradient) {
+                E* const given = at(e) < grad.experts_.size() ? &grad.experts_[at(e)] : nullptr;
+                state.gradients[at(e)].lend(experts_[at(e)], given, [&](E& gradient) {
                     detail::backward<E, S>(experts_[at(e)], inputs.middleRows(begin, n),
                                            douts.middleRows(begin, n), dins.middleRows(begin, n),
                                            gradient, node(call, e));
@@ -165,6 +168,7 @@ private:
     struct State {
         Buffer<S> inputs, outputs;  // [N, D], [N, O] what the experts read and wrote
         Buffer<S> douts, dins;      // [N, O], [N, D] the gradients there
+        std::vector<detail::WholeGradient<E>> gradients;  // one per expert
     };
 
     static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
@@ -191,14 +195,6 @@ private:
             return call.child(at(e));
         else
             return call;
-    }
-
-    /// Matrices of a gradient in visiting order.
-    /// f(gradient) with an object that has all its matrices.
-    template <class F>
-    void with_gradient(Index e, EachModule& grad, F&& f) const {
-        detail::with_whole_gradient(experts_[at(e)],
-                                    at(e) < grad.experts_.size() ? &grad.experts_[at(e)] : nullptr, f);
     }
 
     std::vector<E> experts_;

@@ -71,7 +71,7 @@ public:
     }
 
     void reserve(Index, Index rows, Workspace<S>& ws) const {
-        ws.template state<detail::FeedForwardState<S>>().reserve(shape_, rows, ws.keeps(),
+        ws.template state<detail::FeedForwardState<S>>().reserve(shape_, count_, rows, ws.keeps(),
                                                                  ws.executor().concurrency());
     }
 
@@ -142,7 +142,7 @@ public:
     }
 
     void reserve(Index, Index rows, Workspace<S>& ws) const {
-        ws.template state<detail::FeedForwardState<S>>().reserve(shape_, rows, false,
+        ws.template state<detail::FeedForwardState<S>>().reserve(shape_, count_, rows, false,
                                                                  ws.executor().concurrency());
     }
     Index workspace_bytes(Index, Index rows, Keep, int workers) const {

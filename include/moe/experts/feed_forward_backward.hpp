@@ -16,7 +16,7 @@ struct FeedForwardGradients {
 
 // With h = act(g) * u for one row, w its weight and dy what comes from above:
 //
-//     dh' = dy down                d(w) = <dh', h>, which is <dy, expert output> without it
+//     dh' = dy down                d(w) = <dh', h> + <dy, down_bias>, which is <dy, expert output>
 //     dh  = w dh'                  (dg, du) = through act(g) * u
 //     dx += input weight * (dg gate + du up)
 //     d(down) += (w dy)^T h,  d(gate) += dg^T x,  d(up) += du^T x    over the expert's rows
@@ -40,7 +40,7 @@ void feed_forward_dhidden(const FeedForwardShape& shape, const FeedForwardOperan
         gather<S>(table, dy, rows.to, {}, first, count, 0, dim, dy_block, stride);
         multiply(table, count, dim, Strided<S>{dy_block, stride, 1}, down, item.begin,
                 item.end - item.begin,
-                state.dgate.data() + (first - rows.offsets.front()) * state.stride + item.begin,
+                state.dgate.data() + first * state.stride + item.begin,
                 state.stride, false, dy_block + block * stride);
     }
 }
@@ -53,7 +53,7 @@ void feed_forward_nonlinearity(const FeedForwardShape& shape, const Rows<S>& row
     const KernelTable<S>& table = kernels<S>();
     const Index n = shape.ffn_dim;
     for (Index i = begin; i < end; ++i) {
-        const auto row = static_cast<std::size_t>(rows.offsets.front() + i);
+        const auto row = static_cast<std::size_t>(i);
         const S* const u = state.up.data() + i * state.stride;
         const S* const g = shape.gated ? state.gate.data() + i * state.stride : u;
         const S* const h = state.hidden.data() + i * state.stride;
@@ -73,7 +73,7 @@ void feed_forward_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>
                      const Rows<S>& rows, Out<S> dx, FeedForwardState<S>& state, Index begin,
                      Index end, Buffer<S>& scratch) {
     const KernelTable<S>& table = kernels<S>();
-    const Index width = end - begin, base = rows.offsets.front();
+    const Index width = end - begin;
     S* const block = scratch.resize(feed_forward_wide_rows * width + product_scratch(table)).data();
     S* const packing = block + feed_forward_wide_rows * width;
     for (Index e = 0; e < rows.num_experts(); ++e) {
@@ -82,7 +82,7 @@ void feed_forward_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>
         const Operand<S> up(strided<S>((*operands.up.unpacked)[expert]));
         for (Index first = rows.begin(e); first < rows.end(e); first += feed_forward_wide_rows) {
             const Index count = std::min(feed_forward_wide_rows, rows.end(e) - first);
-            const Index at = (first - base) * state.stride;
+            const Index at = first * state.stride;
             if (shape.gated) {
                 const Operand<S> gate(strided<S>((*operands.gate.unpacked)[expert]));
                 multiply(table, count, shape.ffn_dim, Strided<S>{state.dgate.data() + at, state.stride, 1},
@@ -96,7 +96,7 @@ void feed_forward_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>
                            dx.data() + rows.from[row] * dx.outerStride() + begin);
                 if (state.dinput.size() > 0)
                     std::copy_n(block + i * width, width,
-                                state.dinput.data() + (first + i - base) * shape.model_dim + begin);
+                                state.dinput.data() + (first + i) * shape.model_dim + begin);
             }
         }
     }
@@ -108,22 +108,24 @@ void feed_forward_ddown(const FeedForwardShape& shape, const Rows<S>& rows, In<S
                         const FeedForwardState<S>& state, const FeedForwardItem& item,
                         const FeedForwardGradients<S>& grad, Buffer<S>& scratch) {
     const Index expert = rows.first_expert + item.expert;
-    const Index width = item.end - item.begin, count = rows.size(item.expert);
-    const Index first = rows.begin(item.expert);
+    const Index count = rows.size(item.expert), first = rows.begin(item.expert);
     const KernelTable<S>& table = kernels<S>();
-    S* const dy_block = scratch.resize(count * width + product_scratch(table)).data();
-    if (S* const gradient = grad.down->gradient(expert)) {
-        gather<S>(table, dy, rows.to, rows.weights, first, count, item.begin, item.end, dy_block, width);
-        const Strided<S> h{state.hidden.data() + (first - rows.offsets.front()) * state.stride,
-                            state.stride, 1};
+    const Strided<S> h{state.hidden.data() + first * state.stride, state.stride, 1};
+    S* const gradient = grad.down->gradient(expert);
+    for (Index begin = item.begin; begin < item.end && gradient != nullptr;
+         begin += feed_forward_columns) {
+        const Index width = std::min(feed_forward_columns, item.end - begin);
+        S* const dy_block = scratch.resize(count * width + product_scratch(table)).data();
+        gather<S>(table, dy, rows.to, rows.weights, first, count, begin, begin + width, dy_block, width);
         multiply(table, width, count, Strided<S>{dy_block, 1, width}, Operand<S>(h), 0, shape.ffn_dim,
-                gradient + item.begin * shape.ffn_dim, shape.ffn_dim, true, dy_block + count * width);
+                gradient + begin * shape.ffn_dim, shape.ffn_dim, true, dy_block + count * width);
     }
-    if (S* const gradient = grad.down_bias->gradient(expert))
+    if (S* const bias_gradient = grad.down_bias->gradient(expert))
         for (Index r = first; r < rows.end(item.expert); ++r) {
             const auto row = static_cast<std::size_t>(r);
-            table.axpy(width, rows.weights[row], dy.data() + rows.to[row] * dy.outerStride() + item.begin,
-                       gradient + item.begin);
+            table.axpy(item.end - item.begin, rows.weights[row],
+                       dy.data() + rows.to[row] * dy.outerStride() + item.begin,
+                       bias_gradient + item.begin);
         }
 }
 
@@ -136,19 +138,20 @@ void feed_forward_dup(const FeedForwardShape& shape, In<S> x, const Rows<S>& row
     S* const dgate = grad.gate->gradient(expert);
     S* const dup = grad.up->gradient(expert);
     const KernelTable<S>& table = kernels<S>();
-    const Index width = item.end - item.begin, count = rows.size(item.expert);
-    const Index first = rows.begin(item.expert);
-    const Index at = (first - rows.offsets.front()) * state.stride;
-    if (dgate != nullptr || dup != nullptr) {
+    const Index count = rows.size(item.expert), first = rows.begin(item.expert);
+    const Index at = first * state.stride;
+    const bool wanted = dgate != nullptr || dup != nullptr;
+    for (Index begin = item.begin; begin < item.end && wanted; begin += feed_forward_columns) {
+        const Index width = std::min(feed_forward_columns, item.end - begin);
         S* const x_block = scratch.resize(count * width + product_scratch(table)).data();
-        gather<S>(table, x, rows.from, rows.input_weights, first, count, item.begin, item.end, x_block,
+        gather<S>(table, x, rows.from, rows.input_weights, first, count, begin, begin + width, x_block,
                   width);
         const Operand<S> b(Strided<S>{x_block, width, 1});
         for (const auto& [source, gradient] : {std::pair{state.dgate.data(), dgate},
                                                std::pair{state.dup.data(), dup}})
             if (gradient != nullptr)
                 multiply(table, shape.ffn_dim, count, Strided<S>{source + at, 1, state.stride}, b, 0, width,
-                        gradient + item.begin, shape.model_dim, true, x_block + count * width);
+                        gradient + begin, shape.model_dim, true, x_block + count * width);
     }
     if (S* const gradient = item.begin == 0 ? grad.up_bias->gradient(expert) : nullptr)
         for (Index r = 0; r < count; ++r)
@@ -166,10 +169,12 @@ void feed_forward_backward(const FeedForwardShape& shape, const FeedForwardOpera
     Executor& executor = call.ws.executor();
     const int workers = executor.concurrency();
     auto& state = call.ws.template state<FeedForwardState<S>>();
-    state.dgate.resize(n * state.stride);
-    state.dup.resize(n * state.stride);
-    state.dinput.resize(dweights.input_weights.empty() ? 0 : n * shape.model_dim);
-    state.scratch.resize(std::max(state.scratch.size(), static_cast<std::size_t>(workers)));
+    const auto all_rows = static_cast<Index>(rows.weights.size());
+    state.dgate.resize(all_rows * state.stride);
+    state.dup.resize(all_rows * state.stride);
+    state.dinput.resize(dweights.input_weights.empty() ? 0 : all_rows * shape.model_dim);
+    state.grow_scratch(shape, most_rows(rows), true, workers);
+    state.reserve_items(rows.num_experts(), workers);
     const auto scratch = [&](int worker) -> Buffer<S>& {
         return state.scratch[static_cast<std::size_t>(worker)];
     };
@@ -184,10 +189,10 @@ void feed_forward_backward(const FeedForwardShape& shape, const FeedForwardOpera
         feed_forward_dhidden<S>(shape, operands, rows, dy, state, item(i), scratch(worker));
     });
 
-    const Index step = 16;
+    const Index step = 16, begin = rows.offsets.front(), end = rows.offsets.back();
     parallel_for(executor, (n + step - 1) / step, flops, [&](Index i, int) {
-        feed_forward_nonlinearity<S>(shape, rows, dweights, state, i * step,
-                                     std::min(n, (i + 1) * step));
+        feed_forward_nonlinearity<S>(shape, rows, dweights, state, begin + i * step,
+                                     std::min(end, begin + (i + 1) * step));
     });
 
     // The rest depends on nothing else: one list of tasks of three kinds.
@@ -209,8 +214,16 @@ void feed_forward_backward(const FeedForwardShape& shape, const FeedForwardOpera
             feed_forward_dup<S>(shape, x, rows, state, item(i - chunks), grad, scratch(worker));
     });
 
-    for (Index i = 0; i < n && state.dinput.size() > 0; ++i) {
-        const auto row = static_cast<std::size_t>(rows.offsets.front() + i);
+    for (Index e = 0; e < rows.num_experts() && operands.down_bias->count() > 0; ++e) {
+        const auto* bias = static_cast<const S*>((*operands.down_bias)[rows.first_expert + e].data);
+        for (Index r = rows.begin(e); r < rows.end(e); ++r) {
+            const auto row = static_cast<std::size_t>(r);
+            dweights.weights[row] += kernels<S>().dot(
+                shape.output_dim, dy.data() + rows.to[row] * dy.outerStride(), bias);
+        }
+    }
+    for (Index i = begin; i < end && state.dinput.size() > 0; ++i) {
+        const auto row = static_cast<std::size_t>(i);
         dweights.input_weights[row] =
             kernels<S>().dot(shape.model_dim, state.dinput.data() + i * shape.model_dim,
                              x.data() + rows.from[row] * x.outerStride());

@@ -80,7 +80,8 @@ struct FeedForwardItem {
     Index expert, begin, end;
 };
 
-/// What forward leaves for backward, and scratch of both. Row 0 is Rows::offsets.front().
+/// What forward leaves for backward, and scratch of both. Rows are numbered as in Rows, also where
+/// a call sees a part of them, so that each part finds its own again.
 template <class S>
 struct FeedForwardState {
     Buffer<S> gate, up;        // [N, stride] before the nonlinearity
@@ -100,12 +101,22 @@ struct FeedForwardState {
     }
 
     /// Room for calls of up to `rows` rows.
-    void reserve(const FeedForwardShape& shape, Index rows, bool keep, int workers) {
+    void reserve(const FeedForwardShape& shape, Index experts, Index rows, bool keep, int workers) {
         resize(shape, rows, keep);
         dgate.resize(keep ? rows * stride : 0);
         dup.resize(keep ? rows * stride : 0);
+        reserve_items(experts, workers);
+        grow_scratch(shape, rows, keep, workers);
+    }
+    /// Room for every worker, whichever tasks it will get.
+    /// @param rows  of one expert, at most
+    void grow_scratch(const FeedForwardShape& shape, Index rows, bool keep, int workers) {
         scratch.resize(std::max(scratch.size(), static_cast<std::size_t>(workers)));
         for (Buffer<S>& buffer : scratch) buffer.resize(scratch_size(shape, rows, keep));
+    }
+    /// Room for the items of split_experts(), twice, however rows are spread over the experts.
+    void reserve_items(Index experts, int workers) {
+        items.reserve(2 * static_cast<std::size_t>(8 * Index{workers} + experts));
     }
     /// Bytes that such a call needs at most; see memory_budget().
     static Index bytes(const FeedForwardShape& shape, Index rows, bool keep, int workers) {
@@ -113,6 +124,7 @@ struct FeedForwardState {
         return static_cast<Index>(sizeof(S)) * (rows * row + workers * scratch_size(shape, rows, keep));
     }
     /// Elements of one worker's scratch, at most.
+    /// @param rows  of one expert
     static Index scratch_size(const FeedForwardShape& shape, Index rows, bool keep) {
         const Index in = padded(std::max(shape.model_dim, shape.output_dim));
         const Index block = std::min(rows, feed_forward_rows) * (in + 2 * feed_forward_columns);
@@ -144,6 +156,14 @@ void split_experts(const Rows<S>& rows, Index extent, Index unit, int workers,
             items.push_back({e, std::min(extent, units * piece / pieces * unit),
                              std::min(extent, units * (piece + 1) / pieces * unit)});
     }
+}
+
+/// Rows of the expert that has most.
+template <class S>
+Index most_rows(const Rows<S>& rows) {
+    Index most = 0;
+    for (Index e = 0; e < rows.num_experts(); ++e) most = std::max(most, rows.size(e));
+    return most;
 }
 
 /// Copies columns [begin, end) of rows `index[first .. first + count)` of `source`, scaled.
@@ -190,7 +210,7 @@ void feed_forward_hidden(const FeedForwardShape& shape, const FeedForwardOperand
             if (shape.gated)
                 multiply(table, count, dim, a, gate, begin, columns, gate_block, width, false, packing);
             for (Index i = 0; i < count; ++i) {
-                const Index at = (first + i - rows.offsets.front()) * state.stride + begin;
+                const Index at = (first + i) * state.stride + begin;
                 S* const u = up_block + i * width;
                 S* const g = gate_block + i * width;
                 if (bias != nullptr) table.axpy(columns, S(1), bias + begin, u);
@@ -225,8 +245,7 @@ void feed_forward_down(const FeedForwardShape& shape, const FeedForwardOperands<
                             : nullptr;
         for (Index first = rows.begin(e); first < rows.end(e); first += feed_forward_rows) {
             const Index count = std::min(feed_forward_rows, rows.end(e) - first);
-            const Strided<S> a{state.hidden.data() + (first - rows.offsets.front()) * state.stride,
-                               state.stride, 1};
+            const Strided<S> a{state.hidden.data() + first * state.stride, state.stride, 1};
             multiply(table, count, shape.ffn_dim, a, down, begin, width, block, width, false, packing);
             for (Index i = 0; i < count; ++i) {
                 const auto row = static_cast<std::size_t>(first + i);
@@ -255,8 +274,9 @@ void feed_forward(const FeedForwardShape& shape, const FeedForwardOperands<S>& o
     const int workers = executor.concurrency();
     const bool keep = call.ws.keeps();
     auto& state = call.ws.template state<FeedForwardState<S>>();
-    state.resize(shape, rows.num_rows(), keep);
-    state.scratch.resize(std::max(state.scratch.size(), static_cast<std::size_t>(workers)));
+    state.resize(shape, static_cast<Index>(rows.weights.size()), keep);
+    state.grow_scratch(shape, most_rows(rows), keep, workers);
+    state.reserve_items(rows.num_experts(), workers);
     const double flops = shape.flops_per_row() * static_cast<double>(rows.num_rows());
 
     state.items.clear();

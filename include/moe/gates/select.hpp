@@ -163,24 +163,34 @@ struct SelectScratch {
     Buffer<std::int32_t> chosen, counts;
 };
 
+/// Tokens that are chosen for in parallel before their assignments are added in order.
+inline constexpr Index selection_wave = 2048;
+
+/// Room for select_each().
+/// @param n  logits per token
+template <class S>
+SelectScratch<S>& reserve_selection(Workspace<S>& ws, Index tokens, Index n, Index most) {
+    auto& scratch = ws.template state<SelectScratch<S>>();
+    const Index workers = ws.executor().concurrency(), wave = std::min(selection_wave, tokens);
+    scratch.values.resize(checked_product(workers, padded(3 * n)));
+    scratch.ranked.resize(checked_product(workers, padded(n)));
+    scratch.chosen.resize(checked_product(wave, most));
+    scratch.counts.resize(wave);
+    return scratch;
+}
+
 /// Adds to `routing` what `choose` picks for each token, in its order.
 /// @param most    experts that a token can get
 /// @param choose  choose(token, z, values, ranked) -> count, with z [L] the token's logits,
 ///                values [3 L] and ranked [L] scratch; leaves its choice in ranked[0 .. count)
 template <class S, class Choose>
 void select_each(In<S> logits, Routing& routing, const Call<S>& call, Index most, Choose&& choose) {
-    constexpr Index wave = 2048;  // tokens chosen in parallel before they are added in order
-    auto& scratch = call.ws.template state<SelectScratch<S>>();
     Executor& executor = call.ws.executor();
     const Index tokens = logits.rows(), n = logits.cols();
-    const Index workers = executor.concurrency();
     const Index values_stride = padded(3 * n), ranked_stride = padded(n);
-    scratch.values.resize(checked_product(workers, values_stride));
-    scratch.ranked.resize(checked_product(workers, ranked_stride));
-    scratch.chosen.resize(checked_product(std::min(wave, tokens), most));
-    scratch.counts.resize(std::min(wave, tokens));
-    for (Index first = 0; first < tokens; first += wave) {
-        const Index here = std::min(wave, tokens - first);
+    auto& scratch = reserve_selection<S>(call.ws, tokens, n, most);
+    for (Index first = 0; first < tokens; first += selection_wave) {
+        const Index here = std::min(selection_wave, tokens - first);
         for_tokens(executor, here, 20.0 * static_cast<double>(n), [&](Index i, int worker) {
             Ranked<S>* ranked = scratch.ranked.data() + worker * ranked_stride;
             const Index count = choose(first + i, row<S>(logits, first + i),

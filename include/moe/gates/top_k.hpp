@@ -136,6 +136,11 @@ public:
                        normalizes(call.context, logits.rows()));
     }
 
+    void reserve(Index tokens, Index, Workspace<S>& ws) const {
+        detail::reserve_selection<S>(ws, tokens, num_experts_, settings_.k);
+        detail::CombineRule::reserve<S>(ws, num_experts_, settings_.k);
+    }
+
     /// bias, state, if there is one
     void visit_parameters(auto&& visit) {
         if (settings_.selection_bias) visit("bias", bias_, Role::state);

@@ -110,6 +110,11 @@ public:
         rule_.backward(logits, routing, dweights, dlogits, call, always);
     }
 
+    void reserve(Index tokens, Index, Workspace<S>& ws) const {
+        detail::reserve_selection<S>(ws, tokens, num_experts_, most_);
+        detail::CombineRule::reserve<S>(ws, num_experts_, most_);
+    }
+
 private:
     static constexpr const char* name = "moe::TopP";
     static constexpr bool (*always)(Index, Index) = [](Index, Index) { return true; };

@@ -104,7 +104,18 @@ struct CombineRule {
         });
     }
 
+    /// Room for tokens with up to `longest` assignments.
+    /// @param n  logits per token
+    template <class S>
+    static Buffer<S>& reserve(Workspace<S>& ws, Index n, Index longest) {
+        auto& values = ws.template state<WeighScratch<S>>().values;
+        values.resize(checked_product(ws.executor().concurrency(), stride_of(n, longest)));
+        return values;
+    }
+
 private:
+    static Index stride_of(Index n, Index longest) { return padded(n) + 4 * padded(longest); }
+
     /// One token: what it is given, and what evaluate() leaves.
     template <class S>
     struct Token {
@@ -142,9 +153,8 @@ private:
         for (Index t = 0; t < tokens; ++t)
             longest = std::max(longest, routing.first(t + 1) - routing.first(t));
         Executor& executor = call.ws.executor();
-        const Index stride = padded(n) + 4 * padded(longest);
-        auto& values = call.ws.template state<WeighScratch<S>>().values;
-        values.resize(checked_product(executor.concurrency(), stride));
+        const Index stride = stride_of(n, longest);
+        auto& values = reserve<S>(call.ws, n, longest);
         for_tokens(executor, tokens, 20.0 * static_cast<double>(n), [&](Index t, int worker) {
             S* scratch = values.data() + worker * stride;
             S* lists = scratch + padded(n);

@@ -56,8 +56,7 @@ public:
             const Operand<S> b(Strided<S>{x.data(), x.outerStride(), 1});
             auto& state = call.ws.template state<State>();
             multiply(table, weight.rows(), x.rows(), Strided<S>{dlogits.data(), 1, dlogits.outerStride()}, b, 0,
-                    x.cols(), grad.weight.data(), x.cols(), true,
-                    state.packing.front().resize(product_scratch(table)).data());
+                    x.cols(), grad.weight.data(), x.cols(), true, state.packing.front().data());
         }
         for (Index t = 0; t < x.rows() && !grad.bias.empty(); ++t)
             table.axpy(bias.size(), S(1), dlogits.data() + t * dlogits.outerStride(), grad.bias.data());
@@ -77,6 +76,10 @@ public:
         return frozen;
     }
 
+    void reserve(Index, Index, Workspace<S>& ws) const {
+        ws.template state<State>().reserve(ws.executor().concurrency());
+    }
+
     void visit_parameters(auto&& visit) {
         visit("weight", weight);
         if (biased_) visit("bias", bias);
@@ -86,6 +89,11 @@ private:
     friend struct LinearRouter;
     struct State {
         std::vector<Buffer<S>> packing;  // one per worker
+
+        void reserve(int workers) {
+            packing.resize(std::max(packing.size(), static_cast<std::size_t>(workers)));
+            for (Buffer<S>& buffer : packing) buffer.resize(product_scratch(kernels<S>()));
+        }
     };
 
     /// f(first, count, packing scratch) over blocks of rows, in parallel.
@@ -93,13 +101,11 @@ private:
     void over_rows(In<S> x, Index step, const Call<S>& call, F&& f) const {
         Executor& executor = call.ws.executor();
         auto& state = call.ws.template state<State>();
-        const auto workers = static_cast<std::size_t>(executor.concurrency());
-        state.packing.resize(std::max(state.packing.size(), workers));
+        state.reserve(executor.concurrency());
         const double flops = 2 * static_cast<double>(x.size()) * static_cast<double>(weight.rows());
         detail::parallel_for(executor, (x.rows() + step - 1) / step, flops, [&](Index i, int worker) {
-            Buffer<S>& packing = state.packing[static_cast<std::size_t>(worker)];
             f(i * step, std::min(step, x.rows() - i * step),
-              packing.resize(product_scratch(kernels<S>())).data());
+              state.packing[static_cast<std::size_t>(worker)].data());
         });
     }
 
