@@ -37,11 +37,15 @@ if(MOE_TEST_DEEP)
     list(APPEND environment MOE_TEST_DEEP=1)
 endif()
 
-# Relative paths in tests start at the top of the source tree.
+# Relative paths in tests start at the top of the source tree; temporary files of two runs of one
+# program lie in different folders.
 function(moe_add_unit_test name program isa)
+    set(temporary ${CMAKE_CURRENT_BINARY_DIR}/tmp/${name})
+    file(MAKE_DIRECTORY ${temporary})
     add_test(NAME ${name} COMMAND ${program} ${arguments}
         WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
-    set_tests_properties(${name} PROPERTIES LABELS unit TIMEOUT 900 ENVIRONMENT "${environment}${isa}")
+    set_tests_properties(${name} PROPERTIES LABELS unit TIMEOUT 900
+        ENVIRONMENT "${environment};TMPDIR=${temporary};TEST_TMPDIR=${temporary}${isa}")
 endfunction()
 
 # Where an instruction set is missing, MOE_ISA means the best there is: that would be no other test.
