@@ -9,31 +9,13 @@
 #include <utility>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/function_ref.hpp>
 #include <moe/core/parameters.hpp>
 #include <moe/layer.hpp>
 
 namespace moe::inline MOE_ABI {
 
 namespace detail {
-
-/// A reference to a callable; it must outlive the call it is passed to.
-template <class>
-class FunctionRef;
-template <class Result, class... Arguments>
-class FunctionRef<Result(Arguments...)> {
-public:
-    template <class F>
-        requires(!std::is_same_v<std::remove_cvref_t<F>, FunctionRef>)
-    FunctionRef(F& function)  // NOLINT(google-explicit-constructor)
-        : object_(&function), call_([](void* object, Arguments... arguments) -> Result {
-              return (*static_cast<F*>(object))(arguments...);
-          }) {}
-    Result operator()(Arguments... arguments) const { return call_(object_, arguments...); }
-
-private:
-    void* object_;
-    Result (*call_)(void*, Arguments...);
-};
 
 /// Whether gradients go through a layer. Asking a Layer for backward when they do not is an error
 /// at compile time, so that it cannot be found out by trying.
@@ -64,8 +46,8 @@ constexpr bool is_trainable() {
 template <class S>
 class AnyLayer {
     static_assert(is_scalar<S>, "moe::AnyLayer: the scalar must be float or double");
-    using Visit = detail::FunctionRef<void(std::string_view, View<S>, Role)>;
-    using Wanted = detail::FunctionRef<bool(std::string_view)>;
+    using Visit = FunctionRef<void(std::string_view, View<S>, Role)>;
+    using Wanted = FunctionRef<bool(std::string_view)>;
 
 public:
     using Scalar = S;

@@ -31,6 +31,7 @@ struct ContextGradients;
 struct Dial;
 struct ExpertFacts;
 class SideVectors;
+class SideGradients;
 enum class Keep;
 class WorkspaceBase;
 template <class S>
@@ -48,6 +49,8 @@ template <class S>
 struct RowGradients;
 
 // Who runs it
+template <class>
+class FunctionRef;
 class Executor;
 class SerialExecutor;
 class OpenMpExecutor;

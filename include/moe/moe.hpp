@@ -13,12 +13,14 @@
 #include <moe/core/error.hpp>
 #include <moe/core/executor.hpp>
 #include <moe/core/freeze.hpp>
+#include <moe/core/function_ref.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/parameters.hpp>
 #include <moe/core/random.hpp>
 #include <moe/core/routing.hpp>
 #include <moe/core/rows.hpp>
 #include <moe/core/shape.hpp>
+#include <moe/core/side_vectors.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/weights.hpp>
 #include <moe/core/workspace.hpp>

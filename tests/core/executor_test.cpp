@@ -169,18 +169,6 @@ TEST(Executor, LittleWorkStaysOnTheCallingThreadInOrder) {
     EXPECT_EQ(executor.runs, 1);
 }
 
-TEST(Executor, ATaskRefRefersToItsCallable) {
-    int count = 0;
-    auto task = [count](Index i, int worker) mutable {
-        return count += static_cast<int>(i) + worker;
-    };
-    const moe::TaskRef first(task);
-    const moe::TaskRef second = first;  // refers to the callable, not to `first`
-    first(1, 2);
-    second(3, 4);
-    EXPECT_EQ(task(0, 0), 10);
-}
-
 TEST(ThreadPool, HasTheThreadsItWasAskedFor) {
     EXPECT_EQ(moe::ThreadPool(1).concurrency(), 1);
     EXPECT_EQ(moe::ThreadPool(4).concurrency(), 4);

@@ -284,12 +284,37 @@ TEST(ForEachParameter, TheGradientMustBeLikeTheLayer) {
     Growing one{{Parameter<float>(1, 2)}}, two{{Parameter<float>(1, 2), Parameter<float>(1, 2)}};
     Growing wider{{Parameter<float>(1, 3)}};
     const auto nothing = [](auto, auto, auto) {};
-    EXPECT_EQ(message([&] { moe::for_each_parameter(two, one, nothing); }),
-              "moe::for_each_parameter: grad is not like layer");
     EXPECT_EQ(message([&] { moe::for_each_parameter(one, two, nothing); }),
-              "moe::for_each_parameter: grad is not like layer");
+              "moe::for_each_parameter: grad is not like layer: there is no parameter for p; make "
+              "it with zeros_like(layer)");
     EXPECT_EQ(message([&] { moe::for_each_parameter(one, wider, nothing); }),
               "moe::for_each_parameter: the gradient of p has 3 elements, the parameter has 2");
+}
+
+/// Visits what it has, as a type may that leaves empty matrices out.
+struct Sparse {
+    using Scalar = float;
+    Parameter<float> a, b, c;
+    void visit_parameters(auto&& visit) {
+        if (!a.empty()) visit("a", a);
+        if (!b.empty()) visit("b", b);
+        if (!c.empty()) visit("c", c);
+    }
+};
+
+TEST(ForEachParameter, MatchesByNameNotByPlace) {
+    Sparse layer{Parameter<float>(1, 2), Parameter<float>(1, 2), Parameter<float>(1, 2)};
+    Sparse grad = layer;
+    grad.b = {};
+    std::string seen;
+    moe::for_each_parameter(layer, grad, [&](std::string_view name, auto values, auto gradient) {
+        seen += name;
+        EXPECT_EQ(values.data(), (name == "a" ? layer.a : layer.c).data());
+        EXPECT_EQ(gradient.data(), (name == "a" ? grad.a : grad.c).data());
+    });
+    EXPECT_EQ(seen, "ac");
+    Sparse nothing_wanted;
+    moe::for_each_parameter(layer, nothing_wanted, [](auto, auto, auto) { FAIL(); });
 }
 
 TEST(ForEachState, VisitsStateOnly) {

@@ -249,4 +249,22 @@ TEST(Call, AChildHasTheContextAndANodeOfItsOwn) {
     EXPECT_EQ(&part.ws, &ws.child(4));
 }
 
+TEST(Call, PreviousIsTheWorkspaceOfAnEarlierLayer) {
+    Workspace<float> ws, earlier;
+    Workspace<double> other;
+    const auto previous = [&ws](moe::WorkspaceBase* workspace) -> Workspace<float>& {
+        const moe::Context context{.previous = workspace};
+        return moe::Call<float>{context, ws}.previous();
+    };
+    EXPECT_EQ(&previous(&earlier), &earlier);
+    Workspace<float> moved(std::move(earlier));
+    EXPECT_EQ(&previous(&moved), &moved);
+    EXPECT_EQ(message([&] { previous(nullptr); }),
+              "moe::Context: previous is empty, the part that reads it wants the workspace of an "
+              "earlier layer of float");
+    EXPECT_EQ(message([&] { previous(&other); }),
+              "moe::Context: previous is of another scalar, the part that reads it wants the "
+              "workspace of an earlier layer of float");
+}
+
 }  // namespace

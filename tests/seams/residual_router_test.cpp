@@ -34,25 +34,21 @@ struct ResidualRouter {
     Matrix<double> weight;    // [L, D]
     Matrix<double> residual;  // [L, L]
 
-    static Workspace<double>* previous(const Call<double>& call) {
-        return dynamic_cast<Workspace<double>*>(call.context.previous);
-    }
     static Matrix<double> unmasked(In<double> logits) {
         return logits.unaryExpr([](double z) { return std::isinf(z) ? 0 : z; });
     }
     void forward(In<double> x, Out<double> logits, const Call<double>& call) const {
         logits = x * weight.transpose();
-        if (const auto* before = previous(call))
-            logits += unmasked(before->logits()) * residual.transpose();
+        if (call.context.previous != nullptr)
+            logits += unmasked(call.previous().logits()) * residual.transpose();
     }
     void backward(In<double> x, In<double> dlogits, Out<double> dx, ResidualRouter& grad,
                   const Call<double>& call) const {
         dx = dlogits * weight;
         grad.weight += dlogits.transpose() * x;
-        if (auto* before = previous(call)) {
-            before->dlogits() += dlogits * residual;
-            grad.residual += dlogits.transpose() * unmasked(before->logits());
-        }
+        if (call.context.previous == nullptr) return;
+        call.previous().dlogits() += dlogits * residual;
+        grad.residual += dlogits.transpose() * unmasked(call.previous().logits());
     }
     void visit_parameters(auto&& visit) { visit("weight", weight), visit("residual", residual); }
 };

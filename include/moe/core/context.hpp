@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include <moe/core/error.hpp>
+#include <moe/core/side_vectors.hpp>
 #include <moe/core/types.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -22,61 +23,6 @@ struct ExpertFacts {
     double flops_per_row = 0;  ///< floating-point operations of one row, forward
 };
 
-namespace detail {
-template <class M>
-concept HasScalar = is_scalar<typename M::Scalar>;
-}  // namespace detail
-
-/// A [rows, cols] matrix of either scalar, e.g. one vector per token. Only viewed: the matrix must
-/// outlive the calls it is given to.
-class SideVectors {
-public:
-    SideVectors() = default;
-    template <detail::HasScalar Derived>
-    SideVectors(const Eigen::DenseBase<Derived>& vectors)  // NOLINT(google-explicit-constructor)
-        : scalar_(std::is_same_v<typename Derived::Scalar, float> ? Scalar::f32 : Scalar::f64),
-          rows_(vectors.rows()),
-          cols_(vectors.cols()) {
-        constexpr bool is_column = Derived::ColsAtCompileTime == 1 && !Derived::IsRowMajor;
-        static_assert((Derived::Flags & Eigen::DirectAccessBit) != 0,
-                      "moe::Context: side_vectors is a view; pass a matrix, not an expression");
-        static_assert(
-            is_column || (Derived::IsRowMajor && Derived::InnerStrideAtCompileTime == 1),
-            "moe::Context: side_vectors are rows of a row-major matrix; pass moe::Matrix, a Map of "
-            "it, or v.transpose() of a column-major matrix with one vector per column");
-        data_ = vectors.derived().data();
-        stride_ = is_column ? vectors.derived().innerStride() : vectors.derived().outerStride();
-    }
-
-    /// Whether none were given; 0 rows may be.
-    bool empty() const { return scalar_ == Scalar::none; }
-    Index rows() const { return rows_; }
-    Index cols() const { return cols_; }
-    /// Whether the vectors are of this scalar.
-    template <class S>
-    bool holds() const {
-        return scalar_ == (std::is_same_v<S, float> ? Scalar::f32 : Scalar::f64);
-    }
-
-    /// The vectors as the scalar of the layer that reads them.
-    /// @throws std::invalid_argument if they hold the other scalar
-    template <class S>
-    ConstView<S> as() const {
-        if (!holds<S>())
-            detail::fail("moe::Context: side_vectors is ", empty() ? "empty" : "of another scalar",
-                         ", the part that reads it wants ", sizeof(S) == 4 ? "float" : "double");
-        return ConstView<S>(static_cast<const S*>(data_), rows_, cols_,
-                            Eigen::OuterStride<>(stride_));
-    }
-
-private:
-    enum class Scalar { none, f32, f64 };
-
-    const void* data_ = nullptr;
-    Scalar scalar_ = Scalar::none;
-    Index rows_ = 0, cols_ = 0, stride_ = 0;
-};
-
 /// Choices that may change from call to call. Unset: what the gate was built with.
 struct Dial {
     std::optional<Index> k{};                  ///< experts per token, for gates with a fixed number
@@ -89,7 +35,7 @@ struct Dial {
 struct ContextGradients {
     std::span<double> logit_offset{};     ///< [L]
     std::span<double> gate_multiplier{};  ///< [E]
-    void* side_vectors = nullptr;         ///< View<S>*, [as Context::side_vectors]
+    SideGradients side_vectors{};         ///< [as Context::side_vectors]
 };
 
 /// Everything about a call that is not a token vector. All views are optional and must outlive the
@@ -144,6 +90,10 @@ inline void check_context(const Context& c, Index tokens, Index experts, Index l
                      "one per logit");
         check_extent("gradients->gate_multiplier", c.gradients->gate_multiplier.size(), experts,
                      "one per expert");
+        const SideGradients& g = c.gradients->side_vectors;
+        if (!g.empty() && (g.rows() != c.side_vectors.rows() || g.cols() != c.side_vectors.cols()))
+            fail("moe::Context: gradients->side_vectors is [", g.rows(), ", ", g.cols(),
+                 "], side_vectors is [", c.side_vectors.rows(), ", ", c.side_vectors.cols(), "]");
     }
     const auto offsets = c.sequence_offsets;
     if (!offsets.empty()) {

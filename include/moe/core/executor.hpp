@@ -9,31 +9,17 @@
 #include <memory>
 #include <mutex>
 #include <thread>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include <moe/core/error.hpp>
+#include <moe/core/function_ref.hpp>
 #include <moe/core/types.hpp>
 
 namespace moe::inline MOE_ABI {
 
-/// A reference to a callable `void(Index task, int worker)`; it must outlive the call it is
-/// passed to.
-class TaskRef {
-public:
-    template <class F>
-        requires(!std::is_same_v<std::remove_cvref_t<F>, TaskRef>)
-    TaskRef(F& function)  // NOLINT(google-explicit-constructor)
-        : object_(&function), call_([](void* object, Index task, int worker) {
-              (*static_cast<F*>(object))(task, worker);
-          }) {}
-    void operator()(Index task, int worker) const { call_(object_, task, worker); }
-
-private:
-    void* object_;
-    void (*call_)(void*, Index, int);
-};
+/// A task of an executor: task(i, worker).
+using TaskRef = FunctionRef<void(Index task, int worker)>;
 
 /// Who runs the parallel parts of a call. Derive from it to use a thread pool of your own.
 ///

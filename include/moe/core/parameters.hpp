@@ -142,28 +142,37 @@ void for_each_parameter(Layer& layer, F&& f) {
     });
 }
 
-/// f(name, values, gradient) for every trainable parameter whose gradient is not empty.
+/// f(name, values, gradient) for every trainable parameter whose gradient is wanted, that is, there
+/// and not empty. The two are matched by name.
 /// @param grad  made by zeros_like(layer)
+/// @throws std::invalid_argument if grad holds what the layer has not, or of another size
 template <class Layer, class F>
 void for_each_parameter(Layer& layer, Layer& grad, F&& f) {
     using S = typename Layer::Scalar;
-    std::vector<std::span<S>> gradients;
-    visit_parameters(grad, [&](std::string_view, auto& matrix, Role) {
-        gradients.push_back(detail::span_of(matrix));
+    struct Gradient {
+        std::string name;
+        std::span<S> values;
+    };
+    std::vector<Gradient> gradients;
+    visit_parameters(grad, [&](std::string_view name, auto& matrix, Role role) {
+        if (role == Role::trainable && matrix.size() != 0)
+            gradients.push_back({std::string(name), detail::span_of(matrix)});
     });
-    std::size_t next = 0;
+    std::size_t matched = 0;  // they come in the layer's order, so the next one is tried only
     visit_parameters(layer, [&](std::string_view name, auto& matrix, Role role) {
+        if (role != Role::trainable || matched == gradients.size()) return;
+        const Gradient& gradient = gradients[matched];
+        if (gradient.name != name) return;
         const std::span<S> values = detail::span_of(matrix);
-        if (next == gradients.size())
-            detail::fail("moe::for_each_parameter: grad is not like layer");
-        const std::span<S> gradient = gradients[next++];
-        if (role != Role::trainable || gradient.empty()) return;
-        if (values.size() != gradient.size())
-            detail::fail("moe::for_each_parameter: the gradient of ", std::string(name), " has ",
-                         gradient.size(), " elements, the parameter has ", values.size());
-        f(name, values, gradient);
+        if (values.size() != gradient.values.size())
+            detail::fail("moe::for_each_parameter: the gradient of ", gradient.name, " has ",
+                         gradient.values.size(), " elements, the parameter has ", values.size());
+        ++matched;
+        f(name, values, gradient.values);
     });
-    if (next != gradients.size()) detail::fail("moe::for_each_parameter: grad is not like layer");
+    if (matched != gradients.size())
+        detail::fail("moe::for_each_parameter: grad is not like layer: there is no parameter for ",
+                     gradients[matched].name, "; make it with zeros_like(layer)");
 }
 
 /// f(name, values) for every parameter whose role is state.

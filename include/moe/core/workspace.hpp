@@ -22,6 +22,9 @@ enum class Keep {
     nothing,     ///< inference: backward throws
 };
 
+template <class S>
+class Workspace;
+
 /// The part of a workspace that does not depend on the scalar.
 class WorkspaceBase {
 public:
@@ -44,18 +47,27 @@ public:
         return nullptr;
     }
 
+    /// This workspace if it is one of layers of scalar S, else null.
+    template <class S>
+    Workspace<S>* as() {
+        return scalar_ == &type_tag<S> ? static_cast<Workspace<S>*>(this) : nullptr;
+    }
+
 protected:
-    WorkspaceBase() = default;
+    /// @param scalar  type_tag<S> of Workspace<S>
+    explicit WorkspaceBase(const char* scalar) : scalar_(scalar) {}
     WorkspaceBase(WorkspaceBase&&) = default;
     WorkspaceBase& operator=(WorkspaceBase&&) = default;
 
-private:
     template <class T>
     static inline char type_tag = 0;
+
+private:
     struct State {
         const char* type;
         std::unique_ptr<void, void (*)(void*)> object;
     };
+    const char* scalar_;
     std::vector<State> states_;
 };
 
@@ -84,7 +96,7 @@ class Workspace : public WorkspaceBase {
 
 public:
     /// OpenMP's threads if OpenMP is enabled, else the calling thread.
-    Workspace() : settings_(std::make_shared<Settings>()) {}
+    Workspace() : Workspace(std::make_shared<Settings>()) {}
     /// @param executor  runs the parallel parts; must outlive the workspace
     explicit Workspace(Executor& executor) : Workspace() { use(executor); }
 
@@ -154,7 +166,8 @@ private:
         std::unique_ptr<Executor> own;
     };
 
-    explicit Workspace(std::shared_ptr<Settings> settings) : settings_(std::move(settings)) {}
+    explicit Workspace(std::shared_ptr<Settings> settings)
+        : WorkspaceBase(&type_tag<S>), settings_(std::move(settings)) {}
 
     Routed<S>& routed() const {
         Routed<S>* routed = find<Routed<S>>();
@@ -180,6 +193,19 @@ struct Call {
 
     /// The same call for a part of this part.
     Call child(std::size_t index) const { return {context, ws.child(index)}; }
+
+    /// The workspace of Context::previous, where an earlier layer left its logits.
+    /// @throws std::invalid_argument if none was given, or that of a layer of the other scalar
+    Workspace<S>& previous() const {
+        auto* const earlier = context.previous == nullptr ? nullptr
+                                                          : context.previous->template as<S>();
+        if (earlier == nullptr)
+            detail::fail("moe::Context: previous is ",
+                         context.previous == nullptr ? "empty" : "of another scalar",
+                         ", the part that reads it wants the workspace of an earlier layer of ",
+                         sizeof(S) == 4 ? "float" : "double");
+        return *earlier;
+    }
 };
 
 }  // namespace moe::inline MOE_ABI
