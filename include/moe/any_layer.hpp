@@ -11,6 +11,7 @@
 #include <moe/core/concepts.hpp>
 #include <moe/core/function_ref.hpp>
 #include <moe/core/parameters.hpp>
+#include <moe/core/views.hpp>
 #include <moe/layer.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -137,19 +138,32 @@ public:
         model().reweigh(detail::readable<S>(x), plan, ws, context);
     }
     template <class X, class Y>
-    void apply(const X& x, Y&& y, Workspace<S>& ws, const Context& context = {}) const {
+    void apply(const X& x, Y&& y, Workspace<S>& ws) const {
+        apply(x, std::forward<Y>(y), ws, ws.context());
+    }
+    template <class X, class Y>
+    void apply(const X& x, Y&& y, Workspace<S>& ws, const Context& context) const {
         model().apply(detail::readable<S>(x), detail::writable<S>(std::forward<Y>(y)), ws, context);
     }
     template <class X, class DY, class DX>
+    void apply_backward(const X& x, const DY& dy, DX&& dx, AnyLayer& grad,
+                        Workspace<S>& ws) const {
+        apply_backward(x, dy, std::forward<DX>(dx), grad, ws, ws.context());
+    }
+    template <class X, class DY, class DX>
     void apply_backward(const X& x, const DY& dy, DX&& dx, AnyLayer& grad, Workspace<S>& ws,
-                        const Context& context = {}) const {
+                        const Context& context) const {
         model().apply_backward(detail::readable<S>(x), detail::readable<S>(dy),
                                detail::writable<S>(std::forward<DX>(dx)), grad.model_.get(), ws,
                                context);
     }
     template <class X, class DX>
+    void route_backward(const X& x, DX&& dx, AnyLayer& grad, Workspace<S>& ws) const {
+        route_backward(x, std::forward<DX>(dx), grad, ws, ws.context());
+    }
+    template <class X, class DX>
     void route_backward(const X& x, DX&& dx, AnyLayer& grad, Workspace<S>& ws,
-                        const Context& context = {}) const {
+                        const Context& context) const {
         model().route_backward(detail::readable<S>(x), detail::writable<S>(std::forward<DX>(dx)),
                                grad.model_.get(), ws, context);
     }
@@ -275,8 +289,8 @@ private:
 
         void visit(Visit visit) override {
             moe::visit_parameters(layer, [&](std::string_view name, auto& matrix, Role role) {
-                using M = std::remove_cvref_t<decltype(matrix)>;
-                if constexpr (std::is_same_v<typename M::Scalar, S>)
+                using Given = typename std::remove_cvref_t<decltype(matrix)>::Scalar;
+                if constexpr (std::is_same_v<Given, S>)
                     visit(name,
                           View<S>(matrix.data(), matrix.rows(), matrix.cols(),
                                   Eigen::OuterStride<>(matrix.cols())),

@@ -2,33 +2,45 @@
 #ifndef MOE_BANK_HPP
 #define MOE_BANK_HPP
 
-#include <cctype>
+#include <algorithm>
+#include <cmath>
+#include <concepts>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include <moe/core/concepts.hpp>
 #include <moe/core/fingerprint.hpp>
+#include <moe/core/gradient.hpp>
 #include <moe/core/parameters.hpp>
+#include <moe/core/views.hpp>
 
 namespace moe::inline MOE_ABI {
 
 /// Groups of experts: a Routing and tokens to outputs. The second half of a layer.
 ///
 ///     y[t] = sum over groups in argument order, over experts ascending, of
-///            weight * expert(input_scale * input_weight * x[t])
+///            multiplier * weight * expert(input_scale * input_weight * x[t])
 ///
-/// The global number of an expert is its position in the order of the arguments. A group that owns
-/// no routed expert (Shared) works on every token that is not padding, with weight 1.
+/// with the context's gate_multiplier of the expert, or 1. The global number of an expert is its
+/// position in the order of the arguments. A group that owns no routed expert (Shared) works on
+/// every token that is not padding, with weight 1.
+///
+/// It works in a workspace node of its own, whose children are the groups'. A Head needs another.
 template <class S, class... Groups>
 class Bank {
     static_assert(is_scalar<S>, "moe::Bank: the scalar must be float or double");
     static_assert((ExpertGroup<detail::built_t<Groups, S>, S> && ...),
                   "moe: an expert group needs num_experts() const and forward(x, rows, y, call) "
                   "const; wrap a single expert type: moe::experts(count, prototype)");
+    static_assert((std::default_initializable<detail::built_t<Groups, S>> && ...),
+                  "moe: an expert group needs a default constructor; what it makes stands for a "
+                  "gradient that is not wanted");
 
 public:
     using Scalar = S;
@@ -41,7 +53,8 @@ public:
     explicit Bank(const Config& config, const Groups&... groups)
         : Bank(config, detail::shape_of(config, 0), std::index_sequence_for<Groups...>{}, groups...) {}
 
-    /// Made of modules that exist already, e.g. frozen ones.
+    /// Made of modules that exist already, e.g. frozen ones, or groups that have grown.
+    /// @throws std::invalid_argument if they do not fit the config
     Bank(const Config& config, GroupTuple groups) : groups_(std::move(groups)) { adopt(config); }
 
     const Config& config() const { return config_; }
@@ -80,21 +93,23 @@ public:
     /// @throws std::invalid_argument if extents disagree
     void apply(In<S> x, const Routing& routing, Out<S> y, Workspace<S>& ws,
                const Context& context = {}) const {
-        check(x, routing, y, "y");
+        check("forward", x, routing, y, "y", context);
         State& state = ws.template state<State>();
-        state.fingerprint = ws.keeps() ? fingerprint(x, routing, context) : 0;
+        state.fingerprint = 0;  // until all is there
         y.setZero();
         const AllRows all = prepare(x, routing, state, context);
         for_each_group([&](std::size_t i, const auto& group) {
             group.forward(x, rows_of(group, i, all), y, Call<S>{context, ws.child(i)});
         });
+        state.fingerprint = ws.keeps() ? fingerprint(x, routing, context) : 0;
     }
 
     /// The way back.
-    /// @param dx       [T, D], overwritten
+    /// @param dx       [T, D], overwritten; must not overlap x or dy
     /// @param dweight  [N] d(loss)/d(weight) by assignment number, overwritten; 0 where dropped
     /// @param dinput   [N] the same for input weights; empty: not wanted
     /// @throws std::logic_error if ws was not last filled by apply() with these arguments
+    /// @throws std::invalid_argument if an extent is wrong or grad is of another layer
     void apply_backward(In<S> x, const Routing& routing, In<S> dy, Out<S> dx, std::span<S> dweight,
                         std::span<S> dinput, Bank& grad, Workspace<S>& ws,
                         const Context& context = {}) const {
@@ -102,10 +117,17 @@ public:
                       "moe: an expert needs backward(x, dy, dx, grad) const to be trained, an expert "
                       "group backward(x, rows, dy, dx, dweights, grad, call) const; frozen groups have "
                       "none");
-        check(x, routing, dy, "dy");
+        check("backward", x, routing, dy, "dy", context);
+        if (&grad == this)
+            detail::fail("moe::Layer::backward: grad is the layer itself; make a gradient with "
+                         "zeros_like(layer)");
         if (dx.rows() != x.rows() || dx.cols() != x.cols())
             detail::fail("moe::Layer::backward: dx is [", dx.rows(), ", ", dx.cols(), "], it must be [",
                          x.rows(), ", ", x.cols(), "]");
+        if (detail::overlap<S>(x, dx) || detail::overlap<S>(dy, dx))
+            detail::fail("moe::Layer::backward: dx shares memory with ",
+                         detail::overlap<S>(x, dx) ? "x" : "dy",
+                         ", which is read while dx is written; give it a matrix of its own");
         if (static_cast<Index>(dweight.size()) != routing.num_assignments() ||
             (!dinput.empty() && dinput.size() != dweight.size()))
             detail::fail("moe::Bank::apply_backward: dweight has ", dweight.size(),
@@ -126,11 +148,16 @@ public:
             const bool routed = group.num_experts() > 0;
             const RowGradients<S> gradients{.weights = routed ? by_row : shared,
                                             .input_weights = routed ? by_row_input : std::span<S>{}};
-            visit_group(grad.groups_, i, [&](auto& group_grad) {
-                if constexpr (std::is_same_v<std::remove_cvref_t<decltype(group_grad)>,
-                                             std::remove_cvref_t<decltype(group)>>)
+            using Group = std::remove_cvref_t<decltype(group)>;
+            visit_group<Group>(grad.groups_, i, [&](Group& given) {
+                if (given.num_experts() != 0 && given.num_experts() != group.num_experts())
+                    detail::fail("moe::Layer::backward: grad is of another layer: a group has ",
+                                 given.num_experts(), " experts, the layer's has ",
+                                 group.num_experts(), "; make it with zeros_like(layer)");
+                detail::lend_gradient(group, given, ws.child(i), [&](Group& group_grad) {
                     group.backward(x, rows_of(group, i, all), dy, dx, gradients, group_grad,
                                    Call<S>{context, ws.child(i)});
+                });
             });
         });
         std::fill(dweight.begin(), dweight.end(), S(0));
@@ -141,6 +168,7 @@ public:
             dweight[a] = by_row[r];
             if (!dinput.empty()) dinput[a] = scale * by_row_input[r];
         }
+        if (!context.gate_multiplier.empty()) through_multiplier(routing, dweight, context);
     }
 
     void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
@@ -170,7 +198,7 @@ public:
     void visit_parameters(auto&& visit) {
         Index first = 0, shared = 0;
         for_each_group_mutable([&](auto& group) {
-            const bool routed = group.num_experts() > 0 || std::tuple_size_v<GroupTuple> == 0;
+            const bool routed = group.num_experts() > 0;
             const std::string prefix = routed ? "experts." : "shared.";
             const Index offset = routed ? first : shared;
             Index last = offset;
@@ -234,9 +262,7 @@ private:
 
     void adopt(const Config& config) {
         config_ = config;
-        Index experts = 0;
-        for_each_group([&](std::size_t, const auto& group) { experts += group.num_experts(); });
-        shape_ = detail::shape_of(config, experts);
+        shape_ = detail::shape_of(config, experts_now());
         for_each_group([&](std::size_t, const auto& group) {
             if constexpr (requires { group.check(shape_); }) group.check(shape_);
         });
@@ -248,28 +274,78 @@ private:
             (f(std::get<I>(groups_)), ...);
         }(std::index_sequence_for<Groups...>{});
     }
-    template <class F>
+    /// f(group) for the group number `wanted`, which is a Group.
+    template <class Group, class F>
     static void visit_group(GroupTuple& groups, std::size_t wanted, F&& f) {
+        const auto visit = [&](std::size_t i, auto& group) {
+            if constexpr (std::is_same_v<std::remove_reference_t<decltype(group)>, Group>)
+                if (i == wanted) f(group);
+        };
         [&]<std::size_t... I>(std::index_sequence<I...>) {
-            ((I == wanted ? f(std::get<I>(groups)) : void()), ...);
+            (visit(I, std::get<I>(groups)), ...);
         }(std::index_sequence_for<Groups...>{});
     }
 
-    std::uint64_t fingerprint(In<S> x, const Routing& routing, const Context& context) const {
-        return detail::Fingerprint(this).batch<S>(x).context(context).routing(routing).value();
+    /// Routed experts of the groups as they are: users may put other groups in their place.
+    Index experts_now() const {
+        Index experts = 0;
+        for_each_group([&](std::size_t, const auto& group) { experts += group.num_experts(); });
+        return experts;
     }
 
-    void check(In<S> x, const Routing& routing, In<S> y, const char* what) const {
+    std::uint64_t fingerprint(In<S> x, const Routing& routing, const Context& context) const {
+        return detail::Fingerprint(identity_).batch<S>(x).context(context).routing(routing).value();
+    }
+
+    /// @param call  forward or backward
+    /// @param y     y or dy, as `what` says
+    void check(const char* call, In<S> x, const Routing& routing, In<S> y, const char* what,
+               const Context& context) const {
         if (x.cols() != shape_.model_dim)
-            detail::fail("moe::Layer::apply: x has ", x.cols(), " columns, model_dim is ",
+            detail::fail("moe::Layer::", call, ": x has ", x.cols(), " columns, model_dim is ",
                          shape_.model_dim);
         if (y.rows() != x.rows() || y.cols() != shape_.output_dim)
-            detail::fail("moe::Layer::apply: ", what, " is [", y.rows(), ", ", y.cols(), "], it must be [",
-                         x.rows(), ", ", shape_.output_dim, "]");
+            detail::fail("moe::Layer::", call, ": ", what, " is [", y.rows(), ", ", y.cols(),
+                         "], it must be [", x.rows(), ", ", shape_.output_dim, "]");
+        if (*what == 'y' && detail::overlap<S>(x, y))
+            detail::fail("moe::Layer::", call, ": y shares memory with x, which is read while y is "
+                         "written; give it a matrix of its own");
         if (routing.num_tokens() != x.rows() || routing.num_experts() != num_experts())
-            detail::fail("moe::Layer::apply: the routing is for ", routing.num_tokens(), " tokens and ",
-                         routing.num_experts(), " experts, the batch has ", x.rows(),
+            detail::fail("moe::Layer::", call, ": the routing is for ", routing.num_tokens(),
+                         " tokens and ", routing.num_experts(), " experts, the batch has ", x.rows(),
                          " and the layer ", num_experts());
+        if (experts_now() != num_experts())
+            detail::fail("moe::Layer::", call, ": the groups have ", experts_now(),
+                         " experts, the layer was made for ", num_experts(),
+                         "; make another with Layer::of_modules");
+        detail::check_extent("padding", context.padding.size(), x.rows(), "one per token");
+        detail::check_extent("gate_multiplier", context.gate_multiplier.size(), num_experts(),
+                             "one per expert");
+        if (context.gradients != nullptr)
+            detail::check_extent("gradients->gate_multiplier",
+                                 context.gradients->gate_multiplier.size(), num_experts(),
+                                 "one per expert");
+    }
+
+    static double multiplier_of(const Context& context, const Assignment& a) {
+        return context.gate_multiplier.empty()
+                   ? 1
+                   : context.gate_multiplier[static_cast<std::size_t>(a.expert)];
+    }
+
+    /// dweight is the gradient at multiplier * weight; makes it that at the weight.
+    static void through_multiplier(const Routing& routing, std::span<S> dweight,
+                                   const Context& context) {
+        const auto assignments = routing.assignments();
+        const auto wanted = context.gradients == nullptr ? std::span<double>{}
+                                                         : context.gradients->gate_multiplier;
+        for (std::size_t a = 0; a < assignments.size(); ++a) {
+            const auto expert = static_cast<std::size_t>(assignments[a].expert);
+            if (!wanted.empty())
+                wanted[expert] = std::fma(static_cast<double>(dweight[a]), assignments[a].weight,
+                                          wanted[expert]);
+            dweight[a] *= static_cast<S>(context.gate_multiplier[expert]);
+        }
     }
 
     /// Row arrays of the whole batch: routed rows by expert, and all tokens for shared groups.
@@ -283,7 +359,7 @@ private:
         const auto ids = state.ids.resize(rows);
         for (std::size_t r = 0; r < tokens.size(); ++r) {
             const Assignment& a = routing.assignments()[static_cast<std::size_t>(numbers[r])];
-            weights[r] = static_cast<S>(a.weight);
+            weights[r] = static_cast<S>(a.weight * multiplier_of(context, a));
             ids[r] = context.first_token + a.token;
             scaled |= a.input_weight != 1;
         }
@@ -297,7 +373,7 @@ private:
         const auto all_ids = state.shared_ids.resize(x.rows());
         Index live = 0;
         for (Index t = 0; t < x.rows(); ++t) {
-            if (detail::is_padding(context, t)) continue;
+            if (context.is_padding(t)) continue;
             all[static_cast<std::size_t>(live)] = static_cast<std::int32_t>(t);
             all_ids[static_cast<std::size_t>(live++)] = context.first_token + t;
         }
@@ -334,6 +410,7 @@ private:
         return rows;
     }
 
+    detail::Identity identity_;
     Config config_;
     Shape shape_;
     GroupTuple groups_;

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include <moe/core/freeze.hpp>
+#include <moe/core/views.hpp>
 #include <moe/layer.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -56,19 +57,25 @@ public:
         head_.reweigh(detail::readable<S>(x), plan, ws, context);
     }
     template <class X, class Y>
-    void apply(const X& x, Y&& y, Workspace<S>& ws, const Context& context = {}) const {
+    void apply(const X& x, Y&& y, Workspace<S>& ws, const Context& context) const {
         const KeepNothing guard(ws);
         bank_.apply(detail::readable<S>(x), ws.routing(), detail::writable<S>(std::forward<Y>(y)),
-                    ws.child(2), context);
+                    ws.child(bank_node), context);
+    }
+    template <class X, class Y>
+    void apply(const X& x, Y&& y, Workspace<S>& ws) const {
+        apply(x, std::forward<Y>(y), ws, ws.context());
     }
 
     void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
         const KeepNothing guard(ws);
         head_.reserve(tokens, assignments, ws);
-        bank_.reserve(tokens, assignments, ws.child(2));
+        bank_.reserve(tokens, assignments, ws.child(bank_node));
     }
 
 private:
+    static constexpr std::size_t bank_node = 2;  // as in Layer
+
     class KeepNothing {
     public:
         explicit KeepNothing(Workspace<S>& ws) : ws_(ws), before_(ws.keep()) {

@@ -2,23 +2,32 @@
 #ifndef MOE_HEAD_HPP
 #define MOE_HEAD_HPP
 
-#include <cmath>
+#include <cstdint>
 #include <limits>
+#include <span>
+#include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include <moe/core/concepts.hpp>
 #include <moe/core/fingerprint.hpp>
 #include <moe/core/gradient.hpp>
+#include <moe/core/group.hpp>
+#include <moe/core/hooks.hpp>
 #include <moe/core/parameters.hpp>
+#include <moe/core/views.hpp>
+#include <moe/kernels/dispatch.hpp>
 
 namespace moe::inline MOE_ABI {
 
 /// A router and a gate: tokens to a Routing. The first half of a layer.
 ///
 ///     logits = router(x) + offset,  -inf where a token is padding or an expert is not allowed
-///     plan   = gate(logits)
-///     weight = gate's weight * multiplier[expert]
+///     plan   = gate(logits), without what would go from padding or to an expert that is not allowed
+///
+/// It works in a workspace node of its own, whose first two children are the router's and the
+/// gate's. A Bank needs another node.
 ///
 /// @tparam R, G  recipes or modules, as given to the constructor
 template <class S, class R, class G>
@@ -26,31 +35,54 @@ class Head {
     using RouterModule = detail::built_t<R, S>;
     using GateModule = detail::built_t<G, S>;
     static_assert(is_scalar<S>, "moe::Head: the scalar must be float or double");
-    static_assert(Router<RouterModule, S>,
-                  "moe: the router needs forward(x, logits) const and backward(x, dlogits, dx, grad) "
-                  "const, or both with a last argument const moe::Call<S>&");
+    static_assert(detail::HasForward<RouterModule, S>,
+                  "moe: the router needs forward(x, logits) const with x: moe::In<S>, logits: "
+                  "moe::Out<S>, S the scalar of the layer; or with a last argument const "
+                  "moe::Call<S>&");
+    static_assert(Router<RouterModule, S> || !detail::HasBackward<RouterModule>,
+                  "moe: the router's backward does not fit: it needs backward(x, dlogits, dx, grad) "
+                  "const with x, dlogits: moe::In<S>, dx: moe::Out<S>, grad: a reference to its own "
+                  "type; with a last argument const moe::Call<S>& if forward has one");
     static_assert(Gate<GateModule, S>,
-                  "moe: the gate needs select(logits, routing) const, or with a last argument const "
+                  "moe: the gate needs select(logits, routing) const with logits: moe::In<S>, S the "
+                  "scalar of the layer, routing: moe::Routing&; or with a last argument const "
                   "moe::Call<S>&");
     static_assert(std::default_initializable<RouterModule> && std::default_initializable<GateModule>,
                   "moe: a router and a gate need a default constructor");
 
 public:
     using Scalar = S;
+    /// Whether a token's choice is its own, whatever else is in the batch.
+    static constexpr bool per_token = hooks::per_token<GateModule>;
 
     /// Holds nothing; a gradient like this is not wanted.
     Head() = default;
 
     /// @param facts  one entry per routed expert, as Bank::facts() gives them
+    /// @throws std::invalid_argument if a setting is out of range or the parts do not fit
     Head(const Config& config, const R& router, const G& gate, std::vector<ExpertFacts> facts)
         : facts_(std::move(facts)) {
         Shape shape = detail::shape_of(config, num_experts());
-        model_dim_ = shape.model_dim;
-        num_logits_ = shape.num_logits = detail::num_logits(gate, num_experts());
         Random random(config.seed, 1);
         Random router_random = random.child(0), gate_random = random.child(1);
         gate_ = detail::built<G, S>(gate, shape, gate_random);
+        shape.num_logits = hooks::num_logits(gate_, num_experts());
         router_ = detail::built<R, S>(router, shape, router_random);
+        adopt(shape);
+    }
+
+    /// Of modules that exist already, for example a router with rows for more experts than before.
+    /// @throws std::invalid_argument if they do not fit
+    static Head of_modules(const Config& config, RouterModule router, GateModule gate,
+                           std::vector<ExpertFacts> facts) {
+        Head head;
+        head.facts_ = std::move(facts);
+        head.gate_ = std::move(gate);
+        head.router_ = std::move(router);
+        Shape shape = detail::shape_of(config, head.num_experts());
+        shape.num_logits = hooks::num_logits(head.gate_, head.num_experts());
+        head.adopt(shape);
+        return head;
     }
 
     Index num_experts() const { return static_cast<Index>(facts_.size()); }
@@ -68,27 +100,21 @@ public:
             return 0;
     }
     /// Whether the gate's weights scale what experts read instead of what they return.
-    bool weighs_input() const {
-        if constexpr (requires { gate_.weighs_input(); })
-            return gate_.weighs_input();
-        else
-            return false;
-    }
+    bool weighs_input() const { return hooks::weighs_input(gate_); }
 
     /// Routes a batch: fills ws.logits() and ws.routing(), clears ws.dlogits().
     /// @param x  [T, D]
     /// @throws std::invalid_argument if an extent of x or of the context is wrong
     void route(In<S> x, Workspace<S>& ws, const Context& context = {}) const {
         Routed<S>& routed = score(x, ws, context);
-        const auto logits = ws.logits();
-        const Call<S> call{routed.context, ws.child(1)};
         routed.routing.reset(x.rows(), num_experts());
-        detail::select<GateModule, S>(gate_, logits, routed.routing, call);
-        routed.routing.group();
-        finish(logits, routed, call);
+        hooks::select<S>(gate_, ws.logits(), routed.routing, {routed.context, ws.child(gate_node)});
+        weigh(x, routed, ws);
     }
 
-    /// Replays a plan: experts, slots and drops of `plan`, weights from this batch's logits.
+    /// Replays a plan: experts, slots and drops of `plan`, weights from this batch's logits (those of
+    /// `plan` if the gate has no weigh()).
+    /// @param plan  may be ws.routing() itself
     /// @throws std::invalid_argument if the plan is for other extents
     void reweigh(In<S> x, const Routing& plan, Workspace<S>& ws, const Context& context = {}) const {
         if (plan.num_tokens() != x.rows() || plan.num_experts() != num_experts())
@@ -97,53 +123,66 @@ public:
                          num_experts());
         Routed<S>& routed = score(x, ws, context);
         if (&plan != &routed.routing) routed.routing = plan;
-        routed.routing.group();
-        finish(ws.logits(), routed, Call<S>{routed.context, ws.child(1)});
+        weigh(x, routed, ws);
     }
 
     /// The way back: from d(loss)/d(weight) and what losses added to ws.dlogits().
     /// @param dweights  by assignment number; see Bank::apply_backward
     /// @param dx        [T, D], **added** to
     /// @throws std::logic_error if ws was not last routed by this head with this batch and context
+    /// @throws std::invalid_argument if an extent is wrong or grad is of another layer
     void route_backward(In<S> x, const WeightGradients<S>& dweights, Out<S> dx, Head& grad,
                         Workspace<S>& ws, const Context& context = {}) const {
         static_assert(TrainableGate<GateModule, S>,
                       "moe: the gate needs backward(logits, routing, dweights, dlogits) const to be "
-                      "trained through");
+                      "trained through, or backward(logits, routing, dweights, dlogits, grad, call) "
+                      "const");
+        static_assert(Router<RouterModule, S>,
+                      "moe: the router needs backward(x, dlogits, dx, grad) const to be trained, or "
+                      "with a last argument const moe::Call<S>&");
+        if (&grad == this)
+            detail::fail("moe::Layer::backward: grad is the layer itself; make a gradient with "
+                         "zeros_like(layer)");
         Routed<S>* routed = ws.template find<Routed<S>>();
         if (routed == nullptr || routed->fingerprint != fingerprint(x, context))
             detail::fail<std::logic_error>(
                 "moe::Layer::backward: the workspace does not hold this batch: call forward() of the "
                 "same layer with the same x and context first, with Keep::everything");
-        if (static_cast<Index>(dweights.output.size()) != routed->routing.num_assignments())
-            detail::fail<std::logic_error>("moe::Head::route_backward: dweights has ",
-                                           dweights.output.size(), " entries, the routing has ",
-                                           routed->routing.num_assignments(),
-                                           " assignments; call apply_backward() first");
+        const auto assignments = static_cast<std::size_t>(routed->routing.num_assignments());
+        if (dweights.output.size() != assignments ||
+            (!dweights.input.empty() && dweights.input.size() != assignments))
+            detail::fail<std::logic_error>(
+                "moe::Head::route_backward: dweights has ", dweights.output.size(), " entries and ",
+                dweights.input.size(), " for input weights, the routing has ", assignments,
+                " assignments; call apply_backward() first");
         if (dx.rows() != x.rows() || dx.cols() != x.cols())
             detail::fail("moe::Head::route_backward: dx is [", dx.rows(), ", ", dx.cols(),
                          "], it must be [", x.rows(), ", ", x.cols(), "] like x");
+        detail::check_context(context, x.rows(), num_experts(), num_logits_);
+        take(context, *routed);  // its gradients may be others than those that forward saw
         const auto logits = ws.logits();
         auto dlogits = ws.dlogits();
-        const WeightGradients<S> dgate = through_multiplier(dweights, *routed);
-        const Call<S> call{routed->context, ws.child(1)};
-        detail::lend_gradient(gate_, grad.gate_, ws, [&](GateModule& gate_grad) {
-            detail::gate_backward<GateModule, S>(gate_, logits, routed->routing, dgate, dlogits,
-                                                 gate_grad, call);
+        Workspace<S>&of_router = ws.child(router_node), &of_gate = ws.child(gate_node);
+        detail::lend_gradient(gate_, grad.gate_, of_gate, [&](GateModule& gate_grad) {
+            hooks::backward<S>(gate_, logits, routed->routing, dweights, dlogits, gate_grad,
+                               {routed->context, of_gate});
         });
         mask(dlogits, routed->context, S(0));
         offset_gradient(dlogits, routed->context);
 
         auto router_dx = routed->dx.matrix(x.rows(), x.cols());
         const Eigen::Ref<const Matrix<S>> tokens = without_padding(x, *routed);
-        detail::lend_gradient(router_, grad.router_, ws, [&](RouterModule& router_grad) {
-            detail::backward<RouterModule, S>(router_, tokens, dlogits, router_dx, router_grad,
-                                              {routed->context, ws.child(0)});
+        detail::lend_gradient(router_, grad.router_, of_router, [&](RouterModule& router_grad) {
+            hooks::backward<S>(router_, tokens, dlogits, router_dx, router_grad,
+                               {routed->context, of_router});
         });
-        for (Index t = 0; t < x.rows(); ++t)
-            for (Index d = 0; d < x.cols(); ++d) dx(t, d) += router_dx(t, d);
-        for (Index t = 0; t < dlogits.rows(); ++t)
-            for (Index l = 0; l < num_logits_; ++l) dlogits(t, l) = 0;
+        detail::for_row_runs(ws.executor(), x.rows(), static_cast<double>(x.size()),
+                             [&](Index first, Index last) {
+                                 for (Index t = first; t < last; ++t)
+                                     kernels<S>().axpy(x.cols(), S(1), row_data(router_dx, t),
+                                                       row_data(dx, t));
+                             });
+        routed->dlogits.assign(routed->dlogits.size(), S(0));
     }
 
     /// Rooms for `tokens` tokens and `assignments` assignments.
@@ -154,14 +193,13 @@ public:
         routed.dlogits.matrix(tokens, num_logits_);
         routed.logits.resize(0);  // room is not a batch
         routed.dlogits.resize(0);
-        routed.gate_weights.resize(assignments);
+        routed.facts = facts_;
         routed.routing.reserve(tokens, num_experts(), assignments);
         if (ws.keeps()) {
-            routed.dgate.resize(assignments);
             routed.dx.matrix(tokens, model_dim_);
+            routed.tokens.matrix(tokens, model_dim_);
         }
-        Workspace<S>& of_router = ws.child(0);
-        Workspace<S>& of_gate = ws.child(1);
+        Workspace<S>&of_router = ws.child(router_node), &of_gate = ws.child(gate_node);
         if constexpr (requires { router_.reserve(tokens, assignments, of_router); })
             router_.reserve(tokens, assignments, of_router);
         if constexpr (requires { gate_.reserve(tokens, assignments, of_gate); })
@@ -185,8 +223,24 @@ public:
     }
 
 private:
+    static constexpr std::size_t router_node = 0, gate_node = 1;
+
+    /// The parts are made; they must fit the layer.
+    void adopt(const Shape& shape) {
+        model_dim_ = shape.model_dim;
+        num_logits_ = shape.num_logits;
+        if constexpr (requires { gate_.check(shape); }) gate_.check(shape);
+        if constexpr (requires { router_.check(shape); }) router_.check(shape);
+    }
+
     std::uint64_t fingerprint(In<S> x, const Context& context) const {
-        return detail::Fingerprint(this).batch<S>(x).context(context).value();
+        return detail::Fingerprint(identity_).batch<S>(x).context(context).value();
+    }
+
+    void take(const Context& context, Routed<S>& routed) const {
+        routed.facts = facts_;
+        routed.context = context;
+        routed.context.experts = routed.facts;
     }
 
     /// Fills the logits, offset and masks applied.
@@ -195,13 +249,12 @@ private:
             detail::fail("moe::Layer::forward: x has ", x.cols(), " columns, model_dim is ", model_dim_);
         detail::check_context(context, x.rows(), num_experts(), num_logits_);
         Routed<S>& routed = ws.template state<Routed<S>>();
-        routed.fingerprint = ws.keeps() ? fingerprint(x, context) : 0;
-        routed.context = context;
-        routed.context.experts = facts_;
+        routed.fingerprint = 0;  // until all is there
+        take(context, routed);
         routed.num_logits = num_logits_;
         auto logits = routed.logits.matrix(x.rows(), num_logits_);
         routed.dlogits.assign(logits.size(), S(0));
-        detail::forward<RouterModule, S>(router_, x, logits, {routed.context, ws.child(0)});
+        hooks::forward<S>(router_, x, logits, {routed.context, ws.child(router_node)});
         for (Index t = 0; t < logits.rows() && !context.logit_offset.empty(); ++t)
             for (Index l = 0; l < num_logits_; ++l)
                 logits(t, l) += static_cast<S>(context.logit_offset[static_cast<std::size_t>(l)]);
@@ -213,7 +266,7 @@ private:
     void mask(View<S> matrix, const Context& context, S value) const {
         const bool per_expert = !context.allowed.empty() && num_logits_ == num_experts();
         for (Index t = 0; t < matrix.rows(); ++t) {
-            const bool padding = detail::is_padding(context, t);
+            const bool padding = context.is_padding(t);
             if (!padding && !per_expert) continue;
             for (Index l = 0; l < num_logits_; ++l)
                 if (padding || !context.allowed[static_cast<std::size_t>(t * num_logits_ + l)])
@@ -227,40 +280,22 @@ private:
         auto tokens = routed.tokens.matrix(x.rows(), x.cols());
         for (Index t = 0; t < x.rows(); ++t)
             for (Index d = 0; d < x.cols(); ++d)
-                tokens(t, d) = detail::is_padding(routed.context, t) ? S(0) : x(t, d);
+                tokens(t, d) = routed.context.is_padding(t) ? S(0) : x(t, d);
         return tokens;
     }
 
-    void finish(In<S> logits, Routed<S>& routed, const Call<S>& call) const {
-        Routing& routing = routed.routing;
-        detail::weigh<GateModule, S>(gate_, logits, routing, call);
-        routing.group();
-        const auto multiplier = routed.context.gate_multiplier;
-        if (multiplier.empty()) return;
-        routed.gate_weights.resize(routing.num_assignments());
-        for (Index a = 0; a < routing.num_assignments(); ++a) {
-            const Assignment& assignment = routing.assignments()[static_cast<std::size_t>(a)];
-            const double factor = multiplier[static_cast<std::size_t>(assignment.expert)];
-            routed.gate_weights[a] = assignment.weight;
-            routing.set_weight(a, static_cast<double>(static_cast<S>(assignment.weight * factor)));
-        }
-    }
-
-    WeightGradients<S> through_multiplier(const WeightGradients<S>& dweights, Routed<S>& routed) const {
-        const auto multiplier = routed.context.gate_multiplier;
-        if (multiplier.empty()) return dweights;
-        const auto assignments = routed.routing.assignments();
-        const auto dgate = routed.dgate.resize(static_cast<Index>(assignments.size()));
-        ContextGradients* gradients = routed.context.gradients;
-        for (std::size_t a = 0; a < assignments.size(); ++a) {
-            const auto expert = static_cast<std::size_t>(assignments[a].expert);
-            dgate[a] = static_cast<S>(multiplier[expert]) * dweights.output[a];
-            if (gradients != nullptr && !gradients->gate_multiplier.empty())
-                gradients->gate_multiplier[expert] =
-                    std::fma(static_cast<double>(dweights.output[a]),
-                             routed.gate_weights[static_cast<Index>(a)], gradients->gate_multiplier[expert]);
-        }
-        return {.output = dgate, .input = dweights.input};
+    /// Sets the weights of the plan that is there. What a gate chose without looking at the logits,
+    /// or what was chosen for another batch, may cross a mask: it is taken out.
+    void weigh(In<S> x, Routed<S>& routed, Workspace<S>& ws) const {
+        const Context& context = routed.context;
+        if (!context.padding.empty() || !context.allowed.empty())
+            routed.routing.erase_if([&context](const Assignment& a) {
+                return context.is_padding(a.token) || !context.is_allowed(a.token, a.expert);
+            });
+        routed.routing.group();
+        hooks::weigh<S>(gate_, ws.logits(), routed.routing, {context, ws.child(gate_node)});
+        routed.routing.group();
+        routed.fingerprint = ws.keeps() ? fingerprint(x, context) : 0;
     }
 
     void offset_gradient(View<S> dlogits, const Context& context) const {
@@ -271,6 +306,7 @@ private:
                     static_cast<double>(dlogits(t, l));
     }
 
+    detail::Identity identity_;
     std::vector<ExpertFacts> facts_;
     RouterModule router_{};
     GateModule gate_{};

@@ -6,6 +6,7 @@
 
 #include <moe/bank.hpp>
 #include <moe/core/concepts.hpp>
+#include <moe/core/views.hpp>
 #include <moe/head.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -30,6 +31,8 @@ template <class S, class R, class G, class... Groups>
 class Layer {
 public:
     using Scalar = S;
+    using RouterModule = detail::built_t<R, S>;
+    using GateModule = detail::built_t<G, S>;
     using HeadType = Head<S, R, G>;
     using BankType = Bank<S, Groups...>;
 
@@ -39,6 +42,21 @@ public:
     /// @throws std::invalid_argument if a setting is out of range or the parts do not fit
     explicit Layer(const Config& config, const R& router, const G& gate, const Groups&... groups)
         : bank_(config, groups...), head_(config, router, gate, bank_.facts()) {}
+
+    /// A layer of this type from modules that exist already: experts added or removed, say.
+    ///
+    ///     auto groups = layer.bank().groups();      // change them, the router, the gate; then
+    ///     layer = layer.of_modules(layer.config(), router, gate, std::move(groups));
+    ///
+    /// @throws std::invalid_argument if they do not fit each other or the config
+    static Layer of_modules(const Config& config, RouterModule router, GateModule gate,
+                            typename BankType::GroupTuple groups) {
+        Layer layer;
+        layer.bank_ = BankType(config, std::move(groups));
+        layer.head_ = HeadType::of_modules(config, std::move(router), std::move(gate),
+                                           layer.bank_.facts());
+        return layer;
+    }
 
     const Config& config() const { return bank_.config(); }
     Index model_dim() const { return config().model_dim; }
@@ -72,11 +90,13 @@ public:
         apply(x, std::forward<Y>(y), ws, context);
     }
 
-    /// The gradients of forward() and of the losses added to ws.dlogits() since.
+    /// The gradients of forward() and of the losses added to ws.dlogits() since. A second backward
+    /// after one forward is without the losses, whose gradients the first one consumed.
     /// @param dy    [T, O] d(loss)/dy
     /// @param dx    [T, D], overwritten with d(loss)/dx
     /// @param grad  made by zeros_like(layer); **added** to
     /// @throws std::logic_error if ws does not hold what forward() of this layer, x and context left
+    /// @throws std::invalid_argument if an extent is wrong or grad is of another layer
     template <class X, class DY, class DX>
     void backward(const X& x, const DY& dy, DX&& dx, Layer& grad, Workspace<S>& ws,
                   const Context& context = {}) const {
@@ -114,28 +134,42 @@ public:
         head_.reweigh(detail::readable<S>(x), plan, ws, context);
     }
 
-    /// y from ws.routing(), as routed or as edited.
+    /// y from ws.routing(), as routed or as edited; with the context it was routed with, if none is
+    /// given.
     template <class X, class Y>
-    void apply(const X& x, Y&& y, Workspace<S>& ws, const Context& context = {}) const {
+    void apply(const X& x, Y&& y, Workspace<S>& ws, const Context& context) const {
         bank_.apply(detail::readable<S>(x), ws.routing(), detail::writable<S>(std::forward<Y>(y)),
-                    ws.child(2), context);
+                    ws.child(bank_node), context);
+    }
+    template <class X, class Y>
+    void apply(const X& x, Y&& y, Workspace<S>& ws) const {
+        apply(x, std::forward<Y>(y), ws, ws.context());
     }
 
     /// Writes the experts' share of dx; the gradients at the weights stay in ws.
     template <class X, class DY, class DX>
+    void apply_backward(const X& x, const DY& dy, DX&& dx, Layer& grad, Workspace<S>& ws) const {
+        apply_backward(x, dy, std::forward<DX>(dx), grad, ws, ws.context());
+    }
+    template <class X, class DY, class DX>
     void apply_backward(const X& x, const DY& dy, DX&& dx, Layer& grad, Workspace<S>& ws,
-                        const Context& context = {}) const {
+                        const Context& context) const {
         WeightScratch& scratch = ws.template state<WeightScratch>();
         const Index count = ws.routing().num_assignments();
         bank_.apply_backward(detail::readable<S>(x), ws.routing(), detail::readable<S>(dy),
                              detail::writable<S>(std::forward<DX>(dx)), scratch.output.resize(count),
-                             scratch.input.resize(head_.weighs_input() ? count : 0), grad.bank_, ws.child(2), context);
+                             scratch.input.resize(head_.weighs_input() ? count : 0), grad.bank_,
+                             ws.child(bank_node), context);
     }
 
     /// Adds the router's share to dx; consumes ws.dlogits().
     template <class X, class DX>
+    void route_backward(const X& x, DX&& dx, Layer& grad, Workspace<S>& ws) const {
+        route_backward(x, std::forward<DX>(dx), grad, ws, ws.context());
+    }
+    template <class X, class DX>
     void route_backward(const X& x, DX&& dx, Layer& grad, Workspace<S>& ws,
-                        const Context& context = {}) const {
+                        const Context& context) const {
         const WeightScratch& scratch = ws.template state<WeightScratch>();
         head_.route_backward(detail::readable<S>(x),
                              {.output = scratch.output.span(), .input = scratch.input.span()},
@@ -145,8 +179,9 @@ public:
     /// Rooms for `tokens` tokens and `assignments` assignments; see Workspace::reserve.
     void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
         head_.reserve(tokens, assignments, ws);
-        bank_.reserve(tokens, assignments, ws.child(2));
+        bank_.reserve(tokens, assignments, ws.child(bank_node));
         if (!ws.keeps()) return;
+        ws.template state<Layer>();  // for no_gradient
         WeightScratch& scratch = ws.template state<WeightScratch>();
         scratch.output.resize(assignments);
         scratch.input.resize(head_.weighs_input() ? assignments : 0);
@@ -163,6 +198,8 @@ public:
     }
 
 private:
+    static constexpr std::size_t bank_node = 2;  // the head works in ws itself: 0 and 1
+
     struct WeightScratch {
         Buffer<S> output, input;
     };

@@ -14,6 +14,7 @@
 #include <moe/core/executor.hpp>
 #include <moe/core/freeze.hpp>
 #include <moe/core/function_ref.hpp>
+#include <moe/core/hooks.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/parameters.hpp>
 #include <moe/core/random.hpp>
@@ -22,6 +23,7 @@
 #include <moe/core/shape.hpp>
 #include <moe/core/side_vectors.hpp>
 #include <moe/core/types.hpp>
+#include <moe/core/views.hpp>
 #include <moe/core/weights.hpp>
 #include <moe/core/workspace.hpp>
 #include <moe/experts/constant.hpp>
@@ -36,6 +38,7 @@
 #include <moe/frozen.hpp>
 #include <moe/gates/top_k.hpp>
 #include <moe/gates/top_p.hpp>
+#include <moe/gates/wrapper.hpp>
 #include <moe/head.hpp>
 #include <moe/io/file.hpp>
 #include <moe/io/routing.hpp>

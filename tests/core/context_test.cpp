@@ -122,10 +122,10 @@ TEST(Context, ExtentsThatOverflowAreLengthErrors) {
 TEST(Context, PaddingIsWhatIsNotZero) {
     const std::vector<std::uint8_t> padding{0, 1, 255};
     const Context context{.padding = padding};
-    EXPECT_FALSE(moe::detail::is_padding(context, 0));
-    EXPECT_TRUE(moe::detail::is_padding(context, 1));
-    EXPECT_TRUE(moe::detail::is_padding(context, 2));
-    EXPECT_FALSE(moe::detail::is_padding({}, 1));
+    EXPECT_FALSE(context.is_padding(0));
+    EXPECT_TRUE(context.is_padding(1));
+    EXPECT_TRUE(context.is_padding(2));
+    EXPECT_FALSE(Context{}.is_padding(1));
 }
 
 }  // namespace

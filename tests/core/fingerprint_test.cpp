@@ -17,16 +17,19 @@ using moe::Context;
 using moe::Index;
 using moe::Routing;
 using moe::detail::Fingerprint;
+using moe::detail::Identity;
+
+const Identity someone;
 
 template <class S>
 std::uint64_t of(const moe::Matrix<S>& x) {
-    return Fingerprint(nullptr).batch<S>(x).value();
+    return Fingerprint(someone).batch<S>(x).value();
 }
-std::uint64_t of(const Context& context) { return Fingerprint(nullptr).context(context).value(); }
-std::uint64_t of(const Routing& routing) { return Fingerprint(nullptr).routing(routing).value(); }
+std::uint64_t of(const Context& context) { return Fingerprint(someone).context(context).value(); }
+std::uint64_t of(const Routing& routing) { return Fingerprint(someone).routing(routing).value(); }
 
 TEST(Fingerprint, IsNeverZero) {
-    EXPECT_NE(Fingerprint(nullptr).value(), 0u);
+    EXPECT_NE(Fingerprint(someone).value(), 0u);
     EXPECT_NE(of(moe::Matrix<float>(0, 0)), 0u);
 }
 
@@ -35,15 +38,33 @@ TEST(Fingerprint, IsTheSameForTheSameThings) {
     EXPECT_EQ(of(x), of(same));
     moe::Matrix<float> wide = moe::Matrix<float>::Random(5, 9);
     wide.middleCols(1, 7) = x;
-    EXPECT_EQ(Fingerprint(&x).batch<float>(wide.middleCols(1, 7)).value(),
-              Fingerprint(&x).batch<float>(x).value());  // wherever it lies
+    EXPECT_EQ(Fingerprint(someone).batch<float>(wide.middleCols(1, 7)).value(),
+              Fingerprint(someone).batch<float>(x).value());  // wherever it lies
     EXPECT_EQ(of(Context{}), of(Context{}));
 }
 
 TEST(Fingerprint, TellsOwnersApart) {
-    const int a = 0, b = 0;
-    EXPECT_EQ(Fingerprint(&a).value(), Fingerprint(&a).value());
-    EXPECT_NE(Fingerprint(&a).value(), Fingerprint(&b).value());
+    const Identity other;
+    EXPECT_EQ(Fingerprint(someone).value(), Fingerprint(someone).value());
+    EXPECT_NE(Fingerprint(someone).value(), Fingerprint(other).value());
+}
+
+TEST(Identity, IsOfOneObjectAndMovesWithIt) {
+    Identity a, b;
+    const std::uint64_t first = a.number(), second = b.number();
+    EXPECT_NE(first, second);
+    const Identity copy = a;
+    EXPECT_NE(copy.number(), first);
+    EXPECT_EQ(a.number(), first);
+    Identity moved = std::move(a);
+    EXPECT_EQ(moved.number(), first);
+    EXPECT_NE(a.number(), first);  // NOLINT(bugprone-use-after-move)
+    std::swap(moved, b);
+    EXPECT_EQ(moved.number(), second);
+    EXPECT_EQ(b.number(), first);
+    b = copy;
+    EXPECT_NE(b.number(), first);
+    EXPECT_NE(b.number(), copy.number());
 }
 
 TEST(Fingerprint, TellsShapesApart) {
@@ -63,6 +84,17 @@ TEST(Fingerprint, SeesEveryElementOfASmallBatch) {
         x.data()[i] = value;
     }
     EXPECT_EQ(of(x), before);
+}
+
+TEST(Fingerprint, SeesEveryRowOfALargeBatch) {
+    moe::Matrix<float> x = moe::Matrix<float>::Random(300, 50);
+    const std::uint64_t before = of(x);
+    for (Index t = 0; t < x.rows(); ++t) {
+        const moe::Matrix<float> row = x.row(t);
+        x.row(t) *= 2;
+        EXPECT_NE(of(x), before) << t;
+        x.row(t) = row;
+    }
 }
 
 TEST(Fingerprint, TellsLargeBatchesApart) {
@@ -177,6 +209,11 @@ TEST(Fingerprint, TellsPlansApart) {
     dropped.set_dropped(1, moe::Dropped::capacity);
     dropped.group();
     add(dropped);
+    Routing weighed = plan(2, 4, {{0, 1}, {1, 1}});
+    weighed.set_weight(1, 0.5);
+    add(weighed);
+    weighed.set_input_weight(0, 0.5);
+    add(weighed);
     EXPECT_EQ(seen.size(), count);
     EXPECT_EQ(of(plan(2, 4, {{1, 2}, {0, 1}})), of(plan(2, 4, {{0, 1}, {1, 2}})));
 }

@@ -63,10 +63,10 @@ struct Batch {
 
     void select(moe::In<S> logits) {
         routing.reset(logits.rows(), logits.cols());
-        moe::detail::select<Gate, S>(gate, logits, routing, call());
+        moe::hooks::select<S>(gate, logits, routing, call());
         routing.group();
     }
-    void weigh(moe::In<S> logits) { moe::detail::weigh<Gate, S>(gate, logits, routing, call()); }
+    void weigh(moe::In<S> logits) { moe::hooks::weigh<S>(gate, logits, routing, call()); }
     void route(moe::In<S> logits) {
         select(logits);
         weigh(logits);
@@ -76,7 +76,7 @@ struct Batch {
                             std::span<const S> input = {}) {
         moe::Matrix<S> dlogits = moe::Matrix<S>::Zero(logits.rows(), logits.cols());
         Gate grad = gate;
-        moe::detail::gate_backward<Gate, S>(gate, logits, routing, {output, input}, dlogits, grad,
+        moe::hooks::backward<S>(gate, logits, routing, {output, input}, dlogits, grad,
                                             call());
         return dlogits;
     }

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
-#include <gtest/gtest.h>
+#include <moe/gates/wrapper.hpp>
 
 #include <span>
 #include <vector>
+
+#include <gtest/gtest.h>
 
 #include <moe/gates/top_k.hpp>
 #include <moe/testing/finite_difference.hpp>
@@ -21,14 +23,13 @@ using moe::TopK;
 
 /// A gate around a gate: an expert keeps the first `capacity` tokens that chose it.
 template <class S, class Inner>
-struct FirstCome {
+struct FirstCome : moe::GateWrapper<S, Inner> {
     static constexpr bool per_token = false;
 
-    Inner inner;
     Index capacity = 0;
 
     void select(moe::In<S> logits, moe::Routing& routing, const moe::Call<S>& call) const {
-        moe::detail::select<Inner, S>(inner, logits, routing, call);
+        moe::hooks::select<S>(this->inner, logits, routing, call);
         routing.group();
         std::vector<Index> refused;
         for (Index e = 0; e < routing.num_experts(); ++e) {
@@ -39,16 +40,6 @@ struct FirstCome {
         for (const Index a : refused) routing.set_dropped(a, moe::Dropped::capacity);
         routing.group();
     }
-    void weigh(moe::In<S> logits, moe::Routing& routing, const moe::Call<S>& call) const {
-        moe::detail::weigh<Inner, S>(inner, logits, routing, call);
-    }
-    void backward(moe::In<S> logits, const moe::Routing& routing,
-                  const moe::WeightGradients<S>& dweights, moe::Out<S> dlogits, FirstCome& grad,
-                  const moe::Call<S>& call) const {
-        moe::detail::gate_backward<Inner, S>(inner, logits, routing, dweights, dlogits, grad.inner,
-                                             call);
-    }
-    void visit_parameters(auto&& visit) { moe::visit_parameters(inner, visit); }
 };
 
 struct FirstComeTopK {
@@ -58,7 +49,7 @@ struct FirstComeTopK {
     template <class S>
     auto build(const moe::Shape& shape, moe::Random& random) const {
         auto gate = inner.build<S>(shape, random);
-        return FirstCome<S, decltype(gate)>{gate, capacity};
+        return FirstCome<S, decltype(gate)>{{gate}, capacity};
     }
 };
 

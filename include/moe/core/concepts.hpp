@@ -22,9 +22,26 @@ concept Recipe = requires(const X recipe, const Shape& shape, Random& random) {
 };
 
 // Every hook below exists in two forms: as written, or with one more argument `const Call<S>&` at
-// the end that carries the context and the part's own workspace node. A type offers either.
+// the end that carries the context and the part's own workspace node. A type offers either; who
+// calls a part of a part uses moe::hooks, which finds the form.
+//
+// What any part may offer besides, and what holds if it does not:
+//
+//     visit_parameters(visit)           visit("name", matrix[, Role]) for each; no parameters
+//     skips_empty_gradients             static constexpr bool: backward looks for itself which
+//                                       matrices of grad are wanted, those that are not are empty.
+//                                       false: grad has all of them, a scratch object where one is
+//                                       not wanted
+//     check(shape) const                throws if the part does not fit the layer
+//     own_gradients()                   in a copy that is to become a gradient: views of memory are
+//                                       replaced by memory of its own; nothing
+//     freeze(options) const             the part for inference only; a copy of the part
+//     reserve(tokens, rows, ws) const   room for calls up to that size; the first call allocates
+//     workspace_bytes(tokens, rows, keep, workers) const
+//                                       what such a call takes, for memory_budget(); 0
 
-/// Tokens to logits.
+/// Tokens to logits. A router without any backward is good for inference. Optional:
+///     flops_per_token() const           for statistics; 0
 template <class R, class S = float>
 concept Router =
     requires(const R router, R& grad, In<S> x, In<S> dlogits, Out<S> logits, Out<S> dx) {
@@ -36,7 +53,9 @@ concept Router =
         router.backward(x, dlogits, dx, grad, call);
     };
 
-/// A map of single tokens to outputs.
+/// A map of single tokens to outputs; each() and experts() make groups of them. An expert without
+/// any backward is good for inference. Optional:
+///     flops_per_row() const             for statistics; 2 per parameter
 template <class E, class S = float>
 concept Expert = requires(const E expert, E& grad, In<S> x, In<S> dy, Out<S> y, Out<S> dx) {
     expert.forward(x, y);              // x: [n, D], y: [n, D], written
@@ -46,21 +65,44 @@ concept Expert = requires(const E expert, E& grad, In<S> x, In<S> dy, Out<S> y, 
     expert.backward(x, dy, dx, grad, call);
 };
 
-/// Logits to assignments and weights. Optional:
-///     weigh(logits, routing[, call])  sets the weights of the assignments that are there; all that
-///                                     replay runs. Without it, select's weights stay.
-///     num_logits(E)                   logits per token, E if absent
-///     weighs_input()                  whether weights go to Assignment::input_weight: only then
-///                                     are gradients at input weights computed
-///     static constexpr bool per_token whether a token's choice is its own (true if absent)
-template <class G, class S = float>
-concept Gate = requires(const G gate, In<S> logits, Routing& routing) {
-    gate.select(logits, routing);  // logits: [T, L]; adds assignments, slots in order per token
-} || requires(const G gate, In<S> logits, Routing& routing, const Call<S>& call) {
+namespace detail {
+
+/// Converts to a view of scalar S. (Eigen's own views convert to one of any scalar, as far as the
+/// type system can see.)
+template <class S>
+struct Exactly {
+    operator const Eigen::Ref<const Matrix<S>>&() const;
+};
+template <class G, class S>
+concept SelectsFor = requires(const G gate, const Exactly<S> logits, Routing& routing) {
+    gate.select(logits, routing);
+} || requires(const G gate, const Exactly<S> logits, Routing& routing, const Call<S>& call) {
     gate.select(logits, routing, call);
 };
+template <class S>
+using other_scalar = std::conditional_t<std::is_same_v<S, float>, double, float>;
 
-/// A gate through which gradients reach the logits. backward **adds** to dlogits.
+}  // namespace detail
+
+/// Logits to assignments and weights. Optional:
+///     weigh(logits, routing[, call]) const
+///                                       sets the weights of the assignments that are there; all
+///                                       that replay runs. Without it, select's weights stay
+///     num_logits(E) const               logits per token; E
+///     weighs_input() const              whether weights go to Assignment::input_weight: only then
+///                                       are gradients at input weights computed; false
+///     per_token                         static constexpr bool: a token's choice is its own, not a
+///                                       matter of the others in the batch; true
+template <class G, class S = float>
+concept Gate =
+    (requires(const G gate, In<S> logits, Routing& routing) {
+        gate.select(logits, routing);  // logits: [T, L]; adds assignments, slots in order per token
+    } || requires(const G gate, In<S> logits, Routing& routing, const Call<S>& call) {
+        gate.select(logits, routing, call);
+    }) && (detail::SelectsFor<G, S> || !detail::SelectsFor<G, detail::other_scalar<S>>);
+
+/// A gate through which gradients reach the logits. backward **adds** to dlogits, and to grad if
+/// the gate has parameters.
 template <class G, class S = float>
 concept TrainableGate =
     Gate<G, S> &&
@@ -72,10 +114,9 @@ concept TrainableGate =
      });
 
 /// A run of consecutive experts served by one object; it **adds** to y. Optional:
-///     facts(e)          ExpertFacts of local expert e
-///     check(shape)      throws if the group does not fit the layer
-///     freeze(options)   a group for inference only
-///     flops_per_token() for a group without routed experts: what every token costs
+///     facts(e) const                    ExpertFacts of local expert e; all defaults
+///     flops_per_token() const           of a group without routed experts: what every token costs
+///     bytes() const                     of packed weights that are not visited as parameters
 template <class G, class S = float>
 concept ExpertGroup =
     requires(const G group, In<S> x, const Rows<S>& rows, Out<S> y, const Call<S>& call) {
@@ -84,8 +125,7 @@ concept ExpertGroup =
     };
 
 /// **Adds** to dx and grad, **writes** dweights (and not what it does not own; input weights only
-/// if that span is not empty). A grad that is default-constructed means that no parameter gradient
-/// is wanted.
+/// if that span is not empty).
 template <class G, class S = float>
 concept TrainableGroup =
     ExpertGroup<G, S> &&
@@ -95,6 +135,18 @@ concept TrainableGroup =
     };
 
 namespace detail {
+
+/// Has a member that is called backward, whatever it takes. Overloads and templates are not seen.
+template <class X>
+concept HasBackward = requires {
+    &X::backward;
+};
+template <class X, class S>
+concept HasForward = requires(const X part, In<S> x, Out<S> y) {
+    part.forward(x, y);
+} || requires(const X part, In<S> x, Out<S> y, const Call<S>& call) {
+    part.forward(x, y, call);
+};
 
 /// What a layer holds for an argument: the module a recipe builds, or the user's object itself.
 template <class X, class S>
@@ -107,81 +159,6 @@ auto built(const X& part, const Shape& shape, Random& random) {
 template <class X, class S>
 using built_t =
     decltype(built<X, S>(std::declval<const X&>(), std::declval<const Shape&>(), std::declval<Random&>()));
-
-/// part.forward(x, y) in the form that the part offers.
-template <class Part, class S>
-void forward(const Part& part, In<S> x, Out<S> y, const Call<S>& call) {
-    if constexpr (requires { part.forward(x, y, call); })
-        part.forward(x, y, call);
-    else
-        part.forward(x, y);
-}
-
-template <class Part, class S>
-void backward(const Part& part, In<S> x, In<S> dy, Out<S> dx, Part& grad, const Call<S>& call) {
-    if constexpr (requires { part.backward(x, dy, dx, grad, call); })
-        part.backward(x, dy, dx, grad, call);
-    else
-        part.backward(x, dy, dx, grad);
-}
-
-template <class G, class S>
-void select(const G& gate, In<S> logits, Routing& routing, const Call<S>& call) {
-    if constexpr (requires { gate.select(logits, routing, call); })
-        gate.select(logits, routing, call);
-    else
-        gate.select(logits, routing);
-}
-
-template <class G, class S>
-void weigh(const G& gate, In<S> logits, Routing& routing, const Call<S>& call) {
-    if constexpr (requires { gate.weigh(logits, routing, call); })
-        gate.weigh(logits, routing, call);
-    else if constexpr (requires { gate.weigh(logits, routing); })
-        gate.weigh(logits, routing);
-}
-
-template <class G, class S>
-void gate_backward(const G& gate, In<S> logits, const Routing& routing,
-                   const WeightGradients<S>& dweights, Out<S> dlogits, G& grad, const Call<S>& call) {
-    if constexpr (requires { gate.backward(logits, routing, dweights, dlogits, grad, call); })
-        gate.backward(logits, routing, dweights, dlogits, grad, call);
-    else
-        gate.backward(logits, routing, dweights, dlogits);
-}
-
-template <class G>
-Index num_logits(const G& gate, Index experts) {
-    if constexpr (requires { gate.num_logits(experts); })
-        return gate.num_logits(experts);
-    else
-        return experts;
-}
-
-/// x as the row-major view that the hooks take, without a copy.
-///
-/// A column-major matrix would be copied silently by Eigen; it is refused here.
-template <class S, class Derived>
-Eigen::Ref<const Matrix<S>> readable(const Eigen::DenseBase<Derived>& x) {
-    static_assert(std::is_same_v<typename Derived::Scalar, S>,
-                  "moe: the matrix has another scalar than the layer; use x.cast<...>() or "
-                  "make_layer<double>");
-    static_assert(Derived::IsRowMajor || Derived::ColsAtCompileTime == 1,
-                  "moe: tokens are rows and matrices row-major; pass moe::Matrix, a Map of it, or "
-                  "x.transpose() of a column-major matrix that holds one token per column");
-    return Eigen::Ref<const Matrix<S>>(x.derived());
-}
-
-template <class S, class Y>
-Eigen::Ref<Matrix<S>> writable(Y&& y) {
-    using Plain = std::remove_cvref_t<Y>;
-    static_assert(std::is_same_v<typename Plain::Scalar, S>,
-                  "moe: the matrix has another scalar than the layer; use make_layer<double>");
-    static_assert(Plain::IsRowMajor,
-                  "moe: tokens are rows and matrices row-major; pass moe::Matrix, a Map of it, or "
-                  "y.transpose() of a column-major matrix that holds one token per column");
-    return Eigen::Ref<Matrix<S>>(std::forward<Y>(y));
-}
 
 }  // namespace detail
 }  // namespace moe::inline MOE_ABI

@@ -38,8 +38,9 @@ struct ContextGradients {
     SideGradients side_vectors{};         ///< [as Context::side_vectors]
 };
 
-/// Everything about a call that is not a token vector. All views are optional and must outlive the
-/// call; those that backward needs, until backward has run. Backward takes the same context.
+/// Everything about a call that is not a token vector. All views are optional. They must live until
+/// the last thing that is done with the call's workspace: a loss, a statistic, backward. Backward
+/// takes the same context; `gradients` may be given to it alone.
 ///
 /// A part that needs a field it did not get throws std::invalid_argument with the field's name.
 struct Context {
@@ -52,21 +53,32 @@ struct Context {
     std::span<const std::int64_t> token_ids{};     ///< [T] vocabulary ids
     std::span<const std::int32_t> token_groups{};  ///< [T] group or modality of each token
     std::optional<Index> task{};                   ///< task of the whole batch
-    std::span<const std::uint8_t> padding{};       ///< [T] 1: not a token; it routes nowhere
+    std::span<const std::uint8_t> padding{};       ///< [T] 1: not a token; it goes to no expert
     std::span<const Index> sequence_offsets{};     ///< [B + 1] first row of each sequence
     SideVectors side_vectors{};                    ///< [T or B, any] conditioning inputs
     std::span<const std::uint8_t> allowed{};       ///< [T * E] row-major, 0: never this expert
     std::span<const double> logit_offset{};        ///< [L] added to every token's logits
-    std::span<const double> gate_multiplier{};     ///< [E] multiplies combine weights at the end
+    /// [E] multiplies the weights of what experts return; the routing keeps the gate's own weights
+    std::span<const double> gate_multiplier{};
     Dial dial{};
 
-    /// Workspace of an earlier layer: routers may read its logits and add to its logit gradient,
-    /// so that layer's backward runs after this one's.
+    /// Workspace of an earlier layer: routers may read its logits (-inf where it masked) and add to
+    /// its logit gradient, so that layer's backward runs after this one's. See Call::previous().
     WorkspaceBase* previous = nullptr;
     ContextGradients* gradients = nullptr;
 
     /// [E] filled by the layer; leave empty.
     std::span<const ExpertFacts> experts{};
+
+    bool is_padding(Index token) const {
+        return !padding.empty() && padding[static_cast<std::size_t>(token)] != 0;
+    }
+    /// Whether a token may go to an expert. Knows the number of experts from the layer.
+    bool is_allowed(Index token, Index expert) const {
+        if (allowed.empty()) return true;
+        const std::size_t t = static_cast<std::size_t>(token), e = static_cast<std::size_t>(expert);
+        return allowed[t * experts.size() + e] != 0;
+    }
 };
 
 namespace detail {
@@ -111,10 +123,6 @@ inline void check_context(const Context& c, Index tokens, Index experts, Index l
     };
     check_dial("k_per_sequence", c.dial.k_per_sequence.size());
     check_dial("p_per_sequence", c.dial.p_per_sequence.size());
-}
-
-inline bool is_padding(const Context& context, Index token) {
-    return !context.padding.empty() && context.padding[static_cast<std::size_t>(token)] != 0;
 }
 
 }  // namespace detail

@@ -2,11 +2,13 @@
 #ifndef MOE_CORE_FINGERPRINT_HPP
 #define MOE_CORE_FINGERPRINT_HPP
 
+#include <atomic>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <type_traits>
+#include <utility>
 
 #include <moe/core/context.hpp>
 #include <moe/core/random.hpp>
@@ -15,12 +17,41 @@
 
 namespace moe::inline MOE_ABI::detail {
 
+/// Who an object is: a number that no other object has, that moves with it, and that a copy does
+/// not take over.
+class Identity {
+public:
+    Identity() : number_(next()) {}
+    Identity(const Identity&) : Identity() {}
+    Identity(Identity&& other) noexcept : number_(std::exchange(other.number_, next())) {}
+    /// A copy is another object: so is what it is assigned to, from now on.
+    Identity& operator=(const Identity& other) {
+        if (this != &other) number_ = next();
+        return *this;
+    }
+    Identity& operator=(Identity&& other) noexcept {
+        number_ = std::exchange(other.number_, next());
+        return *this;
+    }
+    ~Identity() = default;
+
+    std::uint64_t number() const { return number_; }
+
+private:
+    static std::uint64_t next() {
+        static constinit std::atomic<std::uint64_t> last{0};
+        return ++last;
+    }
+
+    std::uint64_t number_;
+};
+
 /// A number that says who filled a workspace with what, so that backward can refuse a workspace
-/// that belongs to another layer, batch or context. It samples at most 64 elements of x and of
-/// each view in the context: a guard against mistakes, not a proof. Never 0.
+/// that belongs to another layer, batch or context. It looks at one element of every row of x, and
+/// at up to 64 of x and of each view in the context: a guard against mistakes, not a proof. Never 0.
 class Fingerprint {
 public:
-    explicit Fingerprint(const void* owner) { add(reinterpret_cast<std::uintptr_t>(owner)); }
+    explicit Fingerprint(const Identity& owner) { add(owner.number()); }
 
     template <class Number>
     Fingerprint& add(Number value) {
@@ -36,6 +67,8 @@ public:
     template <class S>
     Fingerprint& batch(In<S> x) {
         add(x.rows()).add(x.cols());
+        if (x.cols() == 0) return *this;
+        for (Index t = 0, d = 0; t < x.rows(); ++t, d = (d + 7) % x.cols()) add(x(t, d));
         return sample(x.size(), [&](Index i) { return x(i / x.cols(), i % x.cols()); });
     }
 
@@ -56,6 +89,10 @@ public:
         add(plan.num_tokens()).add(plan.num_experts()).add(plan.num_kept());
         for (const Index offset : plan.expert_offsets()) quickly(offset);
         for (const std::int32_t token : plan.expert_tokens()) quickly(token);
+        for (const Assignment& a : plan.assignments()) {
+            quickly(std::bit_cast<Index>(a.weight));
+            quickly(std::bit_cast<Index>(a.input_weight));
+        }
         return *this;
     }
 

@@ -10,6 +10,7 @@
 #include <moe/core/executor.hpp>
 #include <moe/core/rows.hpp>
 #include <moe/core/types.hpp>
+#include <moe/core/views.hpp>
 
 /// What expert groups share.
 
@@ -19,12 +20,6 @@ namespace moe::inline MOE_ABI::detail {
 ///         routed experts would be taken for a shared one
 inline void check_count(const char* recipe, Index count) {
     if (count < 1) fail(recipe, ": count is ", count, ", it must be >= 1");
-}
-
-/// First element of a row.
-template <class M>
-auto* row_data(M&& matrix, Index row) {
-    return matrix.data() + row * matrix.outerStride();
 }
 
 /// f(first, last) for runs of rows that together are [0, count), one task each.

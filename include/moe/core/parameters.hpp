@@ -145,34 +145,34 @@ void for_each_parameter(Layer& layer, F&& f) {
 /// f(name, values, gradient) for every trainable parameter whose gradient is wanted, that is, there
 /// and not empty. The two are matched by name.
 /// @param grad  made by zeros_like(layer)
-/// @throws std::invalid_argument if grad holds what the layer has not, or of another size
+/// @throws std::invalid_argument if grad holds what the layer has not, or of another size; f was
+///         not called then
 template <class Layer, class F>
 void for_each_parameter(Layer& layer, Layer& grad, F&& f) {
     using S = typename Layer::Scalar;
-    struct Gradient {
+    struct Pair {
         std::string name;
-        std::span<S> values;
+        std::span<S> values, gradient;
     };
-    std::vector<Gradient> gradients;
+    std::vector<Pair> pairs;
     visit_parameters(grad, [&](std::string_view name, auto& matrix, Role role) {
         if (role == Role::trainable && matrix.size() != 0)
-            gradients.push_back({std::string(name), detail::span_of(matrix)});
+            pairs.push_back({std::string(name), {}, detail::span_of(matrix)});
     });
-    std::size_t matched = 0;  // they come in the layer's order, so the next one is tried only
+    std::size_t matched = 0;  // they come in the layer's order, so only the next one is tried
     visit_parameters(layer, [&](std::string_view name, auto& matrix, Role role) {
-        if (role != Role::trainable || matched == gradients.size()) return;
-        const Gradient& gradient = gradients[matched];
-        if (gradient.name != name) return;
-        const std::span<S> values = detail::span_of(matrix);
-        if (values.size() != gradient.values.size())
-            detail::fail("moe::for_each_parameter: the gradient of ", gradient.name, " has ",
-                         gradient.values.size(), " elements, the parameter has ", values.size());
-        ++matched;
-        f(name, values, gradient.values);
+        if (role != Role::trainable || matched == pairs.size() || pairs[matched].name != name)
+            return;
+        Pair& pair = pairs[matched++];
+        pair.values = detail::span_of(matrix);
+        if (pair.values.size() != pair.gradient.size())
+            detail::fail("moe::for_each_parameter: the gradient of ", pair.name, " has ",
+                         pair.gradient.size(), " elements, the parameter has ", pair.values.size());
     });
-    if (matched != gradients.size())
+    if (matched != pairs.size())
         detail::fail("moe::for_each_parameter: grad is not like layer: there is no parameter for ",
-                     gradients[matched].name, "; make it with zeros_like(layer)");
+                     pairs[matched].name, "; make it with zeros_like(layer)");
+    for (const Pair& pair : pairs) f(std::string_view(pair.name), pair.values, pair.gradient);
 }
 
 /// f(name, values) for every parameter whose role is state.

@@ -78,7 +78,15 @@ public:
         grouped_ = false;
     }
 
+    /// Removes every assignment for which f(assignment) is true; call group() afterwards.
+    template <class F>
+    void erase_if(F&& f) {
+        grouped_ = std::erase_if(assignments_, f) == 0 && grouped_;
+    }
+
     /// Sorts what was added (two stable counting sorts, O(N + T + E)). Idempotent.
+    /// @throws std::invalid_argument if a token goes to one expert twice, not counting dropped
+    ///         assignments
     void group() {
         if (grouped_) return;
         const auto tokens = static_cast<std::size_t>(num_tokens_);
@@ -106,6 +114,11 @@ public:
         for (std::size_t i = 0; i < assignments_.size(); ++i) {
             if (assignments_[i].dropped != Dropped::no) continue;
             const Index place = cursor_[at(assignments_[i].expert)]++;
+            if (place > expert_offsets_[at(assignments_[i].expert)] &&
+                expert_tokens_[at(place) - 1] == assignments_[i].token)
+                detail::fail("moe::Routing::group: token ", assignments_[i].token,
+                             " goes to expert ", assignments_[i].expert,
+                             " twice; add it once, with the sum of the weights");
             expert_tokens_[at(place)] = assignments_[i].token;
             expert_assignments_[at(place)] = static_cast<Index>(i);
         }
@@ -158,6 +171,10 @@ public:
     template <class S>
     S weight(Index assignment) const {
         return static_cast<S>(assignments_[checked(assignment)].weight);
+    }
+    template <class S>
+    S input_weight(Index assignment) const {
+        return static_cast<S>(assignments_[checked(assignment)].input_weight);
     }
     void set_weight(Index assignment, double weight) {
         assignments_[checked(assignment)].weight = weight;

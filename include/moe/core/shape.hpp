@@ -2,6 +2,7 @@
 #ifndef MOE_CORE_SHAPE_HPP
 #define MOE_CORE_SHAPE_HPP
 
+#include <cmath>
 #include <cstdint>
 
 #include <moe/core/error.hpp>
@@ -17,12 +18,15 @@ struct Config {
     std::uint64_t seed = 0;  ///< keys the initial parameters
 };
 
-/// Extents a recipe is built for.
+/// Extents a recipe is built for, and that check(shape) of a part compares itself with.
+///
+/// Experts are built first, then the gate, then the router, so that E is 0 while experts are built
+/// and L is E while the gate is; check() sees all of them.
 struct Shape {
     Index model_dim = 0;    ///< D, columns of x
     Index num_experts = 0;  ///< E, routed experts of the whole layer
     Index output_dim = 0;   ///< columns of y
-    Index num_logits = 0;   ///< L, logits per token: E unless the gate wants more
+    Index num_logits = 0;   ///< L, logits per token: E unless the gate wants another number
 };
 
 namespace detail {
@@ -35,6 +39,8 @@ inline Shape shape_of(const Config& config, Index experts) {
              ", it must be >= 1; set it: moe::Config{.model_dim = 256}");
     if (config.output_dim < 0)
         fail("moe::Config: output_dim is ", config.output_dim, ", it must be >= 0 (0: model_dim)");
+    if (!std::isfinite(config.input_scale))
+        fail("moe::Config: input_scale is ", config.input_scale, ", it must be finite");
     return {.model_dim = config.model_dim,
             .num_experts = experts,
             .output_dim = config.output_dim == 0 ? config.model_dim : config.output_dim,

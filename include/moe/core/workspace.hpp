@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include <moe/core/error.hpp>
 #include <moe/core/executor.hpp>
 #include <moe/core/memory.hpp>
+#include <moe/core/random.hpp>
 #include <moe/core/routing.hpp>
 #include <moe/core/types.hpp>
 
@@ -77,12 +79,11 @@ struct Routed {
     Routing routing;
     Buffer<S> logits, dlogits;  // [T, L]
     Index num_logits = 0;
-    Context context;            // views as the caller gave them
-    Buffer<double> gate_weights;  // [N] as the gate gave them, before the gate multiplier
-    Buffer<S> dgate, dinput;      // [N] gradients at the weights
-    Buffer<S> dx;                 // [T, D] the router's share
-    Buffer<S> tokens;             // [T, D] x with padding as 0, only if there is padding
-    std::uint64_t fingerprint = 0;  // of who filled this with what; 0: not for backward
+    Context context;                 // views as the caller gave them
+    std::vector<ExpertFacts> facts;  // [E] what context.experts views
+    Buffer<S> dx;                    // [T, D] the router's share
+    Buffer<S> tokens;                // [T, D] x with padding as 0, only if there is padding
+    std::uint64_t fingerprint = 0;   // of who filled this with what; 0: not for backward
 };
 
 /// Everything a call leaves behind: routing, logits, what backward needs, scratch, and who runs
@@ -100,8 +101,20 @@ public:
     /// @param executor  runs the parallel parts; must outlive the workspace
     explicit Workspace(Executor& executor) : Workspace() { use(executor); }
 
-    Workspace(Workspace&&) noexcept = default;
-    Workspace& operator=(Workspace&&) noexcept = default;
+    /// What was moved from is empty, has the same settings, and may be used again.
+    Workspace(Workspace&& other) noexcept
+        : WorkspaceBase(std::move(other)),
+          settings_(other.settings_),
+          children_(std::move(other.children_)),
+          path_(other.path_) {}
+    Workspace& operator=(Workspace&& other) noexcept {
+        WorkspaceBase::operator=(std::move(other));
+        settings_ = other.settings_;
+        children_ = std::move(other.children_);
+        path_ = other.path_;
+        return *this;
+    }
+    ~Workspace() override = default;
 
     /// Runs the parallel parts from now on; must outlive the workspace.
     Workspace& use(Executor& executor) {
@@ -130,9 +143,13 @@ public:
     /// The node of part `index`, made the first time.
     Workspace& child(std::size_t index) {
         while (children_.size() <= index)
-            children_.push_back(std::unique_ptr<Workspace>(new Workspace(settings_)));
+            children_.push_back(std::unique_ptr<Workspace>(
+                new Workspace(settings_, detail::mix(path_ ^ (children_.size() + 1)))));
         return *children_[index];
     }
+    /// A number of this node's place in the tree, the same in every workspace; 0 at the top. It
+    /// keeps the random numbers of a layer's parts apart.
+    std::uint64_t path() const { return path_; }
 
     /// The plan of the last batch routed on this node.
     /// @throws std::logic_error if nothing was
@@ -166,8 +183,8 @@ private:
         std::unique_ptr<Executor> own;
     };
 
-    explicit Workspace(std::shared_ptr<Settings> settings)
-        : WorkspaceBase(&type_tag<S>), settings_(std::move(settings)) {}
+    explicit Workspace(std::shared_ptr<Settings> settings, std::uint64_t path = 0)
+        : WorkspaceBase(&type_tag<S>), settings_(std::move(settings)), path_(path) {}
 
     Routed<S>& routed() const {
         Routed<S>* routed = find<Routed<S>>();
@@ -183,6 +200,7 @@ private:
 
     std::shared_ptr<Settings> settings_;
     std::vector<std::unique_ptr<Workspace>> children_;
+    std::uint64_t path_ = 0;
 };
 
 /// What a hook gets besides its matrices: the context of the call and the part's own node.
@@ -190,9 +208,21 @@ template <class S>
 struct Call {
     const Context& context;
     Workspace<S>& ws;
+    std::span<const std::int64_t> ids{};  ///< numbers of the rows' tokens; empty: see token()
+    Index expert = 0;                     ///< number within its group, of an expert of each()
 
     /// The same call for a part of this part.
-    Call child(std::size_t index) const { return {context, ws.child(index)}; }
+    Call child(std::size_t index) const { return {context, ws.child(index), ids, expert}; }
+
+    /// The number within the whole batch of the token in a row, as random numbers are keyed by it.
+    std::int64_t token(Index row) const {
+        return ids.empty() ? context.first_token + row : ids[static_cast<std::size_t>(row)];
+    }
+    /// Random numbers of this part in this call: random().uniform(token(row), expert). Layers and
+    /// passes differ by Context::stream, the parts of one layer by their place in it.
+    CounterRandom random() const {
+        return CounterRandom(context.seed, detail::mix(context.stream) ^ ws.path(), context.step);
+    }
 
     /// The workspace of Context::previous, where an earlier layer left its logits.
     /// @throws std::invalid_argument if none was given, or that of a layer of the other scalar

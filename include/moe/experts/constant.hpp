@@ -30,6 +30,7 @@ namespace moe::inline MOE_ABI {
 template <class S>
 struct ConstantModule {
     using Scalar = S;
+    static constexpr bool skips_empty_gradients = true;
     std::vector<Parameter<S>> mix;    // [2, D] each, W above
     std::vector<Parameter<S>> value;  // [1, D] each, v above
 
@@ -51,8 +52,8 @@ struct ConstantModule {
         const auto blends = call.ws.template state<State>().blends.resize(num_slots(rows));
         detail::scatter_rows(
             call.ws.executor(), rows, rows.to, y.rows(), flops(rows, x), [&](Index e, Index r) {
-                const S* u = detail::row_data(x, rows.from[at(r)]);
-                S* out = detail::row_data(y, rows.to[at(r)]);
+                const S* u = row_data(x, rows.from[at(r)]);
+                S* out = row_data(y, rows.to[at(r)]);
                 const S* v = value[at(e)].data();
                 const Blend blend = blends[at(r)] = blend_of(e, u, rows.input_weight(r));
                 S chunk[chunk_width];  // of the expert's output
@@ -77,9 +78,9 @@ struct ConstantModule {
             call.ws.executor(), rows, rows.from, dx.rows(), 2 * flops(rows, x),
             [&](Index e, Index r) {
                 const std::size_t i = at(r);
-                const S* x_row = detail::row_data(x, rows.from[i]);
-                const S* dy_row = detail::row_data(dy, rows.to[i]);
-                S* dx_row = detail::row_data(dx, rows.from[i]);
+                const S* x_row = row_data(x, rows.from[i]);
+                const S* dy_row = row_data(dy, rows.to[i]);
+                S* dx_row = row_data(dx, rows.from[i]);
                 const Blend blend = blends[i];
                 const S input_weight = rows.input_weight(r), weight = rows.weights[i];
                 const S dy_x = kernel.dot(dim, dy_row, x_row);
@@ -96,6 +97,10 @@ struct ConstantModule {
                 kernel.axpy(dim, input_weight * dlogit, mix[at(e)].row(0), dx_row);
                 kernel.axpy(dim, -(input_weight * dlogit), mix[at(e)].row(1), dx_row);
             });
+        if (!grad.mix.empty() && grad.mix.size() != mix.size())
+            detail::fail("moe::Layer::backward: grad is of another layer: it has ", grad.mix.size(),
+                         " constant experts, the layer has ", mix.size(),
+                         "; make it with zeros_like(layer)");
         for (Index e = 0; e < rows.num_experts() && !grad.mix.empty(); ++e)
             add_gradient(rows, e, x, dy, blends, dlogits, grad, call.ws.executor());
     }
@@ -153,8 +158,8 @@ private:
         const double flops = 6.0 * static_cast<double>(rows.size(e) * x.cols());
         detail::for_column_runs(executor, x.cols(), flops, [&](Index d, Index width) {
             for (Index r = rows.begin(e); r < rows.end(e); ++r) {
-                const S* x_row = detail::row_data(x, rows.from[at(r)]) + d;
-                const S* dy_row = detail::row_data(dy, rows.to[at(r)]) + d;
+                const S* x_row = row_data(x, rows.from[at(r)]) + d;
+                const S* dy_row = row_data(dy, rows.to[at(r)]) + d;
                 const S du = dlogits[at(r)] * rows.input_weight(r);
                 if (!dmix.empty()) {
                     kernel.axpy(width, du, x_row, dmix.row(0) + d);

@@ -43,7 +43,7 @@ struct CopyModule {
             call.ws.executor(), rows, rows.to, y.rows(), flops, [&](Index, Index r) {
                 const auto i = static_cast<std::size_t>(r);
                 kernel.axpy(x.cols(), rows.weights[i] * rows.input_weight(r),
-                            detail::row_data(x, rows.from[i]), detail::row_data(y, rows.to[i]));
+                            row_data(x, rows.from[i]), row_data(y, rows.to[i]));
             });
     }
 
@@ -54,14 +54,14 @@ struct CopyModule {
         detail::scatter_rows(call.ws.executor(), rows, rows.from, dx.rows(), flops,
                              [&](Index, Index r) {
                                  const auto i = static_cast<std::size_t>(r);
-                                 const S* x_row = detail::row_data(x, rows.from[i]);
-                                 const S* dy_row = detail::row_data(dy, rows.to[i]);
+                                 const S* x_row = row_data(x, rows.from[i]);
+                                 const S* dy_row = row_data(dy, rows.to[i]);
                                  const S product = kernel.dot(x.cols(), dy_row, x_row);
                                  dweights.weights[i] = rows.input_weight(r) * product;
                                  if (!dweights.input_weights.empty())
                                      dweights.input_weights[i] = rows.weights[i] * product;
                                  kernel.axpy(x.cols(), rows.weights[i] * rows.input_weight(r),
-                                             dy_row, detail::row_data(dx, rows.from[i]));
+                                             dy_row, row_data(dx, rows.from[i]));
                              });
     }
 };

@@ -12,7 +12,8 @@ namespace moe::inline MOE_ABI {
 /// A token spends some of its slots here and needs fewer true experts, whose weights still sum to
 /// what they would without it; a token with nothing but null experts has output 0. The gate leaves
 /// them out, because their ExpertFacts say is_null; whatever weight they are given has no effect.
-/// An expert that outputs 0 and keeps its weight is Zero.
+/// An expert that outputs 0 and keeps its weight is Zero. A token all of whose slots go to null
+/// experts outputs 0 whatever its logits, also if one of them is NaN: nothing is weighed.
 /// Source: AdaMoE (arXiv:2406.13233) section 3.2.
 template <class S>
 struct NullModule {

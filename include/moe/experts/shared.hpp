@@ -9,6 +9,7 @@
 #include <utility>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/gradient.hpp>
 #include <moe/core/group.hpp>
 #include <moe/core/parameters.hpp>
 #include <moe/kernels/dispatch.hpp>
@@ -38,6 +39,7 @@ template <class S, class Group>
 class SharedModule {
 public:
     using Scalar = S;
+    static constexpr bool skips_empty_gradients = true;  // it lends the group inside a whole one
 
     /// Holds nothing; a gradient like this is not wanted.
     SharedModule() = default;
@@ -79,7 +81,10 @@ public:
         const RowGradients<S> products{
             .weights = state.dweights.assign(all, S(0)),
             .input_weights = state.dinput.assign(input_wanted ? all : 0, S(0))};
-        experts_.backward(x, inner, dy, dx, products, grad.experts_, call.child(0));
+        const Call<S> within = call.child(0);
+        detail::lend_gradient(experts_, grad.experts_, within.ws, [&](Group& experts_grad) {
+            experts_.backward(x, inner, dy, dx, products, experts_grad, within);
+        });
 
         const auto dlogits = state.dlogits.resize(gated() ? n : 0);
         for (Index i = 0; i < n; ++i) {
@@ -143,6 +148,15 @@ public:
         return experts_.bytes();
     }
 
+    /// @throws std::invalid_argument if the gate's gradient is of another extent; those of the
+    ///         experts are checked when they are used
+    void check_gradient(const SharedModule& grad) const {
+        if (!grad.gate_.empty() && grad.gate_.size() != gate_.size())
+            detail::fail("moe::Layer::backward: grad is of another layer: its shared gate has ",
+                         grad.gate_.size(), " elements, the layer's has ", gate_.size(),
+                         "; make it with zeros_like(layer)");
+    }
+
     /// Those of the experts, numbered from 0, and 0.shared_gate
     void visit_parameters(auto&& visit) {
         moe::visit_parameters(experts_, visit);
@@ -174,7 +188,7 @@ private:
             for (Index i = first; i < last; ++i) {
                 const Index r = rows.offsets.front() + i;
                 products[at(i)] =
-                    kernels<S>().dot(x.cols(), gate_.data(), detail::row_data(x, rows.from[at(r)]));
+                    kernels<S>().dot(x.cols(), gate_.data(), row_data(x, rows.from[at(r)]));
                 factors[at(i)] = rows.input_weight(r) * products[at(i)];
             }
             kernels<S>().sigmoid(last - first, &factors[at(first)], &factors[at(first)]);
@@ -218,13 +232,13 @@ private:
         const double flops = 2.0 * static_cast<double>(rows.num_rows() * x.cols());
         detail::scatter_rows(executor, rows, rows.from, dx.rows(), flops, [&](Index, Index r) {
             kernel.axpy(x.cols(), dlogits[at(r - begin)], gate_.data(),
-                        detail::row_data(dx, rows.from[at(r)]));
+                        row_data(dx, rows.from[at(r)]));
         });
         if (grad.gate_.empty()) return;
         detail::for_column_runs(executor, x.cols(), flops, [&](Index d, Index width) {
             for (Index r = begin; r < end; ++r)
                 kernel.axpy(width, dlogits[at(r - begin)],
-                            detail::row_data(x, rows.from[at(r)]) + d, grad.gate_.data() + d);
+                            row_data(x, rows.from[at(r)]) + d, grad.gate_.data() + d);
         });
     }
 

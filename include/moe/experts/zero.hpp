@@ -15,8 +15,8 @@ namespace moe::inline MOE_ABI {
 ///
 /// Nothing is read and nothing computed: a token that goes here is discarded to the extent of the
 /// weight, because gates that normalise count it. An expert that is left out of normalisation is
-/// Null. The gradient at the weight is 0. A weight that is NaN or infinite makes the token's
-/// output NaN, so that the fault shows.
+/// Null. The gradient at the weight is 0. A weight or input weight that is NaN or infinite makes the
+/// token's output NaN, so that the fault shows.
 /// Source: MoE++ (arXiv:2410.07348) section 3.1, zero expert.
 template <class S>
 struct ZeroModule {
@@ -29,7 +29,7 @@ struct ZeroModule {
 
     void forward(In<S>, const Rows<S>& rows, Out<S> y, const Call<S>&) const {
         for (Index r = rows.offsets.front(); r < rows.offsets.back(); ++r) {
-            const S weight = rows.weights[static_cast<std::size_t>(r)];
+            const S weight = rows.weights[static_cast<std::size_t>(r)] * rows.input_weight(r);
             if (std::isfinite(weight)) continue;
             const Index to = rows.to[static_cast<std::size_t>(r)];
             for (Index o = 0; o < y.cols(); ++o) y(to, o) = std::fma(weight, S(0), y(to, o));

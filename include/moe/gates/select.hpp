@@ -10,6 +10,7 @@
 #include <moe/core/memory.hpp>
 #include <moe/core/routing.hpp>
 #include <moe/core/types.hpp>
+#include <moe/core/views.hpp>
 #include <moe/core/workspace.hpp>
 #include <moe/gates/tokens.hpp>
 
@@ -193,7 +194,7 @@ void select_each(In<S> logits, Routing& routing, const Call<S>& call, Index most
         const Index here = std::min(selection_wave, tokens - first);
         for_tokens(executor, here, 20.0 * static_cast<double>(n), [&](Index i, int worker) {
             Ranked<S>* ranked = scratch.ranked.data() + worker * ranked_stride;
-            const Index count = choose(first + i, row<S>(logits, first + i),
+            const Index count = choose(first + i, row_data(logits, first + i),
                                        scratch.values.data() + worker * values_stride, ranked);
             scratch.counts[i] = static_cast<std::int32_t>(count);
             for (Index s = 0; s < count; ++s) scratch.chosen[i * most + s] = ranked[s].index;

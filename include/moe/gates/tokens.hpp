@@ -10,6 +10,7 @@
 #include <moe/core/error.hpp>
 #include <moe/core/executor.hpp>
 #include <moe/core/routing.hpp>
+#include <moe/core/shape.hpp>
 #include <moe/core/types.hpp>
 
 /// What gates that treat one token at a time share: the loop, and the dial.
@@ -33,11 +34,6 @@ void for_tokens(Executor& executor, Index tokens, double flops, F&& f) {
 
 /// Elements per worker such that workers do not share cache lines.
 inline Index padded(Index count) { return (count + 15) / 16 * 16; }
-
-template <class S>
-const S* row(In<S> matrix, Index t) {
-    return matrix.data() + t * matrix.outerStride();
-}
 
 /// One setting of the dial: of the token's sequence if there is one per sequence, else of the call
 /// if it has one, else the gate's own.
@@ -77,6 +73,13 @@ Dialled<V> dialled(const char* gate, const char* field, V own, std::span<const V
         fail(gate, ": sequence_offsets run from ", offsets.front(), " to ", offsets.back(),
              ", the batch has tokens 0 to ", tokens);
     return {own, per_sequence, offsets};
+}
+
+/// @throws std::invalid_argument if a gate that was built for another layer comes into this one
+inline void check_gate(const char* gate, Index num_experts, const Shape& shape) {
+    if (num_experts != shape.num_experts)
+        fail(gate, ": the gate was built for ", num_experts, " experts, the layer has ",
+             shape.num_experts);
 }
 
 /// @throws std::invalid_argument unless a batch has one row per token and one logit per expert

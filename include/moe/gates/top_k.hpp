@@ -103,6 +103,9 @@ public:
     /// Whether weights scale what experts read.
     bool weighs_input() const { return settings_.placement == Placement::input; }
 
+    /// @throws std::invalid_argument if the layer has another number of experts
+    void check(const Shape& shape) const { detail::check_gate(name, num_experts_, shape); }
+
     /// Adds up to k assignments per token.
     /// @param logits  [T, L]
     /// @throws std::invalid_argument if an extent or the dial is out of range

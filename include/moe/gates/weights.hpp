@@ -6,12 +6,14 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
+#include <stdexcept>
 
 #include <moe/core/context.hpp>
 #include <moe/core/error.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/routing.hpp>
 #include <moe/core/types.hpp>
+#include <moe/core/views.hpp>
 #include <moe/core/workspace.hpp>
 #include <moe/gates/score.hpp>
 #include <moe/gates/tokens.hpp>
@@ -85,7 +87,11 @@ struct CombineRule {
     void backward(In<S> logits, const Routing& routing, const WeightGradients<S>& dweights,
                   Out<S> dlogits, const Call<S>& call, Normalizes&& normalizes) const {
         const auto given = placement == Placement::input ? dweights.input : dweights.output;
-        if (given.empty()) return;
+        if (static_cast<Index>(given.size()) != routing.num_assignments())
+            fail<std::logic_error>(
+                "moe: a gate that weighs ", placement == Placement::input ? "inputs" : "outputs",
+                " got ", given.size(), " gradients for ", routing.num_assignments(),
+                " assignments; a gate around it must say weighs_input() as it does");
         each_token(logits, routing, call, [&](Index t, Token<S>& token) {
             if (token.count == 0) return;
             S* dz = dlogits.data() + t * dlogits.outerStride();
@@ -159,7 +165,7 @@ private:
             S* scratch = values.data() + worker * stride;
             S* lists = scratch + padded(n);
             Token<S> token{.num_logits = n,
-                           .z = row<S>(logits, t),
+                           .z = row_data(logits, t),
                            .list = assignments.data() + routing.first(t),
                            .count = routing.first(t + 1) - routing.first(t),
                            .all = scratch,

@@ -10,6 +10,7 @@
 #include <moe/core/memory.hpp>
 #include <moe/core/routing.hpp>
 #include <moe/core/types.hpp>
+#include <moe/core/views.hpp>
 #include <moe/core/workspace.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -73,12 +74,12 @@ struct LossInput {
         check_extent("padding", context.padding.size(), logits.rows(), "one per token");
     }
 
-    const S* row(Index token) const { return logits.data() + token * logits.outerStride(); }
-    S* drow(Index token) const { return dlogits.data() + token * dlogits.outerStride(); }
+    const S* row(Index token) const { return row_data(logits, token); }
+    S* drow(Index token) const { return row_data(dlogits, token); }
 
     /// Whether a token takes part; the loop ends at the first logit that is not -inf.
     bool counts(Index token) const {
-        if (is_padding(context, token)) return false;
+        if (context.is_padding(token)) return false;
         const S* z = row(token);
         for (Index l = 0; l < logits.cols(); ++l)
             if (z[l] != -std::numeric_limits<S>::infinity()) return true;

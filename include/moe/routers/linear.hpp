@@ -17,9 +17,13 @@ namespace moe::inline MOE_ABI {
 struct LinearRouter;
 
 /// logits = x W^T + b        W: [L, D], b: [L]
+///
+/// Products are chains of fused multiply-adds in the scalar of the layer, the bias is added once
+/// after them.
 template <class S>
 class LinearRouterModule {
 public:
+    using Scalar = S;
     static constexpr bool skips_empty_gradients = true;
 
     /// Holds nothing; a gradient like this is not wanted.
@@ -43,6 +47,17 @@ public:
         });
     }
 
+    /// @throws std::invalid_argument unless W is [num_logits, model_dim] of the layer
+    void check(const Shape& shape) const {
+        if (weight.rows() != shape.num_logits || weight.cols() != shape.model_dim)
+            detail::fail("moe::LinearRouter: weight is [", weight.rows(), ", ", weight.cols(),
+                         "], the layer wants [", shape.num_logits, ", ", shape.model_dim,
+                         "]: logits per token, model_dim");
+        if (!bias.empty() && bias.size() != shape.num_logits)
+            detail::fail("moe::LinearRouter: bias has ", bias.size(), " elements, the layer has ",
+                         shape.num_logits, " logits per token");
+    }
+
     /// dx = dlogits W, dW += dlogits^T x, db += column sums of dlogits
     void backward(In<S> x, In<S> dlogits, Out<S> dx, LinearRouterModule& grad, const Call<S>& call) const {
         const KernelTable<S>& table = kernels<S>();
@@ -53,10 +68,18 @@ public:
                     x.cols(), dx.data() + first * dx.outerStride(), dx.outerStride(), false, packing);
         });
         if (!grad.weight.empty()) {
-            const Operand<S> b(Strided<S>{x.data(), x.outerStride(), 1});
             auto& state = call.ws.template state<State>();
-            multiply(table, weight.rows(), x.rows(), Strided<S>{dlogits.data(), 1, dlogits.outerStride()}, b, 0,
-                    x.cols(), grad.weight.data(), x.cols(), true, state.packing.front().data());
+            const Index step = 4 * table.panel_width;
+            const double flops = 2 * static_cast<double>(x.size()) * static_cast<double>(weight.rows());
+            detail::parallel_for(
+                call.ws.executor(), (x.cols() + step - 1) / step, flops, [&](Index i, int worker) {
+                    const Index first = i * step, columns = std::min(step, x.cols() - first);
+                    const Operand<S> b(Strided<S>{x.data(), x.outerStride(), 1});
+                    multiply(table, weight.rows(), x.rows(),
+                             Strided<S>{dlogits.data(), 1, dlogits.outerStride()}, b, first, columns,
+                             grad.weight.data() + first, x.cols(), true,
+                             state.packing[static_cast<std::size_t>(worker)].data());
+                });
         }
         for (Index t = 0; t < x.rows() && !grad.bias.empty(); ++t)
             table.axpy(bias.size(), S(1), dlogits.data() + t * dlogits.outerStride(), grad.bias.data());
@@ -113,10 +136,11 @@ private:
     bool biased_ = false;  // also where the gradient of the bias is not wanted
 };
 
-/// Recipe of the usual learned router. Computed in the scalar of the layer, float at least.
-/// Initial weights are normal with variance 1 / D.
+/// Recipe of the usual learned router, computed in the scalar of the layer, float at least. W starts
+/// as N(0, 1 / D), so that logits of normed tokens are N(0, 1); b starts at 0.
+/// Source: Shazeer et al. (arXiv:1701.06538) section 2.1, without its noise.
 struct LinearRouter {
-    bool bias = false;
+    bool bias = false;  ///< gpt-oss has one; most models do not
 
     template <class S>
     LinearRouterModule<S> build(const Shape& shape, Random& random) const {

@@ -8,7 +8,7 @@
 #include <span>
 #include <vector>
 
-#include <moe/core/concepts.hpp>
+#include <moe/core/views.hpp>
 #include <moe/core/context.hpp>
 #include <moe/core/error.hpp>
 #include <moe/core/memory.hpp>

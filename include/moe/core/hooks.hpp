@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_CORE_HOOKS_HPP
+#define MOE_CORE_HOOKS_HPP
+
+#include <moe/core/concepts.hpp>
+
+/// Calls of a part's hooks in the form that the part offers, with or without the Call: what a part
+/// that is made of other parts uses, a gate around a gate for example. The scalar is given first:
+/// `hooks::select<S>(inner, logits, routing, call)`.
+
+namespace moe::inline MOE_ABI::hooks {
+
+/// part.forward(x, y): a router or an expert.
+template <class S, class Part>
+void forward(const Part& part, In<S> x, Out<S> y, const Call<S>& call) {
+    if constexpr (requires { part.forward(x, y, call); })
+        part.forward(x, y, call);
+    else
+        part.forward(x, y);
+}
+
+/// part.backward(x, dy, dx, grad): a router or an expert.
+template <class S, class Part>
+void backward(const Part& part, In<S> x, In<S> dy, Out<S> dx, Part& grad, const Call<S>& call) {
+    if constexpr (requires { part.backward(x, dy, dx, grad, call); })
+        part.backward(x, dy, dx, grad, call);
+    else
+        part.backward(x, dy, dx, grad);
+}
+
+template <class S, class G>
+void select(const G& gate, In<S> logits, Routing& routing, const Call<S>& call) {
+    if constexpr (requires { gate.select(logits, routing, call); })
+        gate.select(logits, routing, call);
+    else
+        gate.select(logits, routing);
+}
+
+/// Nothing, if the gate has no weigh().
+template <class S, class G>
+void weigh(const G& gate, In<S> logits, Routing& routing, const Call<S>& call) {
+    if constexpr (requires { gate.weigh(logits, routing, call); })
+        gate.weigh(logits, routing, call);
+    else if constexpr (requires { gate.weigh(logits, routing); })
+        gate.weigh(logits, routing);
+}
+
+/// gate.backward(logits, routing, dweights, dlogits)
+template <class S, class G>
+void backward(const G& gate, In<S> logits, const Routing& routing,
+              const WeightGradients<S>& dweights, Out<S> dlogits, G& grad, const Call<S>& call) {
+    if constexpr (requires { gate.backward(logits, routing, dweights, dlogits, grad, call); })
+        gate.backward(logits, routing, dweights, dlogits, grad, call);
+    else
+        gate.backward(logits, routing, dweights, dlogits);
+}
+
+/// Logits per token of a gate over `experts` experts.
+template <class G>
+Index num_logits(const G& gate, Index experts) {
+    if constexpr (requires { gate.num_logits(experts); })
+        return gate.num_logits(experts);
+    else
+        return experts;
+}
+
+/// Whether a gate's weights scale what experts read instead of what they return.
+template <class G>
+bool weighs_input(const G& gate) {
+    if constexpr (requires { gate.weighs_input(); })
+        return gate.weighs_input();
+    else
+        return false;
+}
+
+/// Whether a token's choice is its own.
+template <class G>
+inline constexpr bool per_token = true;
+template <class G>
+    requires requires { G::per_token; }
+inline constexpr bool per_token<G> = G::per_token;
+
+}  // namespace moe::inline MOE_ABI::hooks
+
+#endif  // MOE_CORE_HOOKS_HPP

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_GATES_WRAPPER_HPP
+#define MOE_GATES_WRAPPER_HPP
+
+#include <moe/core/concepts.hpp>
+#include <moe/core/hooks.hpp>
+#include <moe/core/parameters.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// A gate around a gate that hands every hook on. Derive from it and write the hook that differs: a
+/// capacity limit, for example, selects as the inner gate does and then drops what is too much.
+///
+///     struct Mine : moe::GateWrapper<float, moe::TopKModule<float>> {
+///         void select(moe::In<float> logits, moe::Routing& routing,
+///                     const moe::Call<float>& call) const {
+///             moe::hooks::select<float>(inner, logits, routing, call);
+///             ...
+///         }
+///     };
+///
+/// A wrapper whose choice for one token depends on the others says so:
+/// `static constexpr bool per_token = false;`.
+template <class S, class Inner>
+struct GateWrapper {
+    using Scalar = S;
+    static constexpr bool per_token = hooks::per_token<Inner>;
+    static constexpr bool skips_empty_gradients =
+        requires { requires Inner::skips_empty_gradients; };
+
+    Inner inner;
+
+    void select(In<S> logits, Routing& routing, const Call<S>& call) const {
+        hooks::select<S>(inner, logits, routing, call);
+    }
+    void weigh(In<S> logits, Routing& routing, const Call<S>& call) const {
+        hooks::weigh<S>(inner, logits, routing, call);
+    }
+    void backward(In<S> logits, const Routing& routing, const WeightGradients<S>& dweights,
+                  Out<S> dlogits, GateWrapper& grad,
+                  const Call<S>& call) const requires TrainableGate<Inner, S> {
+        hooks::backward<S>(inner, logits, routing, dweights, dlogits, grad.inner, call);
+    }
+
+    Index num_logits(Index experts) const { return hooks::num_logits(inner, experts); }
+    bool weighs_input() const { return hooks::weighs_input(inner); }
+    void check(const Shape& shape) const {
+        if constexpr (requires { inner.check(shape); }) inner.check(shape);
+    }
+    void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
+        if constexpr (requires { inner.reserve(tokens, assignments, ws); })
+            inner.reserve(tokens, assignments, ws);
+    }
+    void visit_parameters(auto&& visit) { moe::visit_parameters(inner, visit); }
+    void own_gradients() {
+        if constexpr (requires { inner.own_gradients(); }) inner.own_gradients();
+    }
+};
+
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_GATES_WRAPPER_HPP
