@@ -23,3 +23,10 @@ set_tests_properties(odr PROPERTIES ENVIRONMENT "${MOE_TEST_ENVIRONMENT}")
 add_test(NAME odr.tags COMMAND ${CMAKE_COMMAND} -D COMPILER=${CMAKE_CXX_COMPILER}
     -D INCLUDE=${PROJECT_SOURCE_DIR}/include -D X86=${moe_has_avx2_flags}
     -P ${CMAKE_CURRENT_SOURCE_DIR}/odr/tags.cmake)
+
+# A program of another kind: no exceptions, no type information, errors in its own hands.
+add_executable(moe_no_exceptions_test odr/no_exceptions.cpp)
+target_link_libraries(moe_no_exceptions_test PRIVATE moe_developer)
+target_compile_options(moe_no_exceptions_test PRIVATE -fno-exceptions -fno-rtti)
+add_test(NAME no_exceptions COMMAND moe_no_exceptions_test)
+set_tests_properties(no_exceptions PROPERTIES ENVIRONMENT "${MOE_TEST_ENVIRONMENT}")
