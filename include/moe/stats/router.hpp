@@ -4,16 +4,19 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <limits>
 #include <span>
 #include <vector>
 
-#include <moe/core/views.hpp>
+#include <Eigen/Core>
+
 #include <moe/core/context.hpp>
 #include <moe/core/error.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/routing.hpp>
 #include <moe/core/types.hpp>
+#include <moe/core/views.hpp>
 #include <moe/core/workspace.hpp>
 #include <moe/kernels/dispatch.hpp>
 #include <moe/losses/entropy.hpp>
@@ -22,16 +25,20 @@ namespace moe::inline MOE_ABI {
 
 /// How sure the router is. Means over no tokens are 0.
 struct RouterStats {
-    /// Mean entropy of softmax(logits), in nats: over tokens without NaN and not all -inf.
+    /// Mean of -sum p log p, p = softmax(logits), in nats: 0 to log L. Over tokens whose softmax is
+    /// defined: no NaN, no +inf, not all -inf.
     double entropy = 0;
     /// Mean distance of the lowest selected logit to the highest that was not selected. Negative
     /// where something else than the logits decided: a selection bias, noise, groups. Over tokens
     /// where both are finite; 0 if logits are not one per expert.
     double margin = 0;
-    double nan_fraction = 0;  ///< of tokens with a NaN among their logits
-    double weight_sum =
-        0;  ///< mean sum of the weights that are computed with, over tokens with any
-    double null_fraction = 0;  ///< of assignments that reach an expert: to null experts
+    /// Tokens with a NaN among their logits, of all.
+    double nan_fraction = 0;
+    /// Mean sum of the combine weights of assignments that are not dropped, over tokens with any;
+    /// NaN if one of them is.
+    double weight_sum = 0;
+    /// Assignments to null experts, of those that are not dropped.
+    double null_fraction = 0;
 };
 
 namespace detail {
@@ -58,7 +65,9 @@ inline double mean_or_zero(double sum, Index count) {
 
 }  // namespace detail
 
-/// @param logits   [T, L]
+/// Measures one batch. Cost: a softmax of every row and O(T E + N).
+///
+/// @param logits   [T, L] of float or double, row-major
 /// @param routing  of the same tokens; dropped assignments count as selected in the margin only
 /// @param facts    [E] says which experts are null; empty: none is
 /// @throws std::invalid_argument if extents differ
@@ -85,9 +94,7 @@ RouterStats router_stats(const Eigen::DenseBase<X>& logits, const Routing& routi
         const S* row = z.data() + t * z.outerStride();
         const bool has_nan = std::any_of(row, row + cols, [](S x) { return std::isnan(x); });
         with_nan += has_nan ? 1 : 0;
-        const bool has_any =
-            std::any_of(row, row + cols, [](S x) { return !std::isinf(x) || x > 0; });
-        if (!has_nan && has_any) {
+        if (!has_nan && cols > 0 && std::isfinite(*std::max_element(row, row + cols))) {
             entropy +=
                 static_cast<double>(detail::softmax_entropy(kernels<S>(), cols, row, p, p + cols));
             ++scored;
@@ -117,6 +124,7 @@ RouterStats router_stats(const Eigen::DenseBase<X>& logits, const Routing& routi
 }
 
 /// Of the batch that `ws` holds.
+/// @throws std::logic_error if it holds none
 template <class S>
 RouterStats router_stats(const Workspace<S>& ws) {
     return router_stats(ws.logits(), ws.routing(), ws.context().experts);
