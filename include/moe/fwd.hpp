@@ -86,6 +86,8 @@ class TopKModule;
 struct TopP;
 template <class S>
 class TopPModule;
+template <class S, class Inner>
+struct GateWrapper;
 enum class Score;
 enum class Normalize;
 enum class Placement;
