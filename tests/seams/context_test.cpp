@@ -216,7 +216,7 @@ TEST(LogitOffset, IsAddedForEveryTokenAndHasAGradient) {
     seams::expect_parameter_gradients(loss, layer, grad, options);
 }
 
-TEST(GateMultiplier, ScalesWeightsLastAndHasAGradient) {
+TEST(GateMultiplier, ScalesWhatExpertsReturnAndHasAGradient) {
     for (const moe::Normalize normalize : {moe::Normalize::plain, moe::Normalize::none}) {
         Layer layer = make(moe::TopK{.k = 2, .normalize = normalize});
         std::vector<double> multiplier{0.5, 2, -1, 0}, dmultiplier(experts, 0);
@@ -233,10 +233,16 @@ TEST(GateMultiplier, ScalesWeightsLastAndHasAGradient) {
         for (Index a = 0; a < plain.routing().num_assignments(); ++a) {
             const auto& without = plain.routing().assignments()[static_cast<std::size_t>(a)];
             const auto& with = ws.routing().assignments()[static_cast<std::size_t>(a)];
-            EXPECT_EQ(with.expert, without.expert);
-            EXPECT_DOUBLE_EQ(with.weight,
-                             without.weight * multiplier[static_cast<std::size_t>(with.expert)]);
+            EXPECT_EQ(with, without);  // the routing keeps the gate's own weights
         }
+        Matrix<double> expected(tokens, dim);
+        for (Index a = 0; a < plain.routing().num_assignments(); ++a) {
+            const auto& own = plain.routing().assignments()[static_cast<std::size_t>(a)];
+            plain.edit_routing().set_weight(
+                a, own.weight * multiplier[static_cast<std::size_t>(own.expert)]);
+        }
+        layer.apply(x, expected, plain);
+        EXPECT_TRUE(moe::testing::same_bits(y, expected));
         const auto options = seams::options(seams::SameChoices(ws));
         Layer grad = moe::zeros_like(layer);
         layer.backward(x, upstream(), dx, grad, ws, context);

@@ -101,6 +101,7 @@ public:
         if (!scratch_ || !scratch_values_.holds_all_of(all_)) {
             scratch_.emplace(part);
             if constexpr (requires { scratch_->own_gradients(); }) scratch_->own_gradients();
+            scratch_values_.list(*scratch_);
         }
         exchange([](auto* mine, auto* theirs, Index size) {
             if (theirs != nullptr)
