@@ -8,12 +8,12 @@
 #include <span>
 #include <vector>
 
-#include <moe/core/views.hpp>
 #include <moe/core/context.hpp>
 #include <moe/core/error.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/routing.hpp>
 #include <moe/core/types.hpp>
+#include <moe/core/views.hpp>
 #include <moe/core/workspace.hpp>
 #include <moe/kernels/dispatch.hpp>
 #include <moe/losses/entropy.hpp>
@@ -22,15 +22,18 @@ namespace moe::inline MOE_ABI {
 
 /// How sure the router is. Means over no tokens are 0.
 struct RouterStats {
-    /// Mean entropy of softmax(logits), in nats: over tokens without NaN and not all -inf.
+    /// Mean entropy of softmax(logits), in nats: over tokens whose softmax is defined, that is
+    /// without a NaN or +inf and not all -inf.
     double entropy = 0;
     /// Mean distance of the lowest selected logit to the highest that was not selected. Negative
     /// where something else than the logits decided: a selection bias, noise, groups. Over tokens
     /// where both are finite; 0 if logits are not one per expert.
     double margin = 0;
-    double nan_fraction = 0;  ///< of tokens with a NaN among their logits
-    double weight_sum =
-        0;  ///< mean sum of the weights that are computed with, over tokens with any
+    /// Of tokens with a NaN or +inf among their logits: their softmax is NaN.
+    double nan_fraction = 0;
+    /// Mean sum of the factors on the experts' sides, weight * input_weight of what reaches its
+    /// expert, over tokens with any.
+    double weight_sum = 0;
     double null_fraction = 0;  ///< of assignments that reach an expert: to null experts
 };
 
@@ -82,12 +85,13 @@ RouterStats router_stats(const Eigen::DenseBase<X>& logits, const Routing& routi
     double entropy = 0, margin = 0, weights = 0;
     Index scored = 0, with_margin = 0, with_nan = 0, weighted = 0, null = 0;
     for (Index t = 0; t < tokens; ++t) {
-        const S* row = z.data() + t * z.outerStride();
+        const S* row = row_data(z, t);
         const bool has_nan = std::any_of(row, row + cols, [](S x) { return std::isnan(x); });
-        with_nan += has_nan ? 1 : 0;
-        const bool has_any =
-            std::any_of(row, row + cols, [](S x) { return !std::isinf(x) || x > 0; });
-        if (!has_nan && has_any) {
+        const bool is_undefined =
+            has_nan || std::find(row, row + cols, std::numeric_limits<S>::infinity()) != row + cols;
+        with_nan += is_undefined ? 1 : 0;
+        const bool has_any = std::any_of(row, row + cols, [](S x) { return std::isfinite(x); });
+        if (!is_undefined && has_any) {
             entropy +=
                 static_cast<double>(detail::softmax_entropy(kernels<S>(), cols, row, p, p + cols));
             ++scored;
@@ -104,7 +108,7 @@ RouterStats router_stats(const Eigen::DenseBase<X>& logits, const Routing& routi
         for (const Assignment& a : slots) {
             if (a.dropped != Dropped::no) continue;
             has_weight = true;
-            weights += a.weight;
+            weights = std::fma(a.weight, a.input_weight, weights);
             null += !facts.empty() && facts[static_cast<std::size_t>(a.expert)].is_null ? 1 : 0;
         }
         weighted += has_weight ? 1 : 0;
