@@ -19,10 +19,15 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/package/moe-config-versio
 install(FILES ${PROJECT_BINARY_DIR}/package/moe-config.cmake
     ${PROJECT_BINARY_DIR}/package/moe-config-version.cmake DESTINATION ${package_dir})
 
-# ${pcfiledir} is where pkg-config finds the file: a moved prefix keeps working.
-file(RELATIVE_PATH prefix_from_pc
-    /p/${CMAKE_INSTALL_DATADIR}/pkgconfig /p)
-string(REGEX REPLACE "/$" "" prefix_from_pc "${prefix_from_pc}")
+# ${pcfiledir} is where pkg-config finds the file: a moved prefix keeps working, unless a folder is
+# given as an absolute path, which stays as it is.
+set(pc_prefix ${CMAKE_INSTALL_PREFIX})
+if(NOT IS_ABSOLUTE "${CMAKE_INSTALL_DATADIR}")
+    file(RELATIVE_PATH pc_prefix /p/${CMAKE_INSTALL_DATADIR}/pkgconfig /p)
+    string(REGEX REPLACE "/$" "" pc_prefix "\${pcfiledir}/${pc_prefix}")
+endif()
+set(pc_includedir "\${prefix}")
+cmake_path(APPEND pc_includedir "${CMAKE_INSTALL_INCLUDEDIR}")
 configure_file(${CMAKE_CURRENT_LIST_DIR}/moe.pc.in ${PROJECT_BINARY_DIR}/package/moe.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/package/moe.pc DESTINATION ${CMAKE_INSTALL_DATADIR}/pkgconfig)
 

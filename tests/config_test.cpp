@@ -23,34 +23,6 @@ TEST(Config, TheVersionIsThreeNumbers) {
         << tag;
 }
 
-TEST(Config, NamesDifferWhereverCodeDiffers) {
-    std::string expected =
-        "v" MOE_TEST_TEXT(MOE_VERSION_MAJOR) "_" MOE_TEST_TEXT(MOE_VERSION_MINOR);
-#if defined(__AVX512F__)
-    expected += "_avx512";
-#elif defined(__AVX2__)
-    expected += "_avx2";
-#else
-    expected += "_base";
-#endif
-#if defined(_OPENMP)
-    expected += "_omp";
-#else
-    expected += "_std";
-#endif
-#if defined(NDEBUG)
-    expected += "_release";
-#else
-    expected += "_checked";
-#endif
-#if defined(__cpp_exceptions)
-    expected += "_throws";
-#else
-    expected += "_aborts";
-#endif
-    EXPECT_EQ(tag, expected);
-}
-
 TEST(Config, TheTagIsInvisibleToUsers) {
     [[maybe_unused]] const moe::OfThisConfiguration short_name;
     const moe::MOE_ABI::OfThisConfiguration& same = short_name;

@@ -78,6 +78,15 @@ TEST(Frozen, GivesTheSameRoutingAndLogits) {
     EXPECT_TRUE(same_bits(again, y));
 }
 
+TEST(Frozen, HasAsManyParametersAsTheLayer) {
+    auto layer = moe::Layer{moe::Config{.model_dim = 8}, moe::LinearRouter{}, moe::TopK{.k = 1},
+                            moe::Swiglu{.count = 3, .ffn_dim = 4}, moe::Constant{}};
+    const moe::Index count = moe::num_parameters(layer);
+    EXPECT_EQ(count, 4 * 8 + 3 * 3 * 4 * 8 + 3 * 8);
+    EXPECT_EQ(moe::num_parameters(moe::freeze(layer)), count);
+    EXPECT_EQ(moe::num_parameters(moe::freeze(std::move(layer))), count);
+}
+
 TEST(Frozen, DoesNotFollowTheLayer) {
     Layer layer = make();
     const Matrix<float> before = layer(batch());

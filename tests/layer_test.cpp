@@ -332,12 +332,12 @@ TEST_F(Errors, SayWhichMatrixHasWhichShape) {
               "moe::Layer::forward: x has 7 columns, model_dim is 8");
     Matrix<float> wide(5, 8), few(4, 6);
     EXPECT_EQ(message([&] { layer.forward(x, wide, ws); }),
-              "moe::Layer::apply: y is [5, 8], it must be [5, 6]");
+              "moe::Layer::forward: y is [5, 8], it must be [5, 6]");
     EXPECT_EQ(message([&] { layer.forward(x, few, ws); }),
-              "moe::Layer::apply: y is [4, 6], it must be [5, 6]");
+              "moe::Layer::forward: y is [4, 6], it must be [5, 6]");
     layer.forward(x, y, ws);
     EXPECT_EQ(message([&] { layer.backward(x, few, dx, grad, ws); }),
-              "moe::Layer::apply: dy is [4, 6], it must be [5, 6]");
+              "moe::Layer::backward: dy is [4, 6], it must be [5, 6]");
     Matrix<float> small(5, 7);
     EXPECT_EQ(message([&] { layer.backward(x, dy, small, grad, ws); }),
               "moe::Layer::backward: dx is [5, 7], it must be [5, 8]");

@@ -20,13 +20,19 @@ class FrozenLayer {
 public:
     using Scalar = S;
 
-    FrozenLayer(const Config& config, const R& router, const G& gate, std::tuple<Groups...> groups)
-        : bank_(config, std::move(groups)), head_(config, router, gate, bank_.facts()) {}
+    /// @param num_parameters  of the layer that was frozen
+    FrozenLayer(const Config& config, const R& router, const G& gate, std::tuple<Groups...> groups,
+                Index num_parameters)
+        : bank_(config, std::move(groups)),
+          head_(config, router, gate, bank_.facts()),
+          num_parameters_(num_parameters) {}
 
     const Config& config() const { return bank_.config(); }
     Index model_dim() const { return config().model_dim; }
     Index output_dim() const { return bank_.output_dim(); }
     Index num_experts() const { return bank_.num_experts(); }
+    /// Of the layer that was frozen.
+    Index num_parameters() const { return num_parameters_; }
     const Head<S, R, G>& head() const { return head_; }
     const Bank<S, Groups...>& bank() const { return bank_; }
 
@@ -92,14 +98,20 @@ private:
 
     Bank<S, Groups...> bank_;
     Head<S, R, G> head_;
+    Index num_parameters_;
 };
+
+template <class S, class R, class G, class... Groups>
+Index num_parameters(const FrozenLayer<S, R, G, Groups...>& layer) {
+    return layer.num_parameters();
+}
 
 namespace detail {
 
 template <class S, class R, class G, class... Groups>
 FrozenLayer<S, R, G, Groups...> make_frozen(const Config& config, const R& router, const G& gate,
-                                            std::tuple<Groups...> groups) {
-    return FrozenLayer<S, R, G, Groups...>(config, router, gate, std::move(groups));
+                                            std::tuple<Groups...> groups, Index num_parameters) {
+    return FrozenLayer<S, R, G, Groups...>(config, router, gate, std::move(groups), num_parameters);
 }
 
 }  // namespace detail
@@ -114,7 +126,8 @@ auto freeze(const Layer<S, R, G, Groups...>& layer, const FreezeOptions& options
             return detail::make_frozen<S>(
                 layer.config(), detail::frozen(layer.router(), options), layer.gate(),
                 std::tuple<detail::frozen_t<std::remove_cvref_t<decltype(groups)>>...>(
-                    detail::frozen(groups, options)...));
+                    detail::frozen(groups, options)...),
+                num_parameters(layer));
         },
         layer.bank().groups());
 }
@@ -124,6 +137,7 @@ auto freeze(const Layer<S, R, G, Groups...>& layer, const FreezeOptions& options
 template <class S, class R, class G, class... Groups>
 auto freeze(Layer<S, R, G, Groups...>&& layer, const FreezeOptions& options = {}) {
     const Config config = layer.config();
+    const Index count = num_parameters(layer);
     auto router = detail::frozen(layer.router(), options);
     auto gate = std::move(layer.gate());
     const auto consume = [&options](auto& group) {
@@ -136,7 +150,7 @@ auto freeze(Layer<S, R, G, Groups...>&& layer, const FreezeOptions& options = {}
                 consume(groups)...};  // braces: left to right
         },
         layer.bank().groups());
-    return detail::make_frozen<S>(config, router, gate, std::move(packed));
+    return detail::make_frozen<S>(config, router, gate, std::move(packed), count);
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -2,11 +2,13 @@
 #ifndef MOE_FWD_HPP
 #define MOE_FWD_HPP
 
+#include <cstddef>
 #include <cstdint>
 
 #include <moe/config.hpp>
 
-/// Names of the public types, for headers that only mention them.
+/// Names of the public types, for headers that only mention them. Aliases of Eigen's types (Index,
+/// Matrix, In, Out, View, ...) are in core/types.hpp, which costs Eigen/Core.
 namespace moe::inline MOE_ABI {
 
 // What a layer is made of
@@ -22,8 +24,10 @@ template <class S, class R, class G, class... Groups>
 class FrozenLayer;
 template <class S>
 class AnyLayer;
-struct FreezeOptions;
 struct NoGradient;
+enum class Storage;
+enum class Compute;
+struct FreezeOptions;
 
 // What a call is given and leaves behind
 struct Context;
@@ -37,7 +41,11 @@ class WorkspaceBase;
 template <class S>
 class Workspace;
 template <class S>
+struct Routed;
+template <class S>
 struct Call;
+template <class T>
+class Buffer;
 struct Assignment;
 enum class Dropped : std::uint8_t;
 class Routing;
@@ -51,6 +59,7 @@ struct RowGradients;
 // Who runs it
 template <class>
 class FunctionRef;
+using TaskRef = FunctionRef<void(std::ptrdiff_t task, int worker)>;
 class Executor;
 class SerialExecutor;
 class OpenMpExecutor;
@@ -67,7 +76,7 @@ struct WeightView;
 class Random;
 class CounterRandom;
 
-// Routers, gates, experts
+// Routers and gates
 struct LinearRouter;
 template <class S>
 class LinearRouterModule;
@@ -77,41 +86,92 @@ class TopKModule;
 struct TopP;
 template <class S>
 class TopPModule;
+template <class S, class Inner>
+struct GateWrapper;
+enum class Score;
+enum class Normalize;
+enum class Placement;
+enum class TieBreak;
+enum class GroupScore;
+enum class GroupMask;
+struct SignUpdate;
+struct ProportionalUpdate;
+
+// Experts
 struct Swiglu;
 struct Mlp;
+enum class Activation;
+struct FeedForwardShape;
 template <class S>
 class FeedForwardModule;
 template <class S>
 class PackedFeedForward;
 struct Zero;
+template <class S>
+struct ZeroModule;
 struct Null;
+template <class S>
+struct NullModule;
 struct Copy;
+template <class S>
+struct CopyModule;
 struct Constant;
+template <class S>
+struct ConstantModule;
 enum class SharedGate;
-template <class Recipe>
+template <class Experts>
 struct Shared;
+template <class S, class Group>
+class SharedModule;
+template <class E>
+struct Each;
+template <class S, class E>
+class EachModule;
 
-// Losses, statistics, files
+// Losses and statistics
 struct Loss;
 struct LoadBalance;
+class LoadSum;
 struct LoadStats;
 struct RouterStats;
+struct MemoryBudget;
+struct ReportOptions;
+struct Color;
+
+struct HeatMapOptions;
+struct HeatMapPanel;
+
+// Files
 class FormatError;
+struct SafetensorsLimits;
 class SafetensorsView;
 class SafetensorsWriter;
+struct TensorView;
+class Extents;
 
 // Kernels
-enum class Activation;
 enum class Isa;
+class ScopedIsa;
 template <class S>
 struct KernelTable;
 template <class S>
 struct Strided;
 template <class S>
+struct Panels;
+template <class S>
 struct Operand;
 template <class S>
 class PackedMatrix;
 
+namespace testing {
+
+struct Comparison;
+struct CompareOptions;
+struct GradientComparison;
+struct GradientOptions;
+struct ModuleOptions;
+
+}  // namespace testing
 }  // namespace moe::inline MOE_ABI
 
 #endif  // MOE_FWD_HPP

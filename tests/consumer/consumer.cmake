@@ -2,8 +2,8 @@
 # Projects that use moe the way others do, each configured, built and run from nothing. See run.cmake.
 set(cases find_package)
 if("consumers" IN_LIST MOE_TEST_PARTS)
-    set(cases find_package find_package_without_openmp moved_prefix pkg_config wrong_version
-        add_subdirectory fetch_content fetch_content_twice include_path eigen_as_subproject)
+    set(cases find_package find_package_without_openmp moved_prefix pkg_config
+        pkg_config_absolute wrong_version add_subdirectory fetch_content fetch_content_twice include_path eigen_as_subproject)
 endif()
 foreach(case IN LISTS cases)
     add_test(NAME consumer.${case} COMMAND ${CMAKE_COMMAND}

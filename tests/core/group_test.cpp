@@ -58,12 +58,6 @@ TEST(Group, ScatterKeepsTheOrderOfRowsForEveryTarget) {
     }
 }
 
-TEST(Group, FindsRowsOfStridedMatrices) {
-    moe::Matrix<float> wide(3, 8);
-    auto block = wide.middleCols(2, 3);
-    EXPECT_EQ(moe::detail::row_data(block, 2), &wide(2, 2));
-}
-
 TEST(Group, RefusesAGroupOfNone) {
     EXPECT_NO_THROW(moe::detail::check_count("moe::Zero", 1));
     try {

@@ -317,6 +317,14 @@ TEST(ForEachParameter, MatchesByNameNotByPlace) {
     moe::for_each_parameter(layer, nothing_wanted, [](auto, auto, auto) { FAIL(); });
 }
 
+TEST(SetZero, ClearsEveryGradient) {
+    Sparse grad{Parameter<float>(1, 2), Parameter<float>(2, 2), {}};
+    for (Parameter<float>* p : {&grad.a, &grad.b}) p->view().setConstant(3);
+    moe::set_zero(grad);
+    EXPECT_EQ(grad.a.view().norm(), 0);
+    EXPECT_EQ(grad.b.view().norm(), 0);
+}
+
 TEST(ForEachState, VisitsStateOnly) {
     Layer layer;
     Names names;

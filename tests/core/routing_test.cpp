@@ -357,4 +357,33 @@ TEST(WeightGradients, AreReadByAssignment) {
     EXPECT_TRUE(gradients.input.empty());
 }
 
+TEST(Routing, ATokenGoesToAnExpertOnce) {
+    Routing routing;
+    routing.reset(3, 4);
+    routing.add(1, 2), routing.add(0, 2), routing.add(1, 0), routing.add(1, 2);
+    EXPECT_EQ(message([&] { routing.group(); }),
+              "moe::Routing::group: token 1 goes to expert 2 twice; add it once, with the sum of the "
+              "weights");
+    routing.reset(3, 4);
+    routing.add(1, 2), routing.add(1, 0), routing.add(1, 2);
+    routing.set_dropped(2, Dropped::capacity);  // what is dropped goes nowhere
+    EXPECT_NO_THROW(routing.group());
+    EXPECT_EQ(routing.of(1).size(), 3u);
+}
+
+TEST(Routing, ErasesWhatAConditionNames) {
+    Routing routing;
+    routing.reset(3, 4);
+    routing.add(0, 2, 0.5), routing.add(0, 1, 0.25), routing.add(2, 2, 1);
+    routing.group();
+    routing.erase_if([](const moe::Assignment&) { return false; });
+    EXPECT_EQ(routing.num_kept(), 3);  // nothing went, so it is still sorted
+    routing.erase_if([](const moe::Assignment& a) { return a.expert == 2; });
+    routing.group();
+    ASSERT_EQ(routing.num_assignments(), 1);
+    EXPECT_EQ(routing.of(0)[0].expert, 1);
+    EXPECT_EQ(routing.of(0)[0].slot, 0);
+    EXPECT_TRUE(routing.tokens_of(2).empty());
+}
+
 }  // namespace

@@ -6,7 +6,9 @@
 using Bits = std::vector<std::uint32_t>;
 
 Bits bits_of_baseline();
+Bits bits_of_extern();
 #ifdef MOE_TEST_X86
+Bits bits_of_avx();
 Bits bits_of_avx2();
 Bits bits_of_native();
 #endif
@@ -34,7 +36,10 @@ int main() {
         return 1;
     }
     expect_same("baseline", bits_of_baseline(), want);
+    expect_same("extern", bits_of_extern(), want);
 #ifdef MOE_TEST_X86
+    if (__builtin_cpu_supports("avx") && __builtin_cpu_supports("fma"))
+        expect_same("avx", bits_of_avx(), want);
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         expect_same("avx2", bits_of_avx2(), want);
     expect_same("native", bits_of_native(), want);

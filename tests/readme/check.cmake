@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 # cmake -D SOURCE=… -D VERSION=major.minor -P check.cmake
-# What README.md says is true: its programs are those of examples/, its commands and files exist.
+# What README.md says is true: its programs are those of examples/ and of this folder, all of which are
+# built and run, and its commands and files exist.
 cmake_minimum_required(VERSION 3.21)
 
 include(${CMAKE_CURRENT_LIST_DIR}/command.cmake)
@@ -9,8 +10,9 @@ set(problems "")
 file(READ ${SOURCE}/README.md readme)
 file(READ ${SOURCE}/CMakePresets.json presets)
 
-# ---- each C++ block stands in an example, white space aside --------------------------------------
-file(GLOB_RECURSE files ${SOURCE}/examples/*.cpp ${SOURCE}/examples/*.hpp)
+# ---- each C++ block stands in a program, white space aside -----------------------------------------
+file(GLOB_RECURSE files ${SOURCE}/examples/*.cpp ${SOURCE}/examples/*.hpp
+    ${CMAKE_CURRENT_LIST_DIR}/*.cpp)
 set(examples "")
 foreach(file IN LISTS files)
     file(READ ${file} text)
@@ -32,7 +34,7 @@ while(TRUE)
     string(REGEX REPLACE "[ \t\r\n]+" "" squeezed "${block}")
     string(FIND "${examples}" "${squeezed}" position)
     if(position EQUAL -1)
-        string(APPEND problems "no file in examples/ holds this program:\n${block}\n")
+        string(APPEND problems "no file in examples/ or tests/readme/ holds this program:\n${block}\n")
     endif()
     math(EXPR blocks "${blocks} + 1")
 endwhile()
@@ -120,4 +122,4 @@ endforeach()
 if(problems)
     message(FATAL_ERROR "README.md:\n${problems}")
 endif()
-message(STATUS "${blocks} programs found in examples/")
+message(STATUS "${blocks} programs found")

@@ -118,6 +118,16 @@ TEST(RouterStats, AreZeroWithoutTokens) {
     EXPECT_EQ(stats.null_fraction, 0);
 }
 
+TEST(RouterStats, LeaveRowsWithoutASoftmaxOutOfTheEntropy) {
+    Matrix<float> logits = Matrix<float>::Zero(3, 2);
+    logits(0, 1) = std::numeric_limits<float>::infinity();
+    logits.row(1).setConstant(-std::numeric_limits<float>::infinity());
+    Routing routing;
+    routing.reset(3, 2);
+    routing.group();
+    EXPECT_NEAR(moe::router_stats(logits, routing).entropy, std::log(2.0), 1e-6);
+}
+
 TEST(RouterStats, HaveNoMarginWhereLogitsAreNotExperts) {
     const Matrix<float> logits = Matrix<float>::Zero(2, 5);
     Routing routing;

@@ -203,6 +203,15 @@ Layer zeros_like(const Layer& layer) {
     return zeros_like(layer, [](std::string_view) { return true; });
 }
 
+/// Sets every value of a gradient to zero, for the next batch. Gradients are added to, so several
+/// batches may come between.
+template <class Layer>
+void set_zero(Layer& grad) {
+    visit_parameters(grad, [](std::string_view, auto& matrix, Role) {
+        std::fill_n(matrix.data(), matrix.size(), detail::scalar_of<decltype(matrix)>(0));
+    });
+}
+
 /// Number of trainable and frozen values.
 template <class Layer>
 Index num_parameters(const Layer& layer) {
@@ -242,8 +251,9 @@ void copy_parameters(std::span<const typename Layer::Scalar> values, Layer& laye
 
 /// Moves all trainable and frozen values into `memory`, one after the other in visiting order,
 /// where the layer reads and writes them from now on. `memory` must outlive the layer; copies of
-/// the layer have memory of their own. Call it on a gradient too and one loop over two spans is an
-/// optimiser.
+/// the layer have memory of their own, and so has the layer after another was assigned to it. Call it
+/// on a gradient too and one loop over two spans is an optimiser; a gradient some of whose matrices
+/// are not wanted is shorter than the layer.
 /// @throws std::invalid_argument unless memory.size() is num_parameters(layer), or if a parameter
 ///         is not a moe::Parameter (an Eigen matrix cannot live in foreign memory)
 template <class Layer>

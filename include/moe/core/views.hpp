@@ -35,8 +35,23 @@ Eigen::Ref<const Matrix<S>> readable(const Eigen::DenseBase<Derived>& x) {
     return Eigen::Ref<const Matrix<S>>(x.derived());
 }
 
+template <class X>
+concept IsMatrix = std::is_base_of_v<Eigen::DenseBase<std::remove_cvref_t<X>>, std::remove_cvref_t<X>>;
+
+/// Does not compile: what is no matrix has no rows.
+template <class S, class X>
+    requires(!IsMatrix<X>)
+Eigen::Ref<const Matrix<S>> readable(const X&) {
+    static_assert(IsMatrix<X>,
+                  "moe: a batch is a matrix with one token per row; view memory as one: "
+                  "Eigen::Map<const moe::Matrix<float>>(pointer, tokens, dim)");
+}
+
 template <class S, class Y>
 Eigen::Ref<Matrix<S>> writable(Y&& y) {
+    static_assert(IsMatrix<Y>,
+                  "moe: a batch is a matrix with one token per row; view memory as one: "
+                  "Eigen::Map<moe::Matrix<float>>(pointer, tokens, dim)");
     using Plain = std::remove_cvref_t<Y>;
     static_assert(std::is_same_v<typename Plain::Scalar, S>,
                   "moe: the matrix has another scalar than the layer; use make_layer<double>");

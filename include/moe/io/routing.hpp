@@ -2,7 +2,6 @@
 #ifndef MOE_IO_ROUTING_HPP
 #define MOE_IO_ROUTING_HPP
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -23,16 +22,20 @@ namespace moe::inline MOE_ABI {
 
 /// A routing as tensors of a safetensors file, names behind a prefix:
 ///
-///     header         [3]      I64  version (1), T, E
-///     token_offsets  [T + 1]  I64  assignments of token t: [token_offsets[t], token_offsets[t +
-///     1]) expert         [N]      I32  slots in order within a token weight         [N]      F64
-///     input_weight   [N]      F64
-///     dropped        [N]      U8   0 no, 1 capacity, 2 pruned
-///     load           [E]      I64  assignments that reach each expert
+///     name           shape    dtype  holds
+///
+///     header         [3]      I64    the version, which is 1; T; E
+///     token_offsets  [T + 1]  I64    number of each token's first assignment; N at the end
+///     expert         [N]      I32    in order of the tokens, within a token in order of the slots
+///     weight         [N]      F64    combine weight
+///     input_weight   [N]      F64    what the expert's input is multiplied by
+///     dropped        [N]      U8     0: no, 1: for capacity, 2: pruned
+///     load           [E]      I64    assignments that reach each expert, the dropped ones not
 ///
 /// Weights keep their bits, NaN included. Several routings (layers, steps) share a file under
 /// several prefixes.
 ///
+/// @param prefix   such as "layers.3.routing."; may be empty
 /// @param routing  grouped
 /// @throws std::logic_error if it is not; std::invalid_argument as SafetensorsWriter::add
 inline void add_routing(SafetensorsWriter& writer, std::string_view prefix,
@@ -149,7 +152,9 @@ inline Routing read_routing(const SafetensorsView& file, std::string_view prefix
     return detail::RoutingReader(file, prefix).read();
 }
 
-/// A routing as the bytes of a file of its own, for write_file().
+/// A routing as the bytes of a file of its own, for write_file(): the tensors of add_routing()
+/// behind the prefix "routing.", and "format": "moe.routing" in the metadata.
+/// @throws std::logic_error if it is not grouped
 inline std::vector<std::byte> save_routing(const Routing& routing) {
     SafetensorsWriter writer;
     writer.add_metadata("format", "moe.routing");

@@ -24,8 +24,8 @@ struct HeatMapOptions {
     std::string column_title{};                ///< what the columns are
     std::string value_title{};                 ///< what the colours are
     std::optional<double> low{};    ///< lightest colour; unset: the smallest finite value
-    std::optional<double> high{};   ///< darkest colour; unset: the largest
-    double cell = 0;                ///< side of a cell in pixels; 0: from the extents
+    std::optional<double> high{};   ///< darkest colour, >= low; unset: the largest finite value
+    double cell = 0;                ///< side of a cell in pixels, up to 1000; 0: from the extents
     std::optional<bool> numbers{};  ///< write values into cells; unset: where they fit
     Index panels_per_row = 0;       ///< 0: from the extents
 };
@@ -41,6 +41,7 @@ namespace detail {
 /// Values to colours, over the finite values of all panels.
 class HeatMapScale {
 public:
+    /// @throws std::invalid_argument if an end is not finite or low > high
     HeatMapScale(std::span<const HeatMapPanel> panels, const HeatMapOptions& options) {
         bool is_integral = true;
         for (const HeatMapPanel& panel : panels)
@@ -63,7 +64,8 @@ public:
                  ", it must be finite and low <= high");
     }
 
-    /// Where a value lies between low (0) and high (1); a scale of one value is all in the middle.
+    /// Where a value lies between low (0) and high (1), not clamped but for infinities; a scale of
+    /// one value is all in the middle. NaN stays NaN.
     double place(double value) const {
         if (low == high) return value < low ? 0 : value > high ? 1 : 0.5;
         if (std::isinf(value)) return value < 0 ? 0 : 1;

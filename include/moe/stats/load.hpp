@@ -3,6 +3,7 @@
 #define MOE_STATS_LOAD_HPP
 
 #include <cmath>
+#include <cstddef>
 #include <span>
 #include <vector>
 

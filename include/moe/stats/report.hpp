@@ -4,12 +4,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <ostream>
 #include <string>
 #include <vector>
 
 #include <moe/core/error.hpp>
 #include <moe/core/routing.hpp>
+#include <moe/core/types.hpp>
 #include <moe/core/workspace.hpp>
 #include <moe/stats/format.hpp>
 #include <moe/stats/load.hpp>
@@ -17,6 +19,7 @@
 
 namespace moe::inline MOE_ABI {
 
+/// How a report of the load looks.
 struct ReportOptions {
     Index width = 80;                  ///< columns of an expert's line, if names are short; >= 40
     bool ascii = false;                ///< bars of '#' and '-' instead of blocks
@@ -95,13 +98,16 @@ inline std::string load_bars(const LoadStats& load, const ReportOptions& options
 
 /// The load as text with bars, one line per expert.
 ///
-///     256 tokens, 4 experts, 2.00 experts per token, 3.1 % dropped
-///     busiest/mean 1.61, variation 0.47, entropy 0.934, busiest expert 2, 0 dead
+///     256 tokens, 4 experts, 1.94 experts per token, 3.1 % dropped
+///     busiest/mean 1.61, variation 0.39, entropy 0.948, busiest expert 2, 0 dead
 ///     expert  tokens    share
-///          0      91   18.3 %  ███████████████████▍        │
-///          2     200   40.3 %  ██████████████████████████████████████████▌░░░
+///          0      91   18.3 %  ██████████████████████▊        │
+///          1     130   26.2 %  ████████████████████████████████▌
+///          2     200   40.3 %  ██████████████████████████████████████████████████░░░░
+///          3      75   15.1 %  ██████████████████▊            │
 ///
-/// Full blocks are tokens, light blocks were dropped, the thin line is the mean load.
+/// Full blocks are tokens, light blocks were dropped, the thin line is the mean load. Variation is
+/// LoadStats::coefficient_of_variation, entropy normalized_entropy.
 /// @param load  dropped_per_expert may be empty: nothing was dropped
 /// @throws std::invalid_argument if options.names or dropped_per_expert has neither one entry per
 ///         expert nor none
@@ -126,6 +132,7 @@ inline std::string report(const LoadStats& load, const ReportOptions& options = 
     return text + detail::load_bars(load, options);
 }
 
+/// The same of a grouped routing.
 inline std::string report(const Routing& routing, const ReportOptions& options = {}) {
     return report(load_stats(routing), options);
 }
@@ -142,6 +149,7 @@ inline std::string report(const RouterStats& router) {
 }
 
 /// The batch that `ws` holds: load and router.
+/// @throws std::logic_error if it holds none; std::invalid_argument as for a load
 template <class S>
 std::string report(const Workspace<S>& ws, const ReportOptions& options = {}) {
     return report(load_stats(ws.routing(), ws.context()), options) + report(router_stats(ws));

@@ -4,9 +4,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <limits>
 #include <span>
 #include <vector>
+
+#include <Eigen/Core>
 
 #include <moe/core/context.hpp>
 #include <moe/core/error.hpp>
@@ -22,19 +25,20 @@ namespace moe::inline MOE_ABI {
 
 /// How sure the router is. Means over no tokens are 0.
 struct RouterStats {
-    /// Mean entropy of softmax(logits), in nats: over tokens whose softmax is defined, that is
-    /// without a NaN or +inf and not all -inf.
+    /// Mean of -sum p log p, p = softmax(logits), in nats: 0 to log L. Over tokens whose softmax is
+    /// defined: no NaN, no +inf, not all -inf.
     double entropy = 0;
     /// Mean distance of the lowest selected logit to the highest that was not selected. Negative
     /// where something else than the logits decided: a selection bias, noise, groups. Over tokens
     /// where both are finite; 0 if logits are not one per expert.
     double margin = 0;
-    /// Of tokens with a NaN or +inf among their logits: their softmax is NaN.
+    /// Tokens with a NaN or +inf among their logits, whose softmax is NaN, of all.
     double nan_fraction = 0;
-    /// Mean sum of the factors on the experts' sides, weight * input_weight of what reaches its
-    /// expert, over tokens with any.
+    /// Mean sum of weight * input_weight of assignments that are not dropped, over tokens with any;
+    /// NaN if one of them is.
     double weight_sum = 0;
-    double null_fraction = 0;  ///< of assignments that reach an expert: to null experts
+    /// Assignments to null experts, of those that are not dropped.
+    double null_fraction = 0;
 };
 
 namespace detail {
@@ -61,7 +65,9 @@ inline double mean_or_zero(double sum, Index count) {
 
 }  // namespace detail
 
-/// @param logits   [T, L]
+/// Measures one batch. Cost: a softmax of every row and O(T E + N).
+///
+/// @param logits   [T, L] of float or double, row-major
 /// @param routing  of the same tokens; dropped assignments count as selected in the margin only
 /// @param facts    [E] says which experts are null; empty: none is
 /// @throws std::invalid_argument if extents differ
@@ -121,6 +127,7 @@ RouterStats router_stats(const Eigen::DenseBase<X>& logits, const Routing& routi
 }
 
 /// Of the batch that `ws` holds.
+/// @throws std::logic_error if it holds none
 template <class S>
 RouterStats router_stats(const Workspace<S>& ws) {
     return router_stats(ws.logits(), ws.routing(), ws.context().experts);

@@ -4,9 +4,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <span>
 #include <string>
 #include <string_view>
+
+#include <Eigen/Core>
 
 #include <moe/core/error.hpp>
 #include <moe/core/types.hpp>
@@ -15,7 +18,6 @@
 #include <moe/stats/heat_map.hpp>
 
 namespace moe::inline MOE_ABI {
-
 namespace detail {
 
 /// A length in pixels: at most two digits after the point, none that are 0.
@@ -300,8 +302,9 @@ private:
 /// grey, infinities take the end colours, and pointing at a cell shows where it is and what it
 /// holds. Sizes follow from the data; the same input gives the same bytes.
 ///
-/// @throws std::invalid_argument if there is no panel or an empty one, if extents differ, or if
-///         labels are not one per row or column
+/// @throws std::invalid_argument if there is no panel or an empty one, if extents differ, if labels
+///         are not one per row or column, or if `low`, `high`, `cell` or `panels_per_row` is out of
+///         range
 inline std::string svg_heat_maps(std::span<const HeatMapPanel> panels,
                                  const HeatMapOptions& options = {}) {
     if (panels.empty()) detail::fail("moe::svg_heat_maps: there is no panel");
@@ -336,7 +339,8 @@ inline std::string svg_heat_maps(std::span<const HeatMapPanel> panels,
 ///     const std::string svg = svg_heat_map(logits, {.title = "Logits", .row_title = "token"});
 ///     write_file("logits.svg", std::as_bytes(std::span(svg)));
 ///
-/// @param values  [rows, columns] of float, double or integers
+/// @param values  [rows, columns] of any scalar that a double can hold; any storage order
+/// @throws std::invalid_argument as svg_heat_maps
 template <class Derived>
 std::string svg_heat_map(const Eigen::DenseBase<Derived>& values,
                          const HeatMapOptions& options = {}) {

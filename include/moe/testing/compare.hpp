@@ -3,7 +3,6 @@
 #define MOE_TESTING_COMPARE_HPP
 
 #include <bit>
-#include <charconv>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -111,12 +110,10 @@ auto tensor(const X& x) {
 /// The shortest decimal that reads back as the same number.
 template <class S>
 std::string digits(S value) {
-    if constexpr (std::is_arithmetic_v<S>) {
-        char buffer[64];
-        return {buffer, std::to_chars(buffer, buffer + sizeof buffer, value).ptr};
-    } else {
-        return digits(static_cast<float>(value));  // 16-bit floats
-    }
+    if constexpr (std::is_arithmetic_v<S>)
+        return moe::detail::text(value);
+    else
+        return moe::detail::text(static_cast<float>(value));  // 16-bit floats
 }
 
 /// The bits of a value, most significant first.

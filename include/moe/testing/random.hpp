@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <utility>
 
+#include <moe/core/random.hpp>
 #include <moe/core/types.hpp>
 
 /// Test data that are the same on every compiler, machine and run.
@@ -17,13 +18,10 @@ namespace testing {
 /// An odd multiple of 2^-22, so that float and double hold the same number. The bits are those of
 /// SplitMix64 at position `index` of the stream named by `seed`.
 inline double random_value(std::uint64_t seed, std::uint64_t index) {
-    const auto mix = [](std::uint64_t z) {
-        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-        return z ^ (z >> 31);
-    };
+    constexpr std::uint64_t golden = 0x9e3779b97f4a7c15u;  // which mix() adds before it mixes
     constexpr std::int64_t half = std::int64_t{1} << 22;
-    const std::uint64_t bits = mix(mix(seed + 1) + (index + 1) * 0x9e3779b97f4a7c15u);
+    const std::uint64_t stream = moe::detail::mix(seed + 1 - golden);
+    const std::uint64_t bits = moe::detail::mix(stream + index * golden);
     const auto k = static_cast<std::int64_t>(bits >> 42);  // [0, 2^22)
     return static_cast<double>(2 * k + 1 - half) / static_cast<double>(half);
 }

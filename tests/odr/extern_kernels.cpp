@@ -1,0 +1,4 @@
+// SPDX-License-Identifier: MIT
+#define MOE_EXTERN_KERNELS
+#define MOE_IMPLEMENT_KERNELS
+#include <moe/kernels/dispatch.hpp>
