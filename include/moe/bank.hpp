@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -192,6 +193,24 @@ public:
             if constexpr (requires { group.reserve(tokens, rows, ws.child(i)); })
                 group.reserve(tokens, rows, ws.child(i));
         });
+    }
+
+    /// Bytes of those rooms, for a call by `workers` threads. A group that does not say counts as 0.
+    Index workspace_bytes(Index tokens, Index assignments, Keep keep, int workers) const {
+        const std::size_t kept = keep == Keep::everything ? 1 : 0;
+        const auto size = [](Index count, std::size_t each) {
+            return detail::checked_product(count, static_cast<Index>(each));
+        };
+        Index bytes = size(assignments, (2 + 2 * kept) * sizeof(S) + sizeof(std::int64_t)) +
+                      size(tokens, (2 + kept) * sizeof(S) + sizeof(std::int32_t) +
+                                       sizeof(std::int64_t)) +
+                      size(sizeof...(Groups), sizeof(Index));
+        for_each_group([&](std::size_t, const auto& group) {
+            const Index rows = group.num_experts() > 0 ? assignments : tokens;
+            if constexpr (requires { group.workspace_bytes(tokens, rows, keep, workers); })
+                bytes += group.workspace_bytes(tokens, rows, keep, workers);
+        });
+        return bytes;
     }
 
     /// experts.<global number>.*, then shared.<number>.* of groups without routed experts

@@ -2,6 +2,8 @@
 #ifndef MOE_HEAD_HPP
 #define MOE_HEAD_HPP
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <span>
@@ -204,6 +206,27 @@ public:
             router_.reserve(tokens, assignments, of_router);
         if constexpr (requires { gate_.reserve(tokens, assignments, of_gate); })
             gate_.reserve(tokens, assignments, of_gate);
+    }
+
+    /// Bytes of those rooms, for a call by `workers` threads. A part that does not say counts as 0.
+    Index workspace_bytes(Index tokens, Index assignments, Keep keep, int workers) const {
+        const auto size = [](Index count, std::size_t each) {
+            return detail::checked_product(count, static_cast<Index>(each));
+        };
+        const Index experts = num_experts();
+        Index bytes = size(detail::checked_product(tokens, num_logits_), 2 * sizeof(S)) +
+                      size(experts, sizeof(ExpertFacts));
+        // As Routing::reserve: assignments twice, by expert once; offsets and a cursor.
+        bytes += size(assignments,
+                      2 * sizeof(Assignment) + sizeof(std::int32_t) + sizeof(Index)) +
+                 size(tokens + experts + std::max(tokens, experts) + 3, sizeof(Index));
+        if (keep == Keep::everything)  // dx, tokens
+            bytes += size(detail::checked_product(tokens, model_dim_), 2 * sizeof(S));
+        if constexpr (requires { router_.workspace_bytes(workers); })
+            bytes += router_.workspace_bytes(workers);
+        if constexpr (requires { gate_.workspace_bytes(tokens, workers); })
+            bytes += gate_.workspace_bytes(tokens, workers);
+        return bytes;
     }
 
     /// router.*, gate.*

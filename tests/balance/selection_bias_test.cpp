@@ -10,8 +10,11 @@
 
 #include <gtest/gtest.h>
 
+#include <moe/experts/mlp.hpp>
+#include <moe/experts/swiglu.hpp>
 #include <moe/gates/top_k.hpp>
-#include <moe/head.hpp>
+#include <moe/layer.hpp>
+#include <moe/routers/linear.hpp>
 #include <moe/testing/compare.hpp>
 #include <moe/testing/random.hpp>
 
@@ -80,6 +83,25 @@ TEST(SelectionBias, RefusesWhatIsNoLoad) {
         EXPECT_THROW(ProportionalUpdate{}.update(std::span(bias), load), std::invalid_argument);
     }
     EXPECT_EQ(bias, (std::vector<float>{0, 0}));
+}
+
+TEST(SelectionBias, RefusesARateThatIsNotFinite) {
+    std::vector<float> bias(2);
+    const std::vector<double> load{1, 3};
+    const double nan = std::numeric_limits<double>::quiet_NaN(),
+                 infinity = std::numeric_limits<double>::infinity();
+    for (const double rate : {nan, infinity, -infinity}) {
+        EXPECT_THROW(SignUpdate{.rate = rate}.update(std::span(bias), load), std::invalid_argument);
+        EXPECT_THROW(ProportionalUpdate{.rate = rate}.update(std::span(bias), load),
+                     std::invalid_argument);
+    }
+    EXPECT_EQ(bias, (std::vector<float>{0, 0}));
+    try {
+        SignUpdate{.rate = infinity}.update(std::span(bias), load);
+        FAIL();
+    } catch (const std::invalid_argument& error) {
+        EXPECT_STREQ(error.what(), "moe::SignUpdate: rate is inf, it must be finite");
+    }
 }
 
 /// Hands its input on as logits, so that a test says what they are.
@@ -160,6 +182,26 @@ TEST(SelectionBias, MovesByLoadsOfEveryKind) {
     EXPECT_EQ(head.gate().bias()(0, 0), -3 * u);
 }
 
+TEST(SelectionBias, MovesInAWholeLayer) {
+    moe::Layer layer{moe::Config{.model_dim = 6}, moe::LinearRouter{.bias = true},
+                     moe::TopK{.k = 1, .score = moe::Score::sigmoid, .selection_bias = true},
+                     moe::Swiglu{.count = 3, .ffn_dim = 4}, moe::Mlp{.ffn_dim = 4, .bias = true}};
+    // The router's bias and the experts' are not taken for it.
+    EXPECT_EQ(moe::selection_bias<float>(layer).data(), layer.gate().bias().data());
+    const Matrix<float> x = moe::testing::random_matrix<float>(20, 6, 1);
+    moe::Workspace<float> ws;
+    Matrix<float> y(20, 6);
+    layer.router().bias.view()(0, 2) = 9;  // all go there
+    layer.forward(x, y, ws);
+    ASSERT_EQ(ws.routing().tokens_of(2).size(), 20u);
+    moe::update_bias(layer, ws.routing(), SignUpdate{.rate = 0.5});
+    for (Index e = 0; e < 4; ++e) EXPECT_EQ(layer.gate().bias()(0, e), e == 2 ? -0.5F : 0.5F);
+    moe::update_bias(layer, ws.routing(), SignUpdate{.rate = 0.5});
+    layer.forward(x, y, ws);
+    EXPECT_TRUE(ws.routing().tokens_of(2).empty());
+    EXPECT_EQ(layer.router().bias.view()(0, 2), 9);
+}
+
 /// A controller of one's own: with state, and taking turns.
 struct EveryOther {
     int calls = 0;
@@ -191,7 +233,14 @@ struct TwoGates {
 
 TEST(SelectionBias, SaysWhenThereIsNoneOrSeveral) {
     Balanced without = balanced_head(false);
-    EXPECT_THROW(moe::update_bias(without, LoadSum(8), SignUpdate{}), std::invalid_argument);
+    try {
+        moe::update_bias(without, LoadSum(8), SignUpdate{});
+        FAIL();
+    } catch (const std::invalid_argument& error) {
+        EXPECT_STREQ(error.what(),
+                     "moe::selection_bias: the gate has none; build it with one, e.g. "
+                     "moe::TopK{.k = 2, .selection_bias = true}");
+    }
     TwoGates two;
     try {
         moe::update_bias(two, LoadSum(2), SignUpdate{});

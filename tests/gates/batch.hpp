@@ -8,6 +8,7 @@
 #include <vector>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/hooks.hpp>
 #include <moe/core/random.hpp>
 #include <moe/core/routing.hpp>
 #include <moe/core/workspace.hpp>
@@ -76,8 +77,7 @@ struct Batch {
                             std::span<const S> input = {}) {
         moe::Matrix<S> dlogits = moe::Matrix<S>::Zero(logits.rows(), logits.cols());
         Gate grad = gate;
-        moe::hooks::backward<S>(gate, logits, routing, {output, input}, dlogits, grad,
-                                            call());
+        moe::hooks::backward<S>(gate, logits, routing, {output, input}, dlogits, grad, call());
         return dlogits;
     }
 

@@ -158,11 +158,12 @@ TYPED_TEST(Ranking, WithoutTiesIsTheSameUnderEveryTieBreak) {
 
 template <class S>
 std::vector<S> limited(const moe::detail::GroupLimit& limit, const std::vector<S>& scores,
-                       std::vector<S> keys, Index k = 3) {
+                       std::vector<S> keys, Index k = 3,
+                       TieBreak tie_break = TieBreak::lower_index) {
     std::vector<S> values(scores.size());
     std::vector<moe::detail::Ranked<S>> scratch(scores.size());
-    limit.apply(static_cast<Index>(scores.size()), k, scores.data(), keys.data(),
-                TieBreak::lower_index, values.data(), scratch.data());
+    limit.apply(static_cast<Index>(scores.size()), k, scores.data(), keys.data(), tie_break,
+                values.data(), scratch.data());
     return keys;
 }
 
@@ -198,6 +199,28 @@ TEST(GroupLimit, CountsLiveExpertsOnlyAndKeepsNoDeadGroup) {
     moe::detail::GroupLimit one = limit;
     one.groups_kept = 1;
     EXPECT_EQ(limited(one, scores, scores), (std::vector<double>{dead, dead, dead, 3, dead, dead}));
+}
+
+TEST(GroupLimit, BreaksTiesOfGroupsAsItIsTold) {
+    const double dead = -infinity<double>;
+    const std::vector<double> scores(8, 1.0);
+    const moe::detail::GroupLimit limit{4, 2, GroupScore::top_two_sum, GroupMask::minus_infinity};
+    EXPECT_EQ(limited(limit, scores, scores),
+              (std::vector<double>{1, 1, 1, 1, dead, dead, dead, dead}));
+#if defined(__GLIBCXX__)  // of 4 equal groups torch takes the last 2
+    EXPECT_EQ(limited(limit, scores, scores, 3, TieBreak::torch_cpu),
+              (std::vector<double>{dead, dead, dead, dead, 1, 1, 1, 1}));
+#endif
+}
+
+TEST(GroupLimit, RanksAGroupWithANaNLastOrAsTorchFirst) {
+    const double dead = -infinity<double>;
+    const std::vector<double> scores{3, 3, nan<double>, 1, 2, 2};
+    const moe::detail::GroupLimit limit{3, 1, GroupScore::max, GroupMask::minus_infinity};
+    EXPECT_EQ(limited(limit, scores, {1, 2, 3, 4, 5, 6}),
+              (std::vector<double>{1, 2, dead, dead, dead, dead}));
+    EXPECT_EQ(limited(limit, scores, {1, 2, 3, 4, 5, 6}, 3, TieBreak::torch_cpu),
+              (std::vector<double>{dead, dead, 3, 4, dead, dead}));
 }
 
 TEST(GroupLimit, NeverRevivesADeadExpertWithAZero) {

@@ -160,12 +160,54 @@ TYPED_TEST(TopKGate, GivesTiesToTheLowerIndex) {
     EXPECT_EQ(tokens.experts_of(2), (Experts{0, 2, 3}));
 }
 
-#if defined(__GLIBCXX__)
-TYPED_TEST(TopKGate, GivesTiesToWhomTorchGivesThem) {
+TYPED_TEST(TopKGate, RanksLogitsWhereScoresTieUnlessItRanksAsTorch) {
     using S = TypeParam;
-    auto tokens = batch<S>(TopK{.k = 4, .tie_break = TieBreak::torch_cpu}, 8);
-    tokens.route(moe::Matrix<S>::Zero(1, 8));
-    EXPECT_EQ(tokens.experts_of(0), (Experts{6, 5, 4, 7}));
+    // Logits that fall while every score is that of 0.
+    const moe::Matrix<S> z = rows<S>({{8e-20, 7e-20, 6e-20, 5e-20, 4e-20, 3e-20, 2e-20, 1e-20}});
+    for (const Score score : {Score::softmax, Score::sigmoid, Score::sqrt_softplus, Score::raw,
+                              Score::softmax_of_selected})
+        for (const Index groups : {1, 4}) {
+            TopK recipe{
+                .k = 4, .score = score, .num_groups = groups, .groups_kept = groups == 1 ? 1 : 2};
+            auto tokens = batch<S>(recipe, 8);
+            tokens.route(z);
+            EXPECT_EQ(tokens.experts_of(0), (Experts{0, 1, 2, 3}));
+#if defined(__GLIBCXX__)
+            recipe.tie_break = TieBreak::torch_cpu;
+            auto as_torch = batch<S>(recipe, 8);
+            as_torch.route(z);
+            Experts experts = as_torch.experts_of(0);
+            if (score == Score::raw || score == Score::softmax_of_selected) {
+                EXPECT_EQ(experts, (Experts{0, 1, 2, 3}));
+            } else if (groups == 1) {
+                EXPECT_EQ(experts, (Experts{6, 5, 4, 7}));  // torch.topk of eight equal numbers
+            } else {
+                std::sort(experts.begin(), experts.end());
+                EXPECT_EQ(experts, (Experts{4, 5, 6, 7}));  // of its groups 2 and 3 of four
+            }
+#endif
+        }
+}
+
+#if defined(__GLIBCXX__)
+TYPED_TEST(TopKGate, ANaNTiesASoftmaxRowAndComesFirstAmongSigmoidsAsInTorch) {
+    using S = TypeParam;
+    moe::Matrix<S> z = rows<S>({{8, 7, 6, 5, 4, 3, 2, 1}});
+    z(0, 2) = nan<S>;
+    auto softmax = batch<S>(TopK{.k = 4, .tie_break = TieBreak::torch_cpu}, 8);
+    softmax.route(z);
+    EXPECT_EQ(softmax.experts_of(0), (Experts{6, 5, 4, 7}));
+    for (const Score score : {Score::sigmoid, Score::sqrt_softplus, Score::raw}) {
+        auto tokens = batch<S>(TopK{.k = 2, .score = score, .tie_break = TieBreak::torch_cpu}, 8);
+        tokens.route(z);
+        EXPECT_EQ(tokens.experts_of(0), (Experts{2, 0}));
+    }
+    // A masked expert is not selected even then.
+    for (Index e = 3; e < 8; ++e) z(0, e) = -infinity<S>;
+    softmax.route(z);
+    Experts experts = softmax.experts_of(0);
+    std::sort(experts.begin(), experts.end());
+    EXPECT_EQ(experts, (Experts{0, 1, 2}));
 }
 #endif
 
@@ -283,6 +325,79 @@ TYPED_TEST(TopKGate, NormalisesASingleExpertOnlyIfTold) {
     two.context.dial.k = 1;
     two.route(z);
     EXPECT_NEAR(two.weights_of(0)[0], .4348488, 1e-6);
+}
+
+TYPED_TEST(TopKGate, NormalisesATokenThatAPlanGaveSeveralExperts) {
+    using S = TypeParam;
+    auto tokens = batch<S>(TopK{.k = 1, .normalize_single = false}, 8);
+    const auto z = golden_logits<S>();
+    tokens.routing.reset(4, 8);
+    for (const Index expert : {5, 0}) tokens.routing.add(0, expert);
+    tokens.routing.add(1, 3);
+    tokens.routing.group();
+    tokens.weigh(z);
+    EXPECT_NEAR(tokens.weights_of(0)[0], .4348488 / (.4348488 + .1953901), 1e-6);
+    EXPECT_NEAR(tokens.weights_of(0)[0] + tokens.weights_of(0)[1], 1, 1e-6);
+    EXPECT_NEAR(tokens.weights_of(1)[0], .2583614, 1e-6);
+    // A normalised softmax moves its own logits only, a raw one all of them.
+    const auto dz = tokens.backward(z, derivatives<S>(3));
+    EXPECT_EQ(dz(0, 7), 0);
+    EXPECT_NE(dz(0, 5), 0);
+    EXPECT_NE(dz(1, 7), 0);
+}
+
+TYPED_TEST(TopKGate, PassesEverySettingOnToItsWeights) {
+    using S = TypeParam;
+    const double s[] = {.4348488, .1953901, .1309739}, sum = s[0] + s[1] + s[2];
+    const auto expect = [&](const TopK& recipe, const std::vector<double>& weights) {
+        auto tokens = batch<S>(recipe, 8);
+        tokens.route(golden_logits<S>());
+        ASSERT_EQ(tokens.experts_of(0), (Experts{5, 0, 2}));
+        for (std::size_t i = 0; i < 3; ++i)
+            EXPECT_NEAR(tokens.weights_of(0)[i], weights[i], 1e-6) << i;
+    };
+    const double norm = std::sqrt(s[0] * s[0] + s[1] * s[1] + s[2] * s[2]);
+    expect({.k = 3, .norm_power = 2}, {s[0] / norm, s[1] / norm, s[2] / norm});
+    expect({.k = 3, .scale = 2.5, .ones = true}, {2.5, 2.5, 2.5});
+    expect({.k = 3, .normalize = Normalize::add_epsilon, .epsilon = 0.5},
+           {s[0] / (sum + 0.5), s[1] / (sum + 0.5), s[2] / (sum + 0.5)});
+    expect({.k = 3, .normalize = Normalize::clamp, .epsilon = 2}, {s[0] / 2, s[1] / 2, s[2] / 2});
+
+    auto dropped = batch<S>(TopK{.k = 3, .normalize_kept_only = true}, 8);
+    dropped.select(golden_logits<S>());
+    dropped.routing.set_dropped(1, moe::Dropped::capacity);
+    dropped.routing.group();
+    dropped.weigh(golden_logits<S>());
+    EXPECT_EQ(dropped.weights_of(0)[1], 0);
+    EXPECT_NEAR(dropped.weights_of(0)[0], s[0] / (s[0] + s[2]), 1e-6);
+}
+
+TYPED_TEST(TopKGate, RanksABiasOfNaNLastAndOneOfInfinityFirst) {
+    using S = TypeParam;
+    TopK recipe{.k = 2, .score = Score::sigmoid, .selection_bias = true};
+    const moe::Matrix<S> z = rows<S>({{4, 3, 2, 1}});
+    const auto chosen = [&](Index expert, S bias) {
+        auto tokens = batch<S>(recipe, 4);
+        tokens.gate.bias()(0, expert) = bias;
+        tokens.route(z);
+        for (const double weight : tokens.weights_of(0)) EXPECT_TRUE(std::isfinite(weight));
+        EXPECT_NEAR(tokens.weights_of(0)[0] + tokens.weights_of(0)[1], 1, 1e-6);
+        return tokens.experts_of(0);
+    };
+    EXPECT_EQ(chosen(0, nan<S>), (Experts{1, 2}));
+    EXPECT_EQ(chosen(3, infinity<S>), (Experts{3, 0}));
+    recipe.num_groups = 2;
+    for (const GroupScore score : {GroupScore::max, GroupScore::top_two_sum})
+        for (const GroupMask mask : {GroupMask::minus_infinity, GroupMask::zero}) {
+            recipe.group_score = score;
+            recipe.group_mask = mask;
+            const bool is_pair = score == GroupScore::top_two_sum;
+            // The best of the first group is then its other expert; a sum with NaN is NaN.
+            if (mask == GroupMask::minus_infinity) {
+                EXPECT_EQ(chosen(0, nan<S>), is_pair ? (Experts{2, 3}) : (Experts{1, 0}));
+            }
+            EXPECT_EQ(chosen(3, infinity<S>), (Experts{3, 2}));
+        }
 }
 
 TYPED_TEST(TopKGate, MovesTheSelectionWithItsBiasButNotTheWeights) {
@@ -557,18 +672,37 @@ TEST(TopKSettings, AreCheckedOnceWithASentence) {
     EXPECT_EQ(message({.k = 8}), "");
     EXPECT_EQ(message({}), "moe::TopK: k is 0, it must be >= 1; set it: moe::TopK{.k = 2}");
     EXPECT_EQ(message({.k = -1}), "moe::TopK: k is -1, it must be >= 1; set it: moe::TopK{.k = 2}");
-    EXPECT_EQ(message({.k = 9}), "moe::TopK: k is 9 but the layer has 8 experts");
-    EXPECT_EQ(message({.k = 1}, 0), "moe::TopK: k is 1 but the layer has 0 experts");
+    const std::string remedy =
+        "; give the experts a count, e.g. moe::Swiglu{.count = 8, ...}; shared experts do not "
+        "count";
+    EXPECT_EQ(message({.k = 9}), "moe::TopK: k is 9 but the layer has 8 experts" + remedy);
+    EXPECT_EQ(message({.k = 2}, 1), "moe::TopK: k is 2 but the layer has 1 expert" + remedy);
+    EXPECT_EQ(message({.k = 1}, 0), "moe::TopK: k is 1 but the layer has 0 experts" + remedy);
     EXPECT_EQ(message({.k = 1, .num_groups = 3}),
               "moe::TopK: num_groups is 3, it must divide the 8 experts of the layer");
     EXPECT_EQ(message({.k = 1, .num_groups = 4, .groups_kept = 5}),
               "moe::TopK: groups_kept is 5, it must be in [1, 4]");
     EXPECT_EQ(message({.k = 5, .num_groups = 4, .groups_kept = 2}),
-              "moe::TopK: k is 5 but 2 of 4 groups hold 4 experts");
+              "moe::TopK: k is 5 but 2 of 4 groups hold 4 experts; keep more groups");
     EXPECT_EQ(message({.k = 5, .num_groups = 4, .groups_kept = 2, .group_mask = GroupMask::zero}),
               "");
     EXPECT_EQ(message({.k = 5, .epsilon = -1}),
               "moe::TopK: epsilon is -1, it must be finite and >= 0");
+    EXPECT_EQ(message({.k = 2, .score = Score(42)}),
+              "moe::TopK: score is number 42 of its choices, they are 0 to 4");
+    EXPECT_NE(message({.k = 2, .normalize = Normalize(4)}), "");
+    EXPECT_NE(message({.k = 2, .placement = Placement(-1)}), "");
+    EXPECT_EQ(message({.k = 2, .group_score = GroupScore(3)}),
+              "moe::TopK: group_score is number 3 of its choices, they are 0 to 2");
+    EXPECT_EQ(message({.k = 2, .group_mask = GroupMask(2)}),
+              "moe::TopK: group_mask is number 2 of its choices, they are 0 to 1");
+    EXPECT_EQ(message({.k = 2, .tie_break = TieBreak(3)}),
+              "moe::TopK: tie_break is number 3 of its choices, they are 0 to 2");
+    EXPECT_EQ(message({.k = 2,
+                       .group_score = GroupScore::top_sum,
+                       .group_mask = GroupMask::zero,
+                       .tie_break = TieBreak::torch_cpu_unsorted}),
+              "");
 }
 
 TEST(TopKSettings, MustFitTheLogits) {

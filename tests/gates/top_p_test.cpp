@@ -4,7 +4,9 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <moe/gates/top_p.hpp>
@@ -23,6 +25,7 @@ using gates_test::golden_logits;
 using gates_test::rows;
 using moe::Index;
 using moe::Normalize;
+using moe::Placement;
 using moe::TopP;
 
 using Experts = std::vector<Index>;
@@ -120,6 +123,47 @@ TYPED_TEST(TopPGate, AtOneTakesAllWithoutSummingAndAtZeroTheMinimum) {
             EXPECT_EQ(this->chosen({.p = p, .rule = rule, .min_experts = 2}, z)[0],
                       (Experts{0, 7}));
         }
+    }
+}
+
+TEST(TopPThreshold, ThatRoundsToOneTakesAll) {
+    const double nearly = 1 - 1e-9;  // 1 as a float
+    for (const Rule rule : all_rules) {
+        auto narrow = batch<float>(TopP{.p = nearly, .rule = rule}, 4);
+        narrow.route(rows<float>({{5000, 0, 1, 2}}));
+        EXPECT_EQ(narrow.experts_of(0), (Experts{0, 3, 2, 1}));
+    }
+    auto wide = batch<double>(TopP{.p = nearly, .rule = Rule::reach}, 4);
+    wide.route(rows<double>({{5000, 0, 1, 2}}));
+    EXPECT_EQ(wide.experts_of(0), (Experts{0}));
+}
+
+TYPED_TEST(TopPGate, PassesEverySettingOnToItsWeights) {
+    using S = TypeParam;
+    const double s[] = {.4348488, .1953901, .1309739};
+    auto on_input = batch<S>(TopP{.p = 0.7, .scale = 2, .placement = Placement::input}, 8);
+    EXPECT_TRUE(on_input.gate.weighs_input());
+    EXPECT_FALSE(batch<S>(TopP{}, 8).gate.weighs_input());
+    on_input.route(golden_logits<S>());
+    const auto first = on_input.routing.of(0);
+    ASSERT_EQ(first.size(), 3u);
+    for (std::size_t i = 0; i < 3; ++i) {
+        EXPECT_EQ(first[i].weight, 1);
+        EXPECT_NEAR(first[i].input_weight, 2 * s[i], 1e-6);
+    }
+    auto kept =
+        batch<S>(TopP{.p = 0.7, .normalize = Normalize::plain, .normalize_kept_only = true}, 8);
+    kept.select(golden_logits<S>());
+    kept.routing.set_dropped(1, moe::Dropped::capacity);
+    kept.routing.group();
+    kept.weigh(golden_logits<S>());
+    EXPECT_EQ(kept.weights_of(0)[1], 0);
+    EXPECT_NEAR(kept.weights_of(0)[0], s[0] / (s[0] + s[2]), 1e-6);
+    for (const Normalize normalize : {Normalize::add_epsilon, Normalize::clamp}) {
+        auto tokens = batch<S>(TopP{.p = 0.7, .normalize = normalize, .epsilon = 2}, 8);
+        tokens.route(golden_logits<S>());
+        const double q = normalize == Normalize::clamp ? 2 : 2 + s[0] + s[1] + s[2];
+        EXPECT_NEAR(tokens.weights_of(0)[0], s[0] / q, 1e-6);
     }
 }
 
@@ -279,26 +323,34 @@ TEST(TopPDial, IsChecked) {
 
 TEST(TopPGradient, AgreesWithDifferencesForEveryRuleAndNormalisation) {
     for (const Rule rule : all_rules)
-        for (const Normalize normalize :
-             {Normalize::none, Normalize::plain, Normalize::add_epsilon, Normalize::clamp}) {
+        for (const auto& [normalize, placement] : {std::pair{Normalize::none, Placement::output},
+                                                   {Normalize::none, Placement::input},
+                                                   {Normalize::plain, Placement::output},
+                                                   {Normalize::add_epsilon, Placement::input},
+                                                   {Normalize::clamp, Placement::output}}) {
+            const bool on_input = placement == Placement::input;
             moe::Matrix<double> z = moe::testing::random_spaced<double>(6, 9, 12, 0.2);
             auto tokens = batch<double>(TopP{.p = 0.6,
                                              .rule = rule,
                                              .min_experts = 2,
                                              .normalize = normalize,
                                              .epsilon = 0.6,
-                                             .scale = 1.5},
+                                             .scale = 1.5,
+                                             .placement = placement},
                                         9);
             tokens.route(z);
             const moe::Routing plan = tokens.routing;
             const auto c = derivatives<double>(plan.num_assignments());
-            const moe::Matrix<double> dz = tokens.backward(z, c);
+            const std::span<const double> given(c), none;
+            const moe::Matrix<double> dz =
+                tokens.backward(z, on_input ? none : given, on_input ? given : none);
             const auto loss = [&] {
                 tokens.route(z);
                 double sum = 0;
                 for (std::size_t a = 0; a < std::min(c.size(), tokens.routing.assignments().size());
                      ++a)
-                    sum += c[a] * tokens.routing.assignments()[a].weight;
+                    sum += c[a] * (on_input ? tokens.routing.assignments()[a].input_weight
+                                            : tokens.routing.assignments()[a].weight);
                 return sum;
             };
             const auto same_branch = [&] {
@@ -341,6 +393,10 @@ TEST(TopPSettings, AreCheckedOnceWithASentence) {
               "moe::TopP: max_experts is 9, it must be in [1, 8], or 0 for all");
     EXPECT_EQ(message({.epsilon = -1}), "moe::TopP: epsilon is -1, it must be finite and >= 0");
     EXPECT_THROW(build<float>(TopP{}, 0), std::invalid_argument);
+    EXPECT_EQ(message({.rule = Rule(3)}),
+              "moe::TopP: rule is number 3 of its choices, they are 0 to 2");
+    EXPECT_NE(message({.normalize = Normalize(-1)}), "");
+    EXPECT_NE(message({.placement = Placement(2)}), "");
 }
 
 TYPED_TEST(TopPGate, GivesTheSameBitsForAnyThreadCount) {

@@ -268,12 +268,32 @@ TYPED_TEST(Weights, OnTheInputLeaveTheOutputAlone) {
         EXPECT_GT(a.input_weight, 0);
         EXPECT_LT(a.input_weight, 1);
     }
-    // Derivatives at the output weights then mean nothing.
+}
+
+TYPED_TEST(Weights, NeedOneGradientPerAssignmentOnTheirOwnSide) {
+    using S = TypeParam;
+    const moe::Matrix<S> z = random_spaced<S>(3, 6, 5, 0.3);
     const auto c = derivatives<S>(7);
-    moe::Matrix<S> dz = moe::Matrix<S>::Zero(3, 6);
-    token.rule.template backward<S>(z, token.routing, {c, {}}, dz, {token.context, token.ws},
-                                    [](Index, Index) { return true; });
-    EXPECT_TRUE((dz.array() == 0).all());
+    const std::span<const S> all(c), few = all.first(6), none;
+    moe::Matrix<S> dz = moe::Matrix<S>::Zero(3, 6), narrow(3, 5), low(2, 6);
+    for (const Placement placement : {Placement::output, Placement::input}) {
+        Weighed<S> token({.normalize = Normalize::none, .placement = placement});
+        plan(token.routing);
+        const auto run = [&](std::span<const S> output, std::span<const S> input, moe::Out<S> d) {
+            token.rule.template backward<S>(z, token.routing, {output, input}, d,
+                                            {token.context, token.ws},
+                                            [](Index, Index) { return true; });
+        };
+        const bool on_input = placement == Placement::input;
+        EXPECT_THROW(run(on_input ? all : few, on_input ? few : all, dz), std::logic_error);
+        EXPECT_THROW(run(on_input ? all : none, on_input ? none : all, dz), std::logic_error);
+        EXPECT_TRUE((dz.array() == 0).all());
+        EXPECT_THROW(run(all, all, narrow), std::invalid_argument);
+        EXPECT_THROW(run(all, all, low), std::invalid_argument);
+        run(on_input ? none : all, on_input ? all : none, dz);
+        EXPECT_FALSE((dz.array() == 0).all());
+        dz.setZero();
+    }
 }
 
 TYPED_TEST(Weights, OfNullExpertsAreZeroOnBothSides) {
@@ -317,6 +337,51 @@ TYPED_TEST(Weights, OfNothingButNullExpertsAreZeroAndSoIsTheGradient) {
             EXPECT_EQ(a.weight, 0) << describe(rule, true);
         EXPECT_TRUE((token.backward(z, c).array() == 0).all()) << describe(rule, true);
     });
+}
+
+TYPED_TEST(Weights, OfATokenWithNothingButNullExpertsDoNotTouchTheOtherTokens) {
+    using S = TypeParam;
+    moe::Matrix<S> z = random_spaced<S>(3, 6, 5, 0.3);
+    z.array() += S(1.5);
+    std::vector<moe::ExpertFacts> facts(6);
+    for (const std::size_t expert : {0, 3, 4})
+        facts[expert].is_null = true;  // all that token 0 has
+    const auto c = derivatives<S>(7);
+    for_each_rule([&](const CombineRule& rule) {
+        Weighed<S> token(rule);
+        token.context.experts = facts;
+        plan(token.routing);
+        token.weigh(z);
+        std::vector<double> logits, weights;
+        for (Index e = 0; e < 6; ++e) logits.push_back(static_cast<double>(z(2, e)));
+        for (Index a = 0; a < 3; ++a) EXPECT_EQ(token.weight(a), 0) << describe(rule, true);
+        for (Index a = 3; a < 7; ++a) weights.push_back(token.weight(a));
+        EXPECT_TRUE(moe::testing::compare(
+            weights, reference(rule, logits, {1, 5, 2, 0}, {false, false, false, true}),
+            sizeof(S) == 4 ? 1e-6 : 1e-14))
+            << describe(rule, true);
+        const moe::Matrix<S> dz = token.backward(z, c);
+        EXPECT_TRUE((dz.row(0).array() == 0).all()) << describe(rule, true);
+        EXPECT_TRUE(dz.allFinite()) << describe(rule, true);
+        EXPECT_NE(dz(2, 1), 0) << describe(rule, true);
+    });
+}
+
+TYPED_TEST(Weights, TakeNoGradientWhereMaskedEvenFromNaNAndInfinity) {
+    using S = TypeParam;
+    moe::Matrix<S> z = random_spaced<S>(3, 6, 5, 0.3);
+    for (const Index expert : {1, 4}) z(0, expert) = -infinity<S>;  // one selected, one not
+    for (const S fault : {nan<S>, infinity<S>, -infinity<S>})
+        for_each_rule([&](const CombineRule& rule) {
+            auto c = derivatives<S>(7);
+            c[1] = fault;  // token 0, expert 0
+            Weighed<S> token(rule);
+            plan(token.routing);
+            const moe::Matrix<S> dz = token.backward(z, c);
+            for (const Index expert : {1, 4}) EXPECT_EQ(dz(0, expert), 0) << describe(rule, false);
+            EXPECT_FALSE(std::isfinite(dz(0, 0))) << describe(rule, false);
+            EXPECT_TRUE(dz.row(2).allFinite()) << describe(rule, false);
+        });
 }
 
 TYPED_TEST(Weights, OfMaskedExpertsInAReplayedPlanAreZeroAndSoIsTheirGradient) {
@@ -416,13 +481,14 @@ TEST(WeightGradients, OfKeptAssignmentsAgreeWithDifferences) {
     }
 }
 
-TEST(WeightGradients, OfAnExpertNamedTwiceAgreeWithDifferences) {
+TEST(WeightGradients, OfAnExpertNamedTwiceAndDroppedOnceAgreeWithDifferences) {
     moe::Matrix<double> z = random_spaced<double>(1, 6, 5, 0.3);
     const auto c = derivatives<double>(3);
     for (const Score score : all_scores) {
         Weighed<double> token({.score = score, .normalize = Normalize::clamp, .epsilon = 1e-12});
         token.routing.reset(1, 6);
         for (const Index expert : {2, 4, 2}) token.routing.add(0, expert);
+        token.routing.set_dropped(2, moe::Dropped::pruned);
         token.routing.group();
         const moe::Matrix<double> dz = token.backward(z, c);
         EXPECT_TRUE(moe::testing::check_gradient([&] { return token.loss(z, c); }, z, dz))
@@ -447,6 +513,14 @@ TEST(CombineRule, RefusesSettingsThatMeanNothing) {
     EXPECT_NE(message({.epsilon = nan<double>}), "");
     EXPECT_NE(message({.norm_power = nan<double>}), "");
     EXPECT_NE(message({.scale = nan<double>}), "");
+    EXPECT_EQ(message({.score = Score(42)}),
+              "moe::Gate: score is number 42 of its choices, they are 0 to 4");
+    EXPECT_NE(message({.score = Score(-1)}), "");
+    EXPECT_NE(message({.score = Score(5)}), "");
+    EXPECT_EQ(message({.normalize = Normalize(4)}),
+              "moe::Gate: normalize is number 4 of its choices, they are 0 to 3");
+    EXPECT_EQ(message({.placement = Placement(2)}),
+              "moe::Gate: placement is number 2 of its choices, they are 0 to 1");
 }
 
 }  // namespace

@@ -77,6 +77,25 @@ TEST(AWrappedGate, PassesItsInnerGatesStateOn) {
     EXPECT_EQ(visited, 1);
 }
 
+TEST(AWrappedGate, AnswersWhatItsInnerGateAnswers) {
+    const auto plain = gates_test::build<double>(FirstComeTopK{{.k = 2}, 1}, 4);
+    EXPECT_FALSE(moe::hooks::weighs_input(plain));
+    EXPECT_FALSE(moe::hooks::per_token<decltype(plain)>);
+    EXPECT_EQ(plain.workspace_bytes(10, 2), plain.inner.workspace_bytes(10, 2));
+    const auto on_input = gates_test::build<double>(
+        FirstComeTopK{{.k = 2, .placement = moe::Placement::input}, 1}, 4);
+    EXPECT_TRUE(moe::hooks::weighs_input(on_input));
+    EXPECT_NO_THROW(on_input.check({.num_experts = 4}));
+    try {
+        on_input.check({.num_experts = 5});
+        ADD_FAILURE();
+    } catch (const std::invalid_argument& error) {
+        EXPECT_STREQ(error.what(),
+                     "moe::TopK: the gate was built for 4 experts, the layer has 5; build it again "
+                     "from its recipe");
+    }
+}
+
 TEST(AWrappedGate, HasExactGradientsWithCapacityBelowK) {
     for (const bool kept_only : {false, true})
         for (const Score score : {Score::softmax, Score::sigmoid, Score::softmax_of_selected})

@@ -2,6 +2,8 @@
 #include <moe/losses/entropy.hpp>
 
 #include <cmath>
+#include <cstdint>
+#include <limits>
 
 #include <gtest/gtest.h>
 
@@ -54,6 +56,26 @@ TEST(EntropyLoss, GradientAgreesWithDifferences) {
     EXPECT_TRUE(example::check(loss, example::logits<double>(), example::two_best()));
     const auto logits = moe::testing::random_matrix<double>(5, 33, 4, 2);
     EXPECT_TRUE(example::check(loss, logits, example::routing(33, {{}, {}, {}, {}, {}})));
+}
+
+TYPED_TEST(EntropyLoss, DoesNotCareForAConstantAddedToTheLogits) {
+    // Sixteenths up to 4: exact in float with 4096 added.
+    using S = TypeParam;
+    Matrix<S> logits(3, 5), shifted;
+    for (moe::Index i = 0; i < logits.size(); ++i)
+        logits.data()[i] =
+            S(std::round(64 * moe::testing::random_value(7, static_cast<std::uint64_t>(i)))) / 16;
+    logits(1, 2) = -std::numeric_limits<S>::infinity();
+    const auto plan = example::routing(5, {{0}, {1}, {2}});
+    Matrix<S> dlogits = Matrix<S>::Zero(3, 5);
+    const double value = moe::entropy_loss(logits, plan, {}, 1.0, dlogits);
+    EXPECT_GT(value, 0.1);
+    for (const S shift : {S(4096), S(-4096), S(256)}) {
+        shifted = logits.array() + shift;
+        Matrix<S> dshifted = Matrix<S>::Zero(3, 5);
+        EXPECT_EQ(moe::entropy_loss(shifted, plan, {}, 1.0, dshifted).value, value);
+        EXPECT_EQ(dshifted, dlogits);
+    }
 }
 
 TEST(EntropyLoss, MaskedExpertsHaveNoPartAndNoGradient) {

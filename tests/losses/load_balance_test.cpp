@@ -2,6 +2,7 @@
 #include <moe/losses/load_balance.hpp>
 
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -195,6 +196,23 @@ TEST(LoadBalanceLoss, ScoresThatAllUnderflowAreZero) {
     }
 }
 
+TEST(LoadBalanceLoss, KeepsTheGradientOfSureSigmoids) {
+    // g'/g of sigmoid(20) is 2e-9, below what 1 - g can tell in float.
+    const auto gradient = [](auto scalar) {
+        using S = decltype(scalar);
+        Matrix<S> logits(1, 2), dlogits = Matrix<S>::Zero(1, 2);
+        logits << S(20), S(-1);
+        moe::load_balance_loss(logits, example::routing(2, {{1}}), {}, 1.0, dlogits,
+                               {.score = Score::sigmoid});
+        return static_cast<double>(dlogits(0, 0));
+    };
+    // s = (1, g1) / (1 + g1), f = (0, 1), E = 2: dz0 = 2 s0 (0 - s1) sigmoid(-20)
+    const double g1 = 1 / (1 + std::exp(1.0)), s1 = g1 / (1 + g1);
+    const double expected = -2 * (1 - s1) * s1 * std::exp(-20.0);
+    EXPECT_NEAR(gradient(0.0F) / expected, 1, 1e-5);
+    EXPECT_NEAR(gradient(0.0) / expected, 1, 1e-7);
+}
+
 TEST(LoadBalanceLoss, RefusesWhatDoesNotFit) {
     const Matrix<double> logits = example::logits<double>();
     Matrix<double> dlogits(4, 8), narrow(4, 7);
@@ -222,7 +240,28 @@ TEST(LoadBalanceLoss, RefusesWhatDoesNotFit) {
         "per expert");
     EXPECT_NE(message([&] { value_of(logits, example::two_best(), {.score = Score::raw}); }), "");
     EXPECT_NE(message([&] { value_of(logits, example::two_best(), {.per_sequence = true}); }), "");
-    EXPECT_NE(message([&] { value_of(logits, example::two_best(), {.fraction = few}); }), "");
+    const auto refusal = [&](const LoadBalance& options) {
+        return message([&] { value_of(logits, example::two_best(), options); });
+    };
+    EXPECT_EQ(refusal({.fraction = few}),
+              "moe::LoadBalance: fraction has 7 entries, there are 8 experts");
+    EXPECT_EQ(refusal({.expert_weights = few}),
+              "moe::LoadBalance: expert_weights has 7 entries, there are 8 experts");
+    for (const double bad : {-0.5, std::numeric_limits<double>::quiet_NaN(),
+                             std::numeric_limits<double>::infinity()}) {
+        std::vector<double> values(8, 1.0);
+        values[3] = bad;
+        EXPECT_NE(refusal({.fraction = values}), "");
+        EXPECT_NE(refusal({.expert_weights = values}), "");
+    }
+    std::vector<double> negative(8, 1.0);
+    negative[7] = -0.5;
+    EXPECT_EQ(refusal({.fraction = negative}),
+              "moe::LoadBalance: an entry of fraction is -0.5, it must be finite and >= 0");
+    EXPECT_EQ(refusal({.norm = Norm(5)}),
+              "moe::LoadBalance: norm is number 5 of its choices, they are 0 to 4");
+    EXPECT_NE(refusal({.score = Score(42)}), "");
+    EXPECT_NE(refusal({.slots = Slots(2)}), "");
 }
 
 }  // namespace

@@ -202,6 +202,54 @@ TEST_P(EveryLoss, WorksOnRowsOfWiderMatrices) {
     EXPECT_EQ(Matrix<double>(dwide.rightCols(3)), (Matrix<double>::Constant(4, 3, -2)));
 }
 
+TEST(CountsInLosses, WhatIsNeitherPaddingNorMaskedThroughout) {
+    const double dead = example::minus_infinity, nan = std::numeric_limits<double>::quiet_NaN();
+    Matrix<double> logits(5, 3);
+    logits << 1, 2, 3,      // padding
+        dead, dead, dead,   //
+        dead, dead, -1e30,  //
+        dead, nan, dead,    //
+        -dead, dead, dead;
+    const std::vector<std::uint8_t> padding{1, 0, 0, 0, 0};
+    Context context;
+    context.padding = padding;
+    const bool expected[] = {false, false, true, true, true};
+    for (Index t = 0; t < 5; ++t) {
+        EXPECT_EQ(moe::counts_in_losses(context, logits, t), expected[t]) << t;
+        EXPECT_EQ(moe::counts_in_losses(context, logits.cast<float>().eval(), t), expected[t]) << t;
+        EXPECT_EQ(moe::counts_in_losses({}, logits, t), t != 1) << t;
+    }
+    EXPECT_FALSE(moe::counts_in_losses({}, Matrix<double>(1, 0), 0));
+}
+
+/// A loss of one's own: the mean over tokens of the mean logit.
+double mean_logit(Workspace<double>& ws, double weight) {
+    const auto z = ws.logits();
+    Index tokens = 0;
+    double sum = 0;
+    for (Index t = 0; t < z.rows(); ++t)
+        tokens += moe::counts_in_losses(ws.context(), z, t) ? 1 : 0;
+    for (Index t = 0; t < z.rows(); ++t) {
+        if (!moe::counts_in_losses(ws.context(), z, t)) continue;
+        sum += z.row(t).mean();
+        ws.dlogits().row(t).array() += weight / static_cast<double>(tokens * z.cols());
+    }
+    return tokens == 0 ? 0 : sum / static_cast<double>(tokens);
+}
+
+TEST(CountsInLosses, IsAllThatALossOfOnesOwnNeeds) {
+    Workspace<double> ws;
+    const std::vector<std::uint8_t> padding{0, 0, 1, 0};
+    Context context;
+    context.padding = padding;
+    example::fill(ws, example::logits<double>(), example::two_best(), context);
+    const auto z = example::logits<double>();
+    EXPECT_NEAR(mean_logit(ws, 3), (z.row(0).mean() + z.row(1).mean() + z.row(3).mean()) / 3,
+                1e-15);
+    EXPECT_NEAR(ws.dlogits().sum(), 3, 1e-14);
+    EXPECT_EQ(ws.dlogits()(2, 0), 0);
+}
+
 /// A router and a gate in double, and a batch.
 struct Model {
     moe::Head<double, moe::LinearRouter, moe::TopK> head{

@@ -189,6 +189,34 @@ TEST(Mixture, OfEverythingHasExactGradients) {
 
 TEST(Mixture, WithSigmoidScoresHasExactGradients) { expect_exact(everything<double>(deepseek)); }
 
+/// Gradients at the weights there are; none of them may reach the router.
+void expect_router_learns_nothing(const moe::TopK& gate) {
+    const auto layer = everything<double>(gate);
+    const auto x = moe::testing::random_matrix<double>(tokens, dim, 1);
+    const auto dy = moe::testing::random_matrix<double>(tokens, dim, 2);
+    Matrix<double> y(tokens, dim), dx(tokens, dim);
+    Workspace<double> ws;
+    layer.forward(x, y, ws);
+    auto grad = moe::zeros_like(layer);
+    layer.backward(x, dy, dx, grad, ws);
+    EXPECT_TRUE((grad.router().weight.view().array() == 0).all());
+    EXPECT_TRUE((grad.router().bias.view().array() == 0).all());
+    EXPECT_FALSE((dx.array() == 0).all());
+}
+
+TEST(Mixture, OfOneExpertRenormalisedTeachesTheRouterNothing) {
+    expect_router_learns_nothing({.k = 1});
+    expect_router_learns_nothing({.k = 1, .score = moe::Score::softmax_of_selected});
+    expect_router_learns_nothing({.k = 1, .score = moe::Score::sigmoid});
+}
+
+TEST(Mixture, WithWeightsThatAreOnesTeachesTheRouterNothing) {
+    const moe::TopK ones{.k = 3, .scale = 0.5, .ones = true};
+    expect_router_learns_nothing(ones);
+    expect_dense(everything<double>(ones));
+    expect_exact(everything<double>(ones));
+}
+
 template <class S>
 auto plain(Activation activation, bool bias) {
     return moe::make_layer<S>(moe::Config{.model_dim = dim, .output_dim = 4, .seed = 2},

@@ -2,6 +2,7 @@
 #include <moe/stats/load.hpp>
 
 #include <cmath>
+#include <cstdint>
 #include <stdexcept>
 #include <vector>
 
@@ -85,6 +86,26 @@ TEST(LoadStats, AreDefinedWithoutTokensAndWithoutExperts) {
     one.add(0, 0);
     one.group();
     EXPECT_EQ(moe::load_stats(one).normalized_entropy, 1);
+}
+
+TEST(LoadStats, DoNotCountPadding) {
+    const std::vector<std::uint8_t> padding{0, 0, 0, 1};
+    const moe::Context context{.padding = padding};
+    const LoadStats load = moe::load_stats(small(), context);
+    EXPECT_EQ(load.num_tokens, 3);
+    EXPECT_EQ(load.unrouted_tokens, 1);  // token 2, whose only expert was full
+    EXPECT_EQ(load.experts_per_token, 1);
+    EXPECT_EQ(load.dropped_fraction, 0.25);
+    EXPECT_EQ(load.tokens_per_expert, (std::vector<Index>{1, 2, 0, 0}));
+    Routing nothing;
+    nothing.reset(2, 3);
+    nothing.group();
+    const std::vector<std::uint8_t> all{1, 1};
+    const LoadStats none = moe::load_stats(nothing, {.padding = all});
+    EXPECT_EQ(none.num_tokens, 0);
+    EXPECT_EQ(none.unrouted_tokens, 0);
+    EXPECT_EQ(none.experts_per_token, 0);
+    EXPECT_THROW(moe::load_stats(nothing, context), std::invalid_argument);
 }
 
 TEST(LoadStats, EqualBruteForceOnRandomRoutings) {

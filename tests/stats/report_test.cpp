@@ -2,6 +2,7 @@
 #include <moe/stats/report.hpp>
 
 #include <algorithm>
+#include <cstdint>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -116,6 +117,38 @@ TEST(Report, SaysWhatTheRouterThought) {
         moe::report(moe::RouterStats{.nan_fraction = 0.25, .null_fraction = 0.5}),
         "router entropy 0.000 nats, margin 0, weight sum 0.000, 50.0 % null, NaN in 25.0 % of "
         "the tokens\n");
+}
+
+TEST(Report, OfAWorkspaceDoesNotCountPadding) {
+    moe::Workspace<float> ws;
+    auto& routed = ws.state<moe::Routed<float>>();
+    routed.routing = plan();  // tokens 4 and 5 go nowhere
+    routed.num_logits = 4;
+    routed.logits.assign(24, 0.0F);
+    const std::vector<std::uint8_t> padding{0, 0, 0, 0, 0, 1};
+    routed.context.padding = padding;
+    EXPECT_EQ(
+        lines(moe::report(ws))[0],
+        "5 tokens, 4 experts, 1.40 experts per token, 12.5 % dropped, 1 token routed nowhere");
+}
+
+TEST(Report, TakesLoadsMadeByHand) {
+    moe::LoadStats load;
+    load.tokens_per_expert = {4, 2};
+    EXPECT_EQ(lines(moe::report(load)).size(), 4u);  // no drops
+    load.dropped_per_expert = {1, 0};
+    EXPECT_EQ(lines(moe::report(load)).size(), 4u);
+    for (const std::size_t size : {1u, 3u}) {
+        load.dropped_per_expert.assign(size, 0);
+        try {
+            moe::report(load);
+            ADD_FAILURE();
+        } catch (const std::invalid_argument& error) {
+            EXPECT_EQ(error.what(), "moe::report: dropped_per_expert has " + std::to_string(size) +
+                                        " entries, tokens_per_expert has 2; it must have as many, "
+                                        "or none");
+        }
+    }
 }
 
 TEST(Report, RefusesWrongNamesAndWidths) {

@@ -62,6 +62,49 @@ TYPED_TEST(RouterStatsOf, ASmallBatchAreWorkedOutByHand) {
     EXPECT_EQ(moe::router_stats(logits, routing).null_fraction, 0);
 }
 
+TYPED_TEST(RouterStatsOf, ARowWithPlusInfinityHasNoEntropyAndCountsAsNaN) {
+    using S = TypeParam;
+    const S inf = std::numeric_limits<S>::infinity(), nan = std::numeric_limits<S>::quiet_NaN();
+    Matrix<S> logits(4, 3);
+    logits << S(0), S(0), S(0),  //
+        S(1), inf, S(2),         // softmax is inf / inf
+        S(1), nan, S(2),         //
+        -inf, S(0), S(0);
+    Routing routing;
+    routing.reset(4, 3);
+    routing.group();
+    const RouterStats stats = moe::router_stats(logits, routing);
+    EXPECT_NEAR(stats.entropy, (std::log(3.0) + std::log(2.0)) / 2, 1e-6);
+    EXPECT_EQ(stats.nan_fraction, 0.5);
+}
+
+TYPED_TEST(RouterStatsOf, LogitsWithAConstantAddedAreThoseOfTheLogits) {
+    using S = TypeParam;
+    Matrix<S> logits(2, 4);
+    logits << S(0), S(1.25), S(-0.5), S(2), S(3), S(3.5), S(0.75), S(-1);
+    Routing routing;
+    routing.reset(2, 4);
+    routing.add(0, 1);
+    routing.group();
+    const RouterStats stats = moe::router_stats(logits, routing);
+    const RouterStats shifted =
+        moe::router_stats((logits.array() + S(8192)).matrix().eval(), routing);
+    EXPECT_EQ(shifted.entropy, stats.entropy);
+    EXPECT_EQ(shifted.margin, stats.margin);
+    EXPECT_GT(stats.entropy, 0.5);
+}
+
+TEST(RouterStats, WeighOnTheSideOnWhichTheGateWeighs) {
+    const Matrix<float> logits = Matrix<float>::Zero(2, 2);
+    Routing routing;
+    routing.reset(2, 2);
+    routing.add(0, 0, 1, 0.25);
+    routing.add(0, 1, 0.5, 0.5);
+    routing.add(1, 1, 1, 0.75);
+    routing.group();
+    EXPECT_EQ(moe::router_stats(logits, routing).weight_sum, (0.25 + 0.25 + 0.75) / 2);
+}
+
 TEST(RouterStats, AreZeroWithoutTokens) {
     const Matrix<float> logits(0, 3);
     Routing routing;

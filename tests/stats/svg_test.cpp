@@ -179,7 +179,12 @@ TEST(SvgHeatMap, RefusesEmptyDataAndWrongLabels) {
     EXPECT_THROW(moe::svg_heat_maps(unequal), std::invalid_argument);
     EXPECT_THROW(moe::svg_heat_map(ramp(2, 2), {.row_labels = {"a"}}), std::invalid_argument);
     EXPECT_THROW(moe::svg_heat_map(ramp(2, 2), {.column_labels = {"a"}}), std::invalid_argument);
-    EXPECT_THROW(moe::svg_heat_map(ramp(2, 2), {.cell = -1}), std::invalid_argument);
+    for (const double cell : {-1.0, 1e-30, 0.5, 1001.0, std::numeric_limits<double>::infinity(),
+                              std::numeric_limits<double>::quiet_NaN()})
+        EXPECT_THROW(moe::svg_heat_map(ramp(2, 2), {.cell = cell}), std::invalid_argument) << cell;
+    for (const double cell : {0.0, 1.0, 1000.0})
+        EXPECT_NO_THROW(moe::svg_heat_map(ramp(2, 2), {.cell = cell})) << cell;
+    EXPECT_THROW(moe::svg_heat_map(ramp(2, 2), {.panels_per_row = -1}), std::invalid_argument);
     EXPECT_THROW(moe::svg_heat_map(ramp(2, 2), {.panels_per_row = -1}), std::invalid_argument);
 }
 

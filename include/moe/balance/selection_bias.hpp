@@ -43,6 +43,11 @@ inline double mean_load(const char* who, std::size_t experts, std::span<const do
     return experts == 0 ? 0 : sum / static_cast<double>(experts);
 }
 
+/// @throws std::invalid_argument if a rate is not finite
+inline void check_rate(const char* who, double rate) {
+    if (!std::isfinite(rate)) fail("moe::", who, ": rate is ", rate, ", it must be finite");
+}
+
 inline double sign(double x) { return x > 0 ? 1 : x < 0 ? -1 : 0; }
 
 }  // namespace detail
@@ -58,9 +63,11 @@ struct SignUpdate {
         false;  ///< subtract the mean of the steps, so that the mean of b stays (torchtitan)
 
     /// @param bias  [E] any values    @param load  [E] tokens per expert since the last update
-    /// @throws std::invalid_argument if the extents differ or a load is negative or not finite
+    /// @throws std::invalid_argument if the rate is not finite, the extents differ, or a load is
+    ///         negative or not finite
     template <class S>
     void update(std::span<S> bias, std::span<const double> load) const {
+        detail::check_rate("SignUpdate", rate);
         const double mean = detail::mean_load("SignUpdate", bias.size(), load);
         double steps = 0;
         for (const double count : load) steps += detail::sign(mean - count);
@@ -83,6 +90,7 @@ struct ProportionalUpdate {
     /// As SignUpdate::update.
     template <class S>
     void update(std::span<S> bias, std::span<const double> load) const {
+        detail::check_rate("ProportionalUpdate", rate);
         const double mean = detail::mean_load("ProportionalUpdate", bias.size(), load);
         if (mean == 0) return;
         for (std::size_t e = 0; e < bias.size(); ++e)
@@ -115,7 +123,10 @@ std::span<S> selection_bias(Layer& layer) {
             detail::fail("moe::selection_bias: ", std::string(name), " is of another scalar");
         }
     });
-    if (found.empty()) detail::fail("moe::selection_bias: the gate has none; build it with one");
+    if (found.empty())
+        detail::fail(
+            "moe::selection_bias: the gate has none; build it with one, e.g. "
+            "moe::TopK{.k = 2, .selection_bias = true}");
     return bias;
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include <moe/core/error.hpp>
 #include <moe/core/types.hpp>
 #include <moe/kernels/dispatch.hpp>
 
@@ -20,6 +21,15 @@ enum class Score {
 };
 
 namespace detail {
+
+/// @param last  the enumerator of the largest value; they count from 0
+/// @throws std::invalid_argument unless a setting is one of its enumerators
+template <class Enum>
+void check_choice(const char* who, const char* field, Enum value, Enum last) {
+    const int number = static_cast<int>(value), most = static_cast<int>(last);
+    if (number < 0 || number > most)
+        fail(who, ": ", field, " is number ", number, " of its choices, they are 0 to ", most);
+}
 
 /// log(1 + exp z) without overflow.
 inline double softplus(double z) { return std::max(z, 0.0) + std::log1p(std::exp(-std::abs(z))); }
@@ -43,6 +53,29 @@ void selection_scores(Score score, Index n, const S* z, S* s) {
         case Score::sqrt_softplus:
             for (Index e = 0; e < n; ++e)
                 s[e] = static_cast<S>(std::sqrt(softplus(static_cast<double>(z[e]))));
+    }
+}
+
+/// slope = d(log s)/dz of each score on its own; slope may be z.
+///
+///     sigmoid         1 - s = sigmoid(-z), which cancels nothing
+///     sqrt_softplus   sigmoid(z) / (2 softplus(z)); 0 where the score is 0
+///     else            1: what a softmax is divided by is the caller's to subtract. Raw scores have
+///                     no such slope at 0 and are not asked for
+template <class S>
+void score_slopes(Score score, Index n, const S* z, S* slope) {
+    if (score == Score::sigmoid) {
+        for (Index e = 0; e < n; ++e) slope[e] = -z[e];
+        kernels<S>().sigmoid(n, slope, slope);
+    } else if (score == Score::sqrt_softplus) {
+        for (Index e = 0; e < n; ++e) {
+            const auto wide = static_cast<double>(z[e]);
+            const double sum = softplus(wide), small = std::exp(-std::abs(wide));
+            const double sigmoid = (wide < 0 ? small : 1) / (1 + small);
+            slope[e] = sum == 0 ? S(0) : static_cast<S>(0.5 * (sigmoid / sum));
+        }
+    } else {
+        std::fill_n(slope, n, S(1));
     }
 }
 

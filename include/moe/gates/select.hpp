@@ -19,7 +19,7 @@ namespace moe::inline MOE_ABI {
 /// Who wins among equals.
 enum class TieBreak {
     lower_index,         ///< the lower expert index, NaN last; as JAX and TensorFlow
-    torch_cpu,           ///< whom torch.topk on a CPU picks, NaN first
+    torch_cpu,           ///< whom torch.topk of the scores picks on a CPU, NaN first
     torch_cpu_unsorted,  ///< torch.topk(sorted=False): the same experts in its order of slots
 };
 
@@ -141,7 +141,7 @@ struct GroupLimit {
                                 : std::max(k / groups_kept, Index(1));
         for (Index g = 0; g < num_groups; ++g) {
             const S* group = scores + g * size;
-            const Index found = rank_by_index(size, group, std::min(terms, size), ranked);
+            const Index found = rank(size, group, std::min(terms, size), tie_break, ranked);
             values[g] = found == 0 ? dead : group[ranked[0].index];
             for (Index i = 1; i < found; ++i) values[g] += group[ranked[i].index];
         }
@@ -159,25 +159,37 @@ struct GroupLimit {
 /// What a gate needs per worker while it selects.
 template <class S>
 struct SelectScratch {
-    Buffer<S> values;          // [workers, 3 L]
-    Buffer<Ranked<S>> ranked;  // [workers, L]
-    Buffer<std::int32_t> chosen, counts;
+    Buffer<S> values;             // [workers, 3 L]
+    Buffer<Ranked<S>> ranked;     // [workers, L]
+    Buffer<std::int32_t> chosen;  // [wave, most]
+    Buffer<std::int32_t> counts;  // [wave]
 };
 
 /// Tokens that are chosen for in parallel before their assignments are added in order.
 inline constexpr Index selection_wave = 2048;
 
 /// Room for select_each().
-/// @param n  logits per token
+/// @param n     logits per token
+/// @param most  experts that a token can get
 template <class S>
 SelectScratch<S>& reserve_selection(Workspace<S>& ws, Index tokens, Index n, Index most) {
     auto& scratch = ws.template state<SelectScratch<S>>();
     const Index workers = ws.executor().concurrency(), wave = std::min(selection_wave, tokens);
-    scratch.values.resize(checked_product(workers, padded(3 * n)));
-    scratch.ranked.resize(checked_product(workers, padded(n)));
+    scratch.values.resize(checked_product(workers, round_up_16(3 * n)));
+    scratch.ranked.resize(checked_product(workers, round_up_16(n)));
     scratch.chosen.resize(checked_product(wave, most));
     scratch.counts.resize(wave);
     return scratch;
+}
+
+/// Bytes of that room.
+template <class S>
+Index selection_bytes(Index tokens, Index n, Index most, Index workers) {
+    const auto scalar = static_cast<Index>(sizeof(S));
+    const auto entry = static_cast<Index>(sizeof(Ranked<S>));
+    const Index chosen = std::min(selection_wave, tokens) * (most + 1);
+    return workers * (round_up_16(3 * n) * scalar + round_up_16(n) * entry) +
+           chosen * static_cast<Index>(sizeof(std::int32_t));
 }
 
 /// Adds to `routing` what `choose` picks for each token, in its order.
@@ -188,7 +200,7 @@ template <class S, class Choose>
 void select_each(In<S> logits, Routing& routing, const Call<S>& call, Index most, Choose&& choose) {
     Executor& executor = call.ws.executor();
     const Index tokens = logits.rows(), n = logits.cols();
-    const Index values_stride = padded(3 * n), ranked_stride = padded(n);
+    const Index values_stride = round_up_16(3 * n), ranked_stride = round_up_16(n);
     auto& scratch = reserve_selection<S>(call.ws, tokens, n, most);
     for (Index first = 0; first < tokens; first += selection_wave) {
         const Index here = std::min(selection_wave, tokens - first);

@@ -32,8 +32,8 @@ void for_tokens(Executor& executor, Index tokens, double flops, F&& f) {
                  });
 }
 
-/// Elements per worker such that workers do not share cache lines.
-inline Index padded(Index count) { return (count + 15) / 16 * 16; }
+/// The next multiple of 16 elements: workers that are that far apart share no cache line.
+inline Index round_up_16(Index count) { return (count + 15) / 16 * 16; }
 
 /// One setting of the dial: of the token's sequence if there is one per sequence, else of the call
 /// if it has one, else the gate's own.
@@ -79,7 +79,7 @@ Dialled<V> dialled(const char* gate, const char* field, V own, std::span<const V
 inline void check_gate(const char* gate, Index num_experts, const Shape& shape) {
     if (num_experts != shape.num_experts)
         fail(gate, ": the gate was built for ", num_experts, " experts, the layer has ",
-             shape.num_experts);
+             shape.num_experts, "; build it again from its recipe");
 }
 
 /// @throws std::invalid_argument unless a batch has one row per token and one logit per expert

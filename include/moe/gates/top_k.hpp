@@ -60,13 +60,17 @@ struct TopK {
 /// The gate that TopK describes.
 ///
 ///     S_t = the k best of z_t                     [L] logits of token t
-///         = the k best of score(z_t) + bias       with a selection bias
+///         = the k best of score(z_t) + bias       with a selection bias, or as torch ranks
 ///     w_t = scale * score(z_t)[S_t] / normaliser
 ///
 /// Slots are in falling order of what was ranked. Experts at -inf are never selected: a row with
 /// fewer than k others gets fewer, a row of -inf none. A row that holds a NaN gets NaN weights.
 /// Null experts are selected, left out of normalisation, and weigh 0. Weights of Score::softmax
 /// send a gradient to all L logits unless normalised plainly; others to the selected ones only.
+///
+/// TieBreak::torch_cpu ranks the scores of softmax, sigmoid and sqrt_softplus, as published code
+/// does, where lower_index ranks logits: scores tie where logits do not, and a NaN makes a softmax
+/// row one tie. What is selected is then torch's as far as its scores are rounded like ours.
 ///
 /// context.dial.k and k_per_sequence replace k for a call. The group limit compares groups by
 /// score + bias; where scores depend on the selection, logits stand for them.
@@ -139,9 +143,15 @@ public:
                        normalizes(call.context, logits.rows()));
     }
 
+    /// Whatever the dial says.
     void reserve(Index tokens, Index, Workspace<S>& ws) const {
-        detail::reserve_selection<S>(ws, tokens, num_experts_, settings_.k);
-        detail::CombineRule::reserve<S>(ws, num_experts_, settings_.k);
+        detail::reserve_selection<S>(ws, tokens, num_experts_, most_experts());
+        detail::CombineRule::reserve<S>(ws, num_experts_, most_experts());
+    }
+    /// Bytes of workspace.
+    Index workspace_bytes(Index tokens, int workers) const {
+        return detail::selection_bytes<S>(tokens, num_experts_, most_experts(), workers) +
+               detail::CombineRule::bytes<S>(num_experts_, most_experts(), workers);
     }
 
     /// bias, state, if there is one
@@ -157,7 +167,14 @@ private:
         if (s.k < 1)
             detail::fail(name, ": k is ", s.k, ", it must be >= 1; set it: moe::TopK{.k = 2}");
         if (s.k > num_experts_)
-            detail::fail(name, ": k is ", s.k, " but the layer has ", num_experts_, " experts");
+            detail::fail(
+                name, ": k is ", s.k, " but the layer has ", num_experts_,
+                num_experts_ == 1 ? " expert" : " experts",
+                "; give the experts a count, e.g. moe::Swiglu{.count = 8, ...}; shared experts "
+                "do not count");
+        detail::check_choice(name, "group_score", s.group_score, GroupScore::top_sum);
+        detail::check_choice(name, "group_mask", s.group_mask, GroupMask::zero);
+        detail::check_choice(name, "tie_break", s.tie_break, TieBreak::torch_cpu_unsorted);
         if (s.num_groups < 1 || num_experts_ % s.num_groups != 0)
             detail::fail(name, ": num_groups is ", s.num_groups, ", it must divide the ",
                          num_experts_, " experts of the layer");
@@ -166,7 +183,7 @@ private:
                          s.num_groups, "]");
         if (s.k > most_experts())
             detail::fail(name, ": k is ", s.k, " but ", s.groups_kept, " of ", s.num_groups,
-                         " groups hold ", most_experts(), " experts");
+                         " groups hold ", most_experts(), " experts; keep more groups");
         rule_.check(name);
     }
 
@@ -195,15 +212,21 @@ private:
     }
 
     bool has_bias() const { return !bias_.empty(); }
-    /// Scores rise with logits, so that the logits, which have fewer ties, can stand for them.
-    bool ranks_logits() const { return !has_bias() && !groups_.is_active(); }
+    /// Scores rise with logits, so that the logits, which have fewer ties, can stand for them;
+    /// not where torch's ties are wanted.
+    bool scores_matter() const {
+        const bool are_logits =
+            settings_.score == Score::raw || settings_.score == Score::softmax_of_selected;
+        return has_bias() || (settings_.tie_break != TieBreak::lower_index && !are_logits);
+    }
+    bool ranks_logits() const { return !scores_matter() && !groups_.is_active(); }
 
     /// [L] what is ranked, if not the logits; in `values`.
     const S* selection_keys(Index k, const S* z, S* values, detail::Ranked<S>* ranked) const {
         constexpr S dead = -std::numeric_limits<S>::infinity();
         const Index n = num_experts_;
         S* scores = values;
-        const bool by_logits = !has_bias() && groups_.mask == GroupMask::minus_infinity;
+        const bool by_logits = !scores_matter() && groups_.mask == GroupMask::minus_infinity;
         if (by_logits && groups_.score == GroupScore::max)
             std::copy_n(z, n, scores);
         else

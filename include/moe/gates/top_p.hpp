@@ -28,7 +28,8 @@ struct TopP {
                  ///< arXiv:2504.00661)
     };
 
-    /// 1 or more: all experts, without summing. 0 or less: min_experts.
+    /// 1 or more, rounded to the layer's scalar: all experts, without summing. 0 or less:
+    /// min_experts.
     double p = 0.4;
     Rule rule = Rule::exceed;
     Index min_experts = 1;  ///< selected whatever the sum, 1 to E (DynMoLE: 2)
@@ -120,6 +121,11 @@ public:
         detail::reserve_selection<S>(ws, tokens, num_experts_, most_);
         detail::CombineRule::reserve<S>(ws, num_experts_, most_);
     }
+    /// Bytes of workspace.
+    Index workspace_bytes(Index tokens, int workers) const {
+        return detail::selection_bytes<S>(tokens, num_experts_, most_, workers) +
+               detail::CombineRule::bytes<S>(num_experts_, most_, workers);
+    }
 
 private:
     static constexpr const char* name = "moe::TopP";
@@ -127,8 +133,12 @@ private:
 
     void check() const {
         const TopP& s = settings_;
-        if (num_experts_ < 1) detail::fail(name, ": the layer has no experts to choose from");
+        if (num_experts_ < 1)
+            detail::fail(name,
+                         ": the layer has no experts to choose from; give it some, e.g. "
+                         "moe::Swiglu{.count = 8, ...}; shared experts do not count");
         check_p("p", s.p);
+        detail::check_choice(name, "rule", s.rule, TopP::Rule::below);
         if (s.min_experts < 1 || s.min_experts > num_experts_)
             detail::fail(name, ": min_experts is ", s.min_experts, ", it must be in [1, ",
                          num_experts_, "], the experts of the layer");
@@ -153,7 +163,9 @@ private:
     Index choose(double p, const S* z, S* probabilities, detail::Ranked<S>* ranked) const {
         constexpr Index few = 16;  // most tokens stop early; ranking few is cheap
         const Index least = settings_.min_experts;
-        if (p >= 1) return detail::rank_by_index(num_experts_, z, most_, ranked);
+        // The first comparison keeps what no float can hold from the conversion.
+        if (p >= 1 || static_cast<S>(p) >= 1)
+            return detail::rank_by_index(num_experts_, z, most_, ranked);
         if (p <= 0) return detail::rank_by_index(num_experts_, z, least, ranked);
         kernels<S>().softmax(num_experts_, z, probabilities);
         for (Index tried = std::min(std::max(few, least), most_);;

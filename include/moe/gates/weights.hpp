@@ -63,6 +63,9 @@ struct CombineRule {
         if (!(norm_power >= 1 && std::isfinite(norm_power)))
             fail(gate, ": norm_power is ", norm_power, ", it must be finite and >= 1");
         if (!std::isfinite(scale)) fail(gate, ": scale is ", scale, ", it must be finite");
+        check_choice(gate, "score", score, Score::sqrt_softplus);
+        check_choice(gate, "normalize", normalize, Normalize::clamp);
+        check_choice(gate, "placement", placement, Placement::input);
     }
 
     /// Sets the weight and input weight of every assignment.
@@ -82,7 +85,11 @@ struct CombineRule {
         });
     }
 
-    /// Adds to dlogits. Exact for every combination of settings; 0 at logits of -inf.
+    /// Adds to dlogits. Exact for every combination of settings; 0 at logits of -inf, whatever
+    /// the gradients at the weights are.
+    /// @throws std::logic_error unless there is one gradient per assignment on the side of the
+    ///         weights
+    /// @throws std::invalid_argument if dlogits is of another extent than logits
     template <class S, class Normalizes>
     void backward(In<S> logits, const Routing& routing, const WeightGradients<S>& dweights,
                   Out<S> dlogits, const Call<S>& call, Normalizes&& normalizes) const {
@@ -92,9 +99,12 @@ struct CombineRule {
                 "moe: a gate that weighs ", placement == Placement::input ? "inputs" : "outputs",
                 " got ", given.size(), " gradients for ", routing.num_assignments(),
                 " assignments; a gate around it must say weighs_input() as it does");
+        if (dlogits.rows() != logits.rows() || dlogits.cols() != logits.cols())
+            fail("moe: a gate's dlogits is [", dlogits.rows(), ", ", dlogits.cols(),
+                 "], its logits are [", logits.rows(), ", ", logits.cols(), "]");
         each_token(logits, routing, call, [&](Index t, Token<S>& token) {
             if (token.count == 0) return;
-            S* dz = dlogits.data() + t * dlogits.outerStride();
+            S* dz = row_data(dlogits, t);
             const Quotient<S> quotient = evaluate(token, normalizes(t, token.count), call.context);
             if (quotient.is_broken) {
                 for (Index e = 0; e < token.num_logits; ++e)
@@ -118,9 +128,16 @@ struct CombineRule {
         values.resize(checked_product(ws.executor().concurrency(), stride_of(n, longest)));
         return values;
     }
+    /// Bytes of that room.
+    template <class S>
+    static Index bytes(Index n, Index longest, Index workers) {
+        return workers * stride_of(n, longest) * static_cast<Index>(sizeof(S));
+    }
 
 private:
-    static Index stride_of(Index n, Index longest) { return padded(n) + 4 * padded(longest); }
+    static Index stride_of(Index n, Index longest) {
+        return round_up_16(n) + 4 * round_up_16(longest);
+    }
 
     /// One token: what it is given, and what evaluate() leaves.
     template <class S>
@@ -163,16 +180,16 @@ private:
         auto& values = reserve<S>(call.ws, n, longest);
         for_tokens(executor, tokens, 20.0 * static_cast<double>(n), [&](Index t, int worker) {
             S* scratch = values.data() + worker * stride;
-            S* lists = scratch + padded(n);
+            S* lists = scratch + round_up_16(n);
             Token<S> token{.num_logits = n,
                            .z = row_data(logits, t),
                            .list = assignments.data() + routing.first(t),
                            .count = routing.first(t + 1) - routing.first(t),
                            .all = scratch,
                            .s = lists,
-                           .q = lists + padded(longest),
-                           .h = lists + 2 * padded(longest),
-                           .slope = lists + 3 * padded(longest)};
+                           .q = lists + round_up_16(longest),
+                           .h = lists + 2 * round_up_16(longest),
+                           .slope = lists + 3 * round_up_16(longest)};
             f(t, token);
         });
     }
@@ -302,7 +319,12 @@ private:
             c = normalize == Normalize::add_epsilon ? m * (static_cast<S>(epsilon) / quotient.q)
                                                     : S(0);
         }
-        if (score == Score::softmax && c != 0) table.axpy(token.num_logits, -c, token.all, dz);
+        if (score == Score::softmax && std::isfinite(c)) {
+            if (c != 0) table.axpy(token.num_logits, -c, token.all, dz);
+        } else if (score == Score::softmax) {  // 0 times it would not be 0 where masked
+            for (Index e = 0; e < token.num_logits; ++e)
+                if (!is_masked(token.z[e])) dz[e] = std::fma(-c, token.all[e], dz[e]);
+        }
         fill_slopes(token, quotient.q, context);
         for (Index i = 0; i < count; ++i) {
             if (is_masked(token.logit(i))) continue;
@@ -318,21 +340,11 @@ private:
     /// d(log s)/dz of each assignment on its own; for raw scores 1 / q, 0 where left out.
     template <class S>
     void fill_slopes(Token<S>& token, S q, const Context& context) const {
-        for (Index i = 0; i < token.count; ++i) {
-            const S z = token.logit(i);
-            if (score == Score::sigmoid) {
-                token.slope[i] = -z;  // 1 - sigmoid(z) = sigmoid(-z), which cancels nothing
-            } else if (score == Score::sqrt_softplus) {
-                const auto wide = static_cast<double>(z);
-                const double sum = softplus(wide), sigmoid = 1 / (1 + std::exp(-wide));
-                token.slope[i] = sum == 0 ? S(0) : static_cast<S>(0.5 * (sigmoid / sum));
-            } else if (score == Score::raw) {
-                token.slope[i] = left_out(token.list[i], context) ? S(0) : 1 / q;
-            } else {
-                token.slope[i] = 1;
-            }
-        }
-        if (score == Score::sigmoid) kernels<S>().sigmoid(token.count, token.slope, token.slope);
+        for (Index i = 0; i < token.count; ++i)
+            token.slope[i] = score != Score::raw                ? token.logit(i)
+                             : left_out(token.list[i], context) ? S(0)
+                                                                : 1 / q;
+        if (score != Score::raw) score_slopes(score, token.count, token.slope, token.slope);
     }
 };
 

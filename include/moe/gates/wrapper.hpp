@@ -51,6 +51,10 @@ struct GateWrapper {
         if constexpr (requires { inner.reserve(tokens, assignments, ws); })
             inner.reserve(tokens, assignments, ws);
     }
+    Index workspace_bytes(Index tokens, int workers) const
+        requires requires(const Inner& gate) { gate.workspace_bytes(tokens, workers); } {
+        return inner.workspace_bytes(tokens, workers);
+    }
     void visit_parameters(auto&& visit) { moe::visit_parameters(inner, visit); }
     void own_gradients() {
         if constexpr (requires { inner.own_gradients(); }) inner.own_gradients();

@@ -45,9 +45,10 @@ struct LoadBalance {
     /// Context::sequence_offsets. Sequences without tokens that count are left out.
     bool per_sequence = false;
     /// [E] instead of counting, f(e) is this: the fraction over all ranks or accumulated batches
-    /// (Megatron's global loss). Empty: count.
+    /// (Megatron's global loss). Empty: count. Entries are finite and >= 0.
     std::span<const double> fraction{};
     /// [E] multiplies f(e), e.g. tau < 1 for zero-computation experts (MoE++). Empty: 1.
+    /// Entries are finite and >= 0.
     std::span<const double> expert_weights{};
 };
 
@@ -94,21 +95,14 @@ inline bool is_softmax(Score score) {
     return score == Score::softmax || score == Score::softmax_of_selected;
 }
 
-/// s(z) = g(z) / sum g of one token, and slope(e) = g'(z(e)) / g(z(e)). softmax has slope 1, which
-/// is not written.
+/// s(z) = g(z) / sum g of one token, and slope(e) = d(log g)/dz. softmax has slope 1, which is not
+/// written.
 template <class S>
 void balance_scores(const KernelTable<S>& table, Score score, Index experts, const S* z, S* s,
                     S* slope) {
     if (is_softmax(score)) return table.softmax(experts, z, s);
     selection_scores(score, experts, z, s);
-    for (Index e = 0; e < experts; ++e) {
-        if (score == Score::sigmoid) {
-            slope[e] = 1 - s[e];
-        } else {  // sqrt_softplus
-            const double x = static_cast<double>(z[e]), square = softplus(x);
-            slope[e] = square == 0 ? S(0) : static_cast<S>(0.5 / ((1 + std::exp(-x)) * square));
-        }
-    }
+    score_slopes(score, experts, z, slope);
     const S sum = table.sum(experts, s);
     for (Index e = 0; e < experts && sum != 0; ++e) s[e] /= sum;
 }
@@ -122,7 +116,7 @@ double load_balance(const LossInput<S>& in, LossScratch<S>& scratch, const LoadB
     const Index experts = in.logits.cols();
     const auto at = [](Index e) { return static_cast<std::size_t>(e); };
 
-    double* load = scratch.mean.assign(2 * experts, 0.0).data();  // n(e), then f(e)
+    double* load = scratch.load_sum.assign(2 * experts, 0.0).data();  // n(e), then f(e)
     double* score_sum = load + experts;
     const double assignments = count_load(in, options, from, to, load);
     const BalanceScale scale = balance_scale(options.norm, experts, tokens, assignments);
@@ -160,15 +154,27 @@ void check_load_balance(const LossInput<S>& in, const LoadBalance& options) {
     if (in.logits.cols() != experts)
         fail("moe::load_balance_loss: there are ", in.logits.cols(), " logits per token and ",
              experts, " experts; it needs one logit per expert");
+    check_choice("moe::LoadBalance", "norm", options.norm, LoadBalance::Norm::unscaled);
+    check_choice("moe::LoadBalance", "score", options.score, Score::sqrt_softplus);
+    check_choice("moe::LoadBalance", "slots", options.slots, LoadBalance::Slots::all);
     if (options.score == Score::raw)
         fail("moe::LoadBalance: score is raw, it must be softmax, sigmoid or sqrt_softplus");
-    for (const auto per_expert : {options.fraction, options.expert_weights})
+    const auto check = [experts](const char* field, std::span<const double> per_expert) {
         if (!per_expert.empty() && static_cast<Index>(per_expert.size()) != experts)
-            fail("moe::LoadBalance: fraction or expert_weights has ", per_expert.size(),
-                 " entries, there are ", experts, " experts");
+            fail("moe::LoadBalance: ", field, " has ", per_expert.size(), " entries, there are ",
+                 experts, " experts");
+        for (const double value : per_expert)
+            if (!(value >= 0) || !std::isfinite(value))
+                fail("moe::LoadBalance: an entry of ", field, " is ", value,
+                     ", it must be finite and >= 0");
+    };
+    check("fraction", options.fraction);
+    check("expert_weights", options.expert_weights);
     if (!options.per_sequence) return;
     if (in.context.sequence_offsets.empty())
-        fail("moe::LoadBalance: per_sequence needs Context::sequence_offsets");
+        fail(
+            "moe::LoadBalance: per_sequence needs Context::sequence_offsets, which say where each "
+            "sequence begins");
     check_context(in.context, in.logits.rows(), experts, experts);
 }
 

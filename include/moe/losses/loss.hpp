@@ -34,6 +34,7 @@ namespace moe::inline MOE_ABI {
 /// What all losses have in common:
 ///   - Means are over the tokens that count: not the padding of the context, and not rows in which
 ///     every logit is -inf. Without any such token the value is exactly 0 and nothing is added.
+///     A loss of one's own asks counts_in_losses().
 ///   - A logit of -inf (a masked expert) has probability 0 and gradient 0. A NaN makes the value
 ///     and the gradient of its row NaN.
 ///   - Sums over tokens are in double, in token order; sums over experts are those of the kernels.
@@ -46,13 +47,31 @@ struct Loss {
     operator double() const { return value; }  // NOLINT(google-explicit-constructor)
 };
 
+/// Whether a token takes part in losses: it is not padding, and not all of its logits are -inf. It
+/// reads up to the first that is not.
+///
+///     for (Index t = 0; t < logits.rows(); ++t)
+///         if (counts_in_losses(ws.context(), logits, t)) ...
+///
+/// @param logits  [T, L]
+template <class X>
+bool counts_in_losses(const Context& context, const Eigen::DenseBase<X>& logits, Index token) {
+    if (context.is_padding(token)) return false;
+    for (Index l = 0; l < logits.cols(); ++l)
+        if (logits.derived()(token, l) != -std::numeric_limits<typename X::Scalar>::infinity())
+            return true;
+    return false;
+}
+
 namespace detail {
 
 /// Rows of one token, and numbers per expert.
 template <class S>
 struct LossScratch {
-    Buffer<S> scores, gradient, fraction;  // [L]
-    Buffer<double> mean;                   // [L]
+    Buffer<S> scores;         // [L] of a token; [2 E] with their slopes
+    Buffer<S> gradient;       // [L] of a token
+    Buffer<S> fraction;       // [E] f(e)
+    Buffer<double> load_sum;  // [2 E] n(e), then f(e) in its place; summed scores
 };
 
 /// The matrices of a loss, checked against one another.
@@ -77,14 +96,7 @@ struct LossInput {
     const S* row(Index token) const { return row_data(logits, token); }
     S* drow(Index token) const { return row_data(dlogits, token); }
 
-    /// Whether a token takes part; the loop ends at the first logit that is not -inf.
-    bool counts(Index token) const {
-        if (context.is_padding(token)) return false;
-        const S* z = row(token);
-        for (Index l = 0; l < logits.cols(); ++l)
-            if (z[l] != -std::numeric_limits<S>::infinity()) return true;
-        return false;
-    }
+    bool counts(Index token) const { return counts_in_losses(context, logits, token); }
     Index count(Index from, Index to) const {
         Index tokens = 0;
         for (Index t = from; t < to; ++t) tokens += counts(t) ? 1 : 0;

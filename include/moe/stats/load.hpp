@@ -19,7 +19,7 @@ namespace moe::inline MOE_ABI {
 /// Every member is defined for every routing: what would be 0 / 0 (no tokens, no experts, nothing
 /// routed) is 0, and busiest_expert is then -1.
 struct LoadStats {
-    Index num_tokens = 0;
+    Index num_tokens = 0;                   ///< that are not padding
     std::vector<Index> tokens_per_expert;   ///< [E] n(e)
     std::vector<Index> dropped_per_expert;  ///< [E] assignments to e that were dropped
     Index busiest_expert = -1;              ///< of the largest load, the lowest index
@@ -33,11 +33,13 @@ struct LoadStats {
 };
 
 /// Counts one batch. Cost: O(T + N + E). To sum batches first, see LoadSum.
-inline LoadStats load_stats(const Routing& routing) {
+/// @param context  of the batch: its padding is not counted as tokens
+/// @throws std::invalid_argument if the padding is of another number of tokens
+inline LoadStats load_stats(const Routing& routing, const Context& context = {}) {
+    detail::check_extent("padding", context.padding.size(), routing.num_tokens(), "one per token");
     const Index experts = routing.num_experts();
     const auto at = [](auto i) { return static_cast<std::size_t>(i); };
     LoadStats stats;
-    stats.num_tokens = routing.num_tokens();
     stats.tokens_per_expert.resize(at(experts));
     stats.dropped_per_expert.resize(at(experts));
     for (Index t = 0; t < routing.num_tokens(); ++t) {
@@ -47,14 +49,15 @@ inline LoadStats load_stats(const Routing& routing) {
             ++(is_kept ? stats.tokens_per_expert : stats.dropped_per_expert)[at(a.expert)];
             is_routed = is_routed || is_kept;
         }
+        if (context.is_padding(t)) continue;
+        ++stats.num_tokens;
         stats.unrouted_tokens += is_routed ? 0 : 1;
     }
 
     const Index kept = routing.num_kept(), all = routing.num_assignments();
     for (const Index load : stats.tokens_per_expert) stats.dead_experts += load == 0 ? 1 : 0;
-    if (routing.num_tokens() > 0)
-        stats.experts_per_token =
-            static_cast<double>(kept) / static_cast<double>(routing.num_tokens());
+    if (stats.num_tokens > 0)
+        stats.experts_per_token = static_cast<double>(kept) / static_cast<double>(stats.num_tokens);
     if (all > 0)
         stats.dropped_fraction = static_cast<double>(all - kept) / static_cast<double>(all);
     if (kept == 0) return stats;

@@ -2,7 +2,9 @@
 #ifndef MOE_STATS_MEMORY_HPP
 #define MOE_STATS_MEMORY_HPP
 
+#include <cstddef>
 #include <string>
+#include <string_view>
 
 #include <moe/core/parameters.hpp>
 #include <moe/core/workspace.hpp>
@@ -13,47 +15,43 @@ namespace moe::inline MOE_ABI {
 /// Bytes a layer needs, known before they are spent.
 struct MemoryBudget {
     Index parameters = 0;  ///< the layer's own
-    Index packed = 0;      ///< panels of a frozen layer
-    Index routing = 0;     ///< workspace: logits, plan, row lists; O(T L + N)
-    Index experts = 0;     ///< workspace: what expert groups keep and use as scratch; O(N F)
+    Index packed = 0;      ///< what a frozen layer has packed
+    Index routing = 0;     ///< workspace of the head: logits, plan; O(T (L + D) + N)
+    Index experts = 0;     ///< workspace of the bank: row lists, and what groups keep; O(N F)
 
     Index workspace() const { return routing + experts; }
     Index total() const { return parameters + packed + workspace(); }
 };
 
 /// What one call with `tokens` tokens and `assignments` assignments in all takes: forward, or
-/// forward and backward if `keep` is Keep::everything. Inputs, outputs, parameter gradients and what
-/// users' own parts allocate are not in it.
+/// forward and backward if `keep` is Keep::everything. Inputs, outputs, parameter gradients and
+/// what users' own parts allocate are not in it.
 ///
-/// Groups answer through an optional `workspace_bytes(tokens, rows, keep, workers)`; one that does
-/// not counts as 0.
+/// It adds up what the head and the bank say, who ask their parts: an optional
+/// `workspace_bytes(tokens, rows, keep, workers)` of a group, `workspace_bytes(tokens, workers)` of
+/// a gate, `workspace_bytes(workers)` of a router, and `bytes()` of what a router or a group has
+/// packed. A part that does not say counts as 0.
 /// @param workers  threads of the call
 template <class Layer>
 MemoryBudget memory_budget(const Layer& layer, Index tokens, Index assignments,
                            Keep keep = Keep::everything, int workers = 1) {
-    using S = typename Layer::Scalar;
-    const auto scalar = static_cast<Index>(sizeof(S));
+    const auto scalar = static_cast<Index>(sizeof(typename Layer::Scalar));
     MemoryBudget budget;
-    visit_parameters(layer.head(), [&](std::string_view, const auto& matrix, Role) {
+    const auto add = [&](std::string_view, const auto& matrix, Role) {
         budget.parameters += matrix.size() * scalar;
-    });
-    visit_parameters(layer.bank(), [&](std::string_view, const auto& matrix, Role) {
-        budget.parameters += matrix.size() * scalar;
-    });
-    const bool kept = keep == Keep::everything;
-    const Index per_assignment = 2 * static_cast<Index>(sizeof(Assignment)) + 2 * 8 + 4 + 2 * 8 +
-                                 (kept ? 6 : 2) * scalar;
-    const Index per_token = 8 + 4 + 8 + 2 * scalar + (kept ? layer.model_dim() + 1 : 0) * scalar;
-    budget.routing = tokens * (2 * layer.head().num_logits() * scalar + per_token) +
-                     assignments * per_assignment;
-    if constexpr (requires { layer.head().router().workspace_bytes(workers); })
-        if (tokens > 0) budget.routing += layer.head().router().workspace_bytes(workers);
-    layer.bank().for_each_group([&](std::size_t, const auto& group) {
-        const Index rows = group.num_experts() > 0 ? assignments : tokens;
-        if constexpr (requires { group.bytes(); }) budget.packed += group.bytes();
-        if constexpr (requires { group.workspace_bytes(tokens, rows, keep, workers); })
-            budget.experts += group.workspace_bytes(tokens, rows, keep, workers);
-    });
+    };
+    visit_parameters(layer.head(), add);
+    visit_parameters(layer.bank(), add);
+    const auto add_packed = [&budget](const auto& part) {
+        if constexpr (requires { part.bytes(); }) budget.packed += part.bytes();
+    };
+    add_packed(layer.head().router());
+    layer.bank().for_each_group([&](std::size_t, const auto& group) { add_packed(group); });
+
+    budget.routing = layer.head().workspace_bytes(tokens, assignments, keep, workers);
+    if (keep == Keep::everything)
+        budget.routing += (layer.head().weighs_input() ? 2 : 1) * assignments * scalar;
+    budget.experts = layer.bank().workspace_bytes(tokens, assignments, keep, workers);
     return budget;
 }
 

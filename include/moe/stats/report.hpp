@@ -53,13 +53,15 @@ inline std::string load_bars(const LoadStats& load, const ReportOptions& options
     const auto at = [](Index e) { return static_cast<std::size_t>(e); };
     const auto experts = static_cast<Index>(load.tokens_per_expert.size());
     Index name_columns = 6, kept = 0, most = 1;
+    std::vector<Index> dropped_per_expert = load.dropped_per_expert;
+    dropped_per_expert.resize(at(experts));
     std::vector<std::string> names = options.names;
     if (names.empty())
         for (Index e = 0; e < experts; ++e) names.push_back(std::to_string(e));
     for (Index e = 0; e < experts; ++e) {
         name_columns = std::max(name_columns, columns_of(names[at(e)]));
         kept += load.tokens_per_expert[at(e)];
-        most = std::max(most, load.tokens_per_expert[at(e)] + load.dropped_per_expert[at(e)]);
+        most = std::max(most, load.tokens_per_expert[at(e)] + dropped_per_expert[at(e)]);
     }
     const Index count_columns = std::max<Index>(6, columns_of(std::to_string(most)));
     const Index room =
@@ -71,8 +73,7 @@ inline std::string load_bars(const LoadStats& load, const ReportOptions& options
     std::string text = right_aligned("expert", name_columns) + "  " +
                        right_aligned("tokens", count_columns) + "    share\n";
     for (Index e = 0; e < experts; ++e) {
-        const Index tokens = load.tokens_per_expert[at(e)],
-                    dropped = load.dropped_per_expert[at(e)];
+        const Index tokens = load.tokens_per_expert[at(e)], dropped = dropped_per_expert[at(e)];
         const double share =
             kept == 0 ? 0 : static_cast<double>(tokens) / static_cast<double>(kept);
         std::string line = right_aligned(names[at(e)], name_columns) + "  " +
@@ -97,20 +98,28 @@ inline std::string load_bars(const LoadStats& load, const ReportOptions& options
 
 /// The load as text with bars, one line per expert.
 ///
-///          3      75   15.1 %  ██████████████████▊            │
 ///     256 tokens, 4 experts, 1.94 experts per token, 3.1 % dropped
 ///     busiest/mean 1.61, variation 0.39, entropy 0.948, busiest expert 2, 0 dead
 ///     expert  tokens    share
-///          0      91   18.3 %  ██████████████████▌      │
-///          1     130   26.2 %  ██████████████████████████▌
+///          0      91   18.3 %  ██████████████████████▊        │
+///          1     130   26.2 %  ████████████████████████████████▌
+///          2     200   40.3 %  ██████████████████████████████████████████████████░░░░
+///          3      75   15.1 %  ██████████████████▊            │
 ///
 /// Full blocks are tokens, light blocks were dropped, the thin line is the mean load. Variation is
 /// LoadStats::coefficient_of_variation, entropy normalized_entropy.
-/// @throws std::invalid_argument if options.names does not name every expert
+/// @param load  dropped_per_expert may be empty: nothing was dropped
+/// @throws std::invalid_argument if options.names or dropped_per_expert has neither one entry per
+///         expert nor none
 inline std::string report(const LoadStats& load, const ReportOptions& options = {}) {
     if (!options.names.empty() && options.names.size() != load.tokens_per_expert.size())
         detail::fail("moe::report: names has ", options.names.size(), " entries, there are ",
                      load.tokens_per_expert.size(), " experts");
+    if (!load.dropped_per_expert.empty() &&
+        load.dropped_per_expert.size() != load.tokens_per_expert.size())
+        detail::fail("moe::report: dropped_per_expert has ", load.dropped_per_expert.size(),
+                     " entries, tokens_per_expert has ", load.tokens_per_expert.size(),
+                     "; it must have as many, or none");
     if (options.width < 40)
         detail::fail("moe::report: width is ", options.width, ", it must be >= 40");
     std::string text = detail::summary(load) + "\n";
@@ -143,7 +152,7 @@ inline std::string report(const RouterStats& router) {
 /// @throws std::logic_error if it holds none; std::invalid_argument as for a load
 template <class S>
 std::string report(const Workspace<S>& ws, const ReportOptions& options = {}) {
-    return report(ws.routing(), options) + report(router_stats(ws));
+    return report(load_stats(ws.routing(), ws.context()), options) + report(router_stats(ws));
 }
 
 /// The report of the load.

@@ -32,9 +32,9 @@ struct RouterStats {
     /// where something else than the logits decided: a selection bias, noise, groups. Over tokens
     /// where both are finite; 0 if logits are not one per expert.
     double margin = 0;
-    /// Tokens with a NaN among their logits, of all.
+    /// Tokens with a NaN or +inf among their logits, whose softmax is NaN, of all.
     double nan_fraction = 0;
-    /// Mean sum of the combine weights of assignments that are not dropped, over tokens with any;
+    /// Mean sum of weight * input_weight of assignments that are not dropped, over tokens with any;
     /// NaN if one of them is.
     double weight_sum = 0;
     /// Assignments to null experts, of those that are not dropped.
@@ -91,10 +91,13 @@ RouterStats router_stats(const Eigen::DenseBase<X>& logits, const Routing& routi
     double entropy = 0, margin = 0, weights = 0;
     Index scored = 0, with_margin = 0, with_nan = 0, weighted = 0, null = 0;
     for (Index t = 0; t < tokens; ++t) {
-        const S* row = z.data() + t * z.outerStride();
+        const S* row = row_data(z, t);
         const bool has_nan = std::any_of(row, row + cols, [](S x) { return std::isnan(x); });
-        with_nan += has_nan ? 1 : 0;
-        if (!has_nan && cols > 0 && std::isfinite(*std::max_element(row, row + cols))) {
+        const bool is_undefined =
+            has_nan || std::find(row, row + cols, std::numeric_limits<S>::infinity()) != row + cols;
+        with_nan += is_undefined ? 1 : 0;
+        const bool has_any = std::any_of(row, row + cols, [](S x) { return std::isfinite(x); });
+        if (!is_undefined && has_any) {
             entropy +=
                 static_cast<double>(detail::softmax_entropy(kernels<S>(), cols, row, p, p + cols));
             ++scored;
@@ -111,7 +114,7 @@ RouterStats router_stats(const Eigen::DenseBase<X>& logits, const Routing& routi
         for (const Assignment& a : slots) {
             if (a.dropped != Dropped::no) continue;
             has_weight = true;
-            weights += a.weight;
+            weights = std::fma(a.weight, a.input_weight, weights);
             null += !facts.empty() && facts[static_cast<std::size_t>(a.expert)].is_null ? 1 : 0;
         }
         weighted += has_weight ? 1 : 0;

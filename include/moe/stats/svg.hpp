@@ -325,9 +325,12 @@ inline std::string svg_heat_maps(std::span<const HeatMapPanel> panels,
     };
     check("row_labels", options.row_labels.size(), rows);
     check("column_labels", options.column_labels.size(), columns);
-    if (!(options.cell >= 0) || options.cell > 1000 || options.panels_per_row < 0)
-        detail::fail("moe::svg_heat_map: cell is ", options.cell, " and panels_per_row ",
-                     options.panels_per_row, ", they must lie in [0, 1000] and be >= 0");
+    if (options.cell != 0 && !(options.cell >= 1 && options.cell <= 1000))
+        detail::fail("moe::svg_heat_map: cell is ", options.cell,
+                     ", it must be in [1, 1000], or 0 to be chosen");
+    if (options.panels_per_row < 0)
+        detail::fail("moe::svg_heat_map: panels_per_row is ", options.panels_per_row,
+                     ", it must be >= 1, or 0 to be chosen");
     return detail::HeatMapDrawing(panels, options).draw();
 }
 
