@@ -13,8 +13,9 @@
 #include <moe/core/weights.hpp>
 #include <moe/experts/feed_forward_backward.hpp>
 #include <moe/experts/feed_forward_forward.hpp>
+#include <moe/experts/feed_forward_state.hpp>
 #include <moe/kernels/dispatch.hpp>
-#include <moe/kernels/operand.hpp>
+#include <moe/kernels/pack.hpp>
 
 namespace moe::inline MOE_ABI {
 
