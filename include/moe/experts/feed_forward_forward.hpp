@@ -3,6 +3,8 @@
 #define MOE_EXPERTS_FEED_FORWARD_FORWARD_HPP
 
 #include <algorithm>
+#include <cstdint>
+#include <span>
 #include <vector>
 
 #include <moe/config.hpp>
@@ -66,6 +68,16 @@ void gather(const KernelTable<S>& table, In<S> source, std::span<const std::int3
     }
 }
 
+/// Asks for some columns of row `index[row]` of y, which will be added to.
+template <class S>
+void prefetch_row(const Out<S>& y, std::span<const std::int32_t> index, Index row, Index begin,
+                  Index columns) {
+    constexpr Index line = 64 / static_cast<Index>(sizeof(S));
+    const S* const from =
+        y.data() + index[static_cast<std::size_t>(row)] * y.outerStride() + begin;
+    for (Index j = 0; j < columns; j += line) __builtin_prefetch(from + j, 1);
+}
+
 /// hidden = act(gate x) * (up x), or act(up x + bias), for the columns of one item.
 template <class S>
 void feed_forward_hidden(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands,
@@ -114,28 +126,37 @@ void feed_forward_hidden(const FeedForwardShape& shape, const FeedForwardOperand
 
 /// y[to] = fma(weight, down hidden + bias, y[to]), experts ascending, for some columns of y: nobody
 /// else writes them, so that the sum has one order for any number of threads.
+///
+/// A block of hidden rows is multiplied by all these columns while it is in the second-level cache,
+/// a few at a time, so that what comes out is still there when it is added to y.
 template <class S>
 void feed_forward_down(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands,
                        const Rows<S>& rows, Out<S> y, const FeedForwardState<S>& state, Index begin,
                        Index end, Buffer<S>& scratch) {
     const KernelTable<S>& table = operands.up.table();
-    const Index width = end - begin;
+    const Index width = std::min(feed_forward_columns, end - begin);
     S* const block = scratch.resize(feed_forward_rows * width + product_scratch(table)).data();
     S* const packing = block + feed_forward_rows * width;
     for (Index e = 0; e < rows.num_experts(); ++e) {
         if (rows.size(e) == 0) continue;
         const Index expert = rows.first_expert + e;
-        const Operand<S> down = operands.down.transposed(expert).columns_from(begin);
+        const Operand<S> down = operands.down.transposed(expert);
         const S* const bias = bias_row(*operands.down_bias, expert);
         for (Index first = rows.begin(e); first < rows.end(e); first += feed_forward_rows) {
             const Index count = std::min(feed_forward_rows, rows.end(e) - first);
             const Strided<S> a{state.hidden.data() + first * state.stride, state.stride, 1};
-            product(table, count, width, shape.ffn_dim, a, down, block, width, false, packing);
-            for (Index i = 0; i < count; ++i) {
-                const auto row = static_cast<std::size_t>(first + i);
-                if (bias != nullptr) table.axpy(width, S(1), bias + begin, block + i * width);
-                table.axpy(width, rows.weights[row], block + i * width,
-                           y.data() + rows.to[row] * y.outerStride() + begin);
+            for (Index at = begin; at < end; at += width) {
+                const Index columns = std::min(width, end - at);
+                product(table, count, columns, shape.ffn_dim, a, down.columns_from(at), block, width,
+                        false, packing);
+                for (Index i = 0; i < count; ++i) {
+                    if (const Index next = i + feed_forward_ahead; next < count)
+                        prefetch_row<S>(y, rows.to, first + next, at, columns);
+                    const auto row = static_cast<std::size_t>(first + i);
+                    if (bias != nullptr) table.axpy(columns, S(1), bias + at, block + i * width);
+                    table.axpy(columns, rows.weights[row], block + i * width,
+                               y.data() + rows.to[row] * y.outerStride() + at);
+                }
             }
         }
     }
@@ -164,8 +185,8 @@ void feed_forward(const FeedForwardShape& shape, const FeedForwardOperands<S>& o
                                state.scratch[static_cast<std::size_t>(worker)]);
     });
 
-    const Index chunk = column_chunk(shape.output_dim, table.panel_width, workers, 4,
-                                     feed_forward_columns);
+    const Index chunk =
+        column_chunk(shape.output_dim, table.panel_width, workers, 4, feed_forward_down_columns);
     const Index chunks = (shape.output_dim + chunk - 1) / chunk;
     parallel_for(executor, chunks, flops, [&](Index i, int worker) {
         feed_forward_down<S>(shape, operands, rows, y, state, i * chunk,
