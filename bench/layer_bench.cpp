@@ -145,26 +145,29 @@ public:
         const Index step = 64;
         moe::detail::parallel_for(executor_, (tokens_ + step - 1) / step, 1e12, [&](Index i, int) {
             const Index count = std::min(step, tokens_ - i * step);
-            moe::multiply(table_, count, s_.shape.dim, moe::Strided<float>{x_.data() + i * step * x_stride_, x_stride_, 1},
-                          moe::Operand<float>(packed_router_), 0, s_.shape.experts,
-                          logits_.data() + i * step * s_.shape.experts, s_.shape.experts, false, static_cast<float*>(nullptr));
+            moe::product(table_, count, s_.shape.experts, s_.shape.dim,
+                         {x_.data() + i * step * x_stride_, x_stride_, 1}, packed_router_.view(),
+                         logits_.data() + i * step * s_.shape.experts, s_.shape.experts, false);
         });
         columns(s_.shape.ffn, [&](Index e, Index begin, Index count) {
             const Index first = at(e), n = at(e + 1) - first;
             const moe::Strided<float> a{x_.data() + first * x_stride_, x_stride_, 1};
             for (const auto& [b, c] : {std::pair{&gate_, &g_}, std::pair{&up_, &u_}})
-                moe::multiply(table_, n, s_.shape.dim, a, moe::Operand<float>((*b)[static_cast<std::size_t>(e)]), begin,
-                              count, c->data() + first * h_stride_ + begin, h_stride_, false, static_cast<float*>(nullptr));
+                moe::product(table_, n, count, s_.shape.dim, a, panels((*b)[static_cast<std::size_t>(e)], begin),
+                             c->data() + first * h_stride_ + begin, h_stride_, false);
         });
         columns(s_.shape.dim, [&](Index e, Index begin, Index count) {
             const Index first = at(e), n = at(e + 1) - first;
-            moe::multiply(table_, n, s_.shape.ffn, moe::Strided<float>{g_.data() + first * h_stride_, h_stride_, 1},
-                          moe::Operand<float>(down_[static_cast<std::size_t>(e)]), begin, count,
-                          y_.data() + first * x_stride_ + begin, x_stride_, false, static_cast<float*>(nullptr));
+            moe::product(table_, n, count, s_.shape.ffn, {g_.data() + first * h_stride_, h_stride_, 1},
+                         panels(down_[static_cast<std::size_t>(e)], begin),
+                         y_.data() + first * x_stride_ + begin, x_stride_, false);
         });
     }
 
 private:
+    moe::Panels<float> panels(const moe::PackedMatrix<float>& b, Index begin) const {
+        return {b.panel(begin / table_.panel_width)};
+    }
     Index at(Index e) const { return offsets_[static_cast<std::size_t>(e)]; }
     template <class F>
     void columns(Index extent, F&& f) {

@@ -21,7 +21,7 @@
 #endif
 
 #include <moe/kernels/dispatch.hpp>
-#include <moe/kernels/grouped_gemm.hpp>
+#include <moe/kernels/product.hpp>
 
 namespace {
 
@@ -146,10 +146,9 @@ void product(benchmark::State& state, Isa isa, Index rows, Index out, Index in, 
     matrix.pack(t, b, in, out);
     for (auto _ : state) {
         if (packed)
-            moe::product(rows, a, matrix, y.data(), out, false);
+            moe::product(t, rows, out, in, a, matrix.view(), y.data(), out, false);
         else
-            moe::product(t, rows, out, in, a, b, y.data(), out, false, scratch.data(), Index{0},
-                         moe::num_panels(t, out));
+            moe::product(t, rows, out, in, a, b, y.data(), out, false, scratch.data());
         benchmark::ClobberMemory();
     }
     report_flops(state, 2.0 * static_cast<double>(rows * out * in), peak(isa, sizeof(S)));

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include <moe/core/memory.hpp>
 
+#if defined(MADV_HUGEPAGE) || defined(PROT_READ)
+#error "<sys/mman.h> is included with the library"
+#endif
+
 #include <algorithm>
 #include <cstdint>
 #include <limits>
@@ -8,6 +12,10 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <gtest/gtest.h>
 
@@ -64,6 +72,12 @@ TEST(Memory, LargeOnesBeginOnALargePage) {
     small.resize(moe::detail::huge_page_from / 8 + 1);
     large.resize(9);
 }
+
+#if defined(__linux__)
+TEST(Memory, AsksForLargePagesByTheirRightNumber) {
+    EXPECT_EQ(moe::detail::advise_huge_pages, MADV_HUGEPAGE);
+}
+#endif
 
 TEST(Memory, NothingIsAllocatedForNothing) {
     EXPECT_EQ(allocations::in([] {
@@ -162,5 +176,17 @@ TEST(Memory, WhatWasMovedFromMayBeUsedAgain) {
     EXPECT_EQ(from.assign(6, 4)[5], 4);
     EXPECT_NE(from.data(), to.data());
 }
+
+#if !defined(NDEBUG)
+TEST(MemoryDeathTest, ADebugBuildCatchesElementsThatAreNotThere) {
+    Buffer<int> buffer;
+    buffer.resize(8);
+    buffer.assign(3, 1);  // the memory goes on, the buffer does not
+    const Buffer<int>& same = buffer;
+    EXPECT_DEATH(buffer[3] = 0, "an element of the buffer");
+    EXPECT_DEATH(buffer[-1] = 0, "an element of the buffer");
+    EXPECT_DEATH(static_cast<void>(same[3]), "an element of the buffer");
+}
+#endif
 
 }  // namespace

@@ -141,7 +141,7 @@ struct Bound {
     std::vector<WeightView> views{
         {.data = a.data(), .dtype = Dtype::f32, .rows = 2, .cols = 3, .row_stride = 3},
         {.data = b.data(),
-         .dtype = Dtype::bf16,
+         .dtype = Dtype::f32,
          .rows = 2,
          .cols = 3,
          .row_stride = 1,
@@ -157,7 +157,10 @@ TEST(Weights, BoundOnesAreTheCallersViews) {
     EXPECT_EQ(weights.cols(), 3);
     EXPECT_EQ(weights[0].data, memory.a.data());
     EXPECT_EQ(weights[1].data, memory.b.data());
-    EXPECT_EQ(weights[1].dtype, Dtype::bf16);  // element types may differ
+    EXPECT_EQ(weights[1].dtype, Dtype::f32);
+    EXPECT_FALSE(weights.has_contiguous_rows());
+    EXPECT_FALSE(Weights<float>(weights).has_contiguous_rows());
+    EXPECT_TRUE(Weights<float>({memory.views[0]}).has_contiguous_rows());
     EXPECT_EQ(weights[1].row_stride, 1);
     EXPECT_EQ(weights[1].col_stride, 4);
     Weights<float> copy = weights;
@@ -172,7 +175,40 @@ TEST(Weights, BoundOnesHaveOneShape) {
     Bound memory;
     memory.views[1].cols = 4;
     EXPECT_EQ(message([&] { Weights<float> weights(memory.views); }),
-              "moe::Weights: one expert's matrix is [2, 4], the first one's is [2, 3]");
+              "moe::Weights: expert 1's matrix is [2, 4], the first one's is [2, 3]");
+}
+
+TEST(Weights, BoundOnesAreStoredInTheScalarOfTheLayer) {
+    Bound memory;
+    memory.views[1].dtype = Dtype::bf16;
+    EXPECT_EQ(message([&] { Weights<float> weights(memory.views); }),
+              "moe::Weights: expert 1's matrix holds BF16, only F32 can be read where it lies; "
+              "convert it and view the copy");
+    memory.views[1].dtype = Dtype::unknown;
+    EXPECT_THROW(Weights<float> weights(memory.views), std::invalid_argument);
+    memory.views[1].dtype = Dtype::f32;
+    EXPECT_EQ(message([&] { Weights<double> weights(memory.views); }),
+              "moe::Weights: expert 0's matrix holds F32, only F64 can be read where it lies; "
+              "convert it and view the copy");
+}
+
+TEST(Weights, BoundOnesHaveNoScales) {
+    Bound memory;
+    const float scale = 2;
+    memory.views[0].scales = &scale;
+    EXPECT_EQ(message([&] { Weights<float> weights(memory.views); }),
+              "moe::Weights: expert 0's matrix has scales, which are not applied here; multiply "
+              "them into a copy and view that without scales");
+}
+
+TEST(Weights, BoundOnesHaveDataUnlessTheyAreEmpty) {
+    Bound memory;
+    memory.views[1].data = nullptr;
+    EXPECT_EQ(message([&] { Weights<float> weights(memory.views); }),
+              "moe::Weights: expert 1's matrix is [2, 3] but its data is null; point it to the "
+              "elements");
+    const Weights<float> empty({WeightView{.dtype = Dtype::f32, .rows = 0, .cols = 3}});
+    EXPECT_EQ(empty.count(), 1);
 }
 
 TEST(Weights, GradientsOfBoundOnesAreOwned) {
@@ -180,6 +216,7 @@ TEST(Weights, GradientsOfBoundOnesAreOwned) {
     Weights<float> grad(memory.views);
     grad.own_gradients();
     EXPECT_FALSE(grad.is_bound());
+    EXPECT_TRUE(grad.has_contiguous_rows());
     EXPECT_EQ(grad.count(), 2);
     EXPECT_EQ(grad.rows(), 2);
     EXPECT_EQ(grad.cols(), 3);
@@ -211,5 +248,20 @@ TEST(Weights, AreVisitedUnderTheNumberOfTheirExpert) {
     bound.visit(0, "gate", visit);
     EXPECT_EQ(names.size(), 2u);
 }
+
+#if !defined(NDEBUG)
+TEST(WeightsDeathTest, ADebugBuildCatchesExpertsThatAreNotThere) {
+    Weights<float> weights(3, 2, 2);
+    const Bound memory;
+    Weights<float> bound(memory.views);
+    EXPECT_DEATH(weights[3], "the number of one of the experts");
+    EXPECT_DEATH(weights[-1], "the number of one of the experts");
+    EXPECT_DEATH(weights.owned(3), "the number of one of the experts");
+    EXPECT_DEATH(bound[2], "the number of one of the experts");
+    EXPECT_DEATH(bound.owned(0), "no matrices of their own");
+    weights.owned(1) = moe::Parameter<float>(1, 2);
+    EXPECT_DEATH(weights.gradient(1), "as large as its matrix");
+}
+#endif
 
 }  // namespace

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include <moe/experts/feed_forward_backward.hpp>
 
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -95,6 +97,33 @@ TEST(FeedForwardBackward, SkipsGradientsThatAreEmpty) {
     EXPECT_EQ(some.up.gradient(1), nullptr);
     EXPECT_TRUE(moe::testing::same_bits(some.up.owned(0).view(), all.up.owned(0).view()));
     EXPECT_TRUE(moe::testing::same_bits(some.down.owned(1).view(), all.down.owned(1).view()));
+}
+
+TEST(FeedForwardBackward, RefusesGradientsOfOtherExtents) {
+    Problem p;
+    p.forward();
+    auto grad = moe::zeros_like(p.group);
+    std::vector<double> dweights(7);
+    Matrix<double> dx = Matrix<double>::Zero(5, 9);
+    const auto refusal = [&] {
+        try {
+            p.group.backward(p.x, p.rows(), p.dy, dx, {.weights = dweights}, grad, {p.context, p.ws});
+        } catch (const std::invalid_argument& error) {
+            return std::string(error.what());
+        }
+        return std::string();
+    };
+    EXPECT_EQ(refusal(), "");
+    grad.up = moe::Weights<double>(2, 9, 37);
+    EXPECT_EQ(refusal(), "moe::FeedForwardModule::backward: up of the gradient holds 2 matrices [9, 37], "
+                         "the experts have 2 of [37, 9]; make it with moe::zeros_like");
+    grad.up = moe::Weights<double>(1, 37, 9);
+    EXPECT_NE(refusal(), "");
+    grad.up = {};
+    EXPECT_EQ(refusal(), "") << "not wanted";
+    grad.down_bias = moe::Weights<double>(2, 1, 9);
+    EXPECT_EQ(refusal(), "moe::FeedForwardModule::backward: down_bias of the gradient holds 2 matrices "
+                         "[1, 9], the experts have 0 of [0, 0]; make it with moe::zeros_like");
 }
 
 }  // namespace

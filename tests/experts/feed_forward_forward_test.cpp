@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <moe/experts/feed_forward_forward.hpp>
 
+#include <cstdint>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -8,59 +9,27 @@
 namespace {
 
 using moe::Index;
-using moe::detail::FeedForwardItem;
+using moe::Matrix;
 
-moe::Rows<float> rows_of(const std::vector<Index>& offsets) {
-    return {.offsets = offsets, .from = {}, .to = {}, .weights = {}};
-}
-
-TEST(SplitExperts, CoversEveryColumnOfEveryExpertThatHasRowsOnce) {
-    const std::vector<Index> offsets{5, 5, 6, 106, 106, 110};  // 0, 1, 100, 0 and 4 rows
-    for (const Index extent : {1, 31, 32, 33, 200})
-        for (const int workers : {1, 2, 16}) {
-            std::vector<FeedForwardItem> items;
-            moe::detail::split_experts(rows_of(offsets), extent, 32, workers, items);
-            std::vector<std::vector<int>> covered(5, std::vector<int>(static_cast<std::size_t>(extent)));
-            for (const FeedForwardItem& item : items) {
-                EXPECT_EQ(item.begin % 32, 0);
-                EXPECT_LT(item.begin, item.end);
-                for (Index j = item.begin; j < item.end; ++j)
-                    ++covered[static_cast<std::size_t>(item.expert)][static_cast<std::size_t>(j)];
-            }
-            for (std::size_t e = 0; e < 5; ++e)
-                for (const int times : covered[e]) EXPECT_EQ(times, offsets[e + 1] > offsets[e] ? 1 : 0);
-        }
-}
-
-TEST(SplitExperts, GivesAHotExpertSeveralPieces) {
-    const std::vector<Index> offsets{0, 1000, 1001, 1002};
-    std::vector<FeedForwardItem> items;
-    moe::detail::split_experts(rows_of(offsets), 32 * 64, 32, 2, items);
-    const auto pieces = std::count_if(items.begin(), items.end(),
-                                      [](const FeedForwardItem& item) { return item.expert == 0; });
-    EXPECT_GE(pieces, 8);
-    EXPECT_EQ(static_cast<long>(items.size()) - pieces, 2);
-}
-
-TEST(ColumnChunk, IsWholePanelsAndAtMostWhatFits) {
-    EXPECT_EQ(moe::detail::column_chunk(2048, 32, 2, 4, 128), 128);
-    EXPECT_EQ(moe::detail::column_chunk(256, 32, 2, 4, 128), 32);
-    EXPECT_EQ(moe::detail::column_chunk(1, 32, 7, 4, 128), 32);
-    EXPECT_EQ(moe::detail::column_chunk(2048, 32, 1, 2, 1024), 1024);
-}
-
-TEST(FeedForwardShape, SaysWhatItCostsAndWhereItFits) {
-    const moe::FeedForwardShape gated{.model_dim = 3, .ffn_dim = 5, .output_dim = 2};
-    EXPECT_EQ(gated.flops_per_row(), 2.0 * 5 * (2 * 3 + 2));
-    const moe::FeedForwardShape plain{.model_dim = 3, .ffn_dim = 5, .output_dim = 2, .gated = false};
-    EXPECT_EQ(plain.flops_per_row(), 2.0 * 5 * (3 + 2));
-    EXPECT_NO_THROW(gated.check({.model_dim = 3, .output_dim = 2}));
-    try {
-        gated.check({.model_dim = 3, .output_dim = 3});
-        ADD_FAILURE() << "another output_dim was accepted";
-    } catch (const std::invalid_argument& error) {
-        EXPECT_STREQ(error.what(), "moe: these experts map 3 to 2 columns, the layer 3 to 3");
+TEST(Gather, CopiesColumnsOfTheRowsThatAreNamed) {
+    const auto& table = moe::kernels<float>();
+    Matrix<float> source(4, 5);
+    for (Index i = 0; i < 20; ++i) source.data()[i] = static_cast<float>(i);
+    const std::vector<std::int32_t> index{2, 0, 3, 3};
+    const std::vector<float> factors{1, 1, 2, -1};
+    for (const bool scaled : {false, true}) {
+        std::vector<float> to(9, -7);
+        moe::detail::gather<float>(table, source, index, scaled ? factors : std::vector<float>(), 1, 3,
+                                   2, 4, to.data(), 3);
+        const float a = scaled ? 2 : 1, b = scaled ? -1 : 1;
+        EXPECT_EQ(to, (std::vector<float>{2, 3, -7, a * 17, a * 18, -7, b * 17, b * 18, -7})) << scaled;
     }
+}
+
+TEST(BiasRow, IsTheExpertsOwnOrNull) {
+    const moe::Weights<double> biases(3, 1, 4);
+    EXPECT_EQ(moe::detail::bias_row(biases, 2), biases.owned(2).data());
+    EXPECT_EQ(moe::detail::bias_row(moe::Weights<double>(), 2), nullptr);
 }
 
 }  // namespace

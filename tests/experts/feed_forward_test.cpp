@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include <moe/experts/feed_forward.hpp>
 
+#include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -192,6 +194,100 @@ TEST(FeedForwardExperts, DoNotDependOnWhatTheWorkspaceHeld) {
     ws.keep(moe::Keep::nothing);
     const auto y = expert_group::run(group, batch, ws, {.forward_only = true}).y;
     EXPECT_TRUE(moe::testing::same_bits(y, expected.y));
+}
+
+static_assert(std::is_same_v<moe::FeedForwardModule<double>::Scalar, double>);
+static_assert(std::is_same_v<moe::PackedFeedForward<float>::Scalar, float>);
+static_assert(moe::FeedForwardModule<float>::skips_empty_gradients);
+
+template <class F>
+std::string refusal(F&& f) {
+    try {
+        f();
+    } catch (const std::invalid_argument& error) {
+        return error.what();
+    }
+    return "";
+}
+
+constexpr moe::FeedForwardShape plain_shape{
+    .model_dim = 9, .ffn_dim = 7, .output_dim = 6, .activation = moe::Activation::relu, .gated = false};
+
+TEST(FeedForwardExperts, RefuseBiasesWhereThereIsAGate) {
+    Random random(1);
+    moe::FeedForwardShape shape = plain_shape;
+    EXPECT_NO_THROW(moe::FeedForwardModule<float>(2, shape, true, random));
+    shape.gated = true;
+    EXPECT_NO_THROW(moe::FeedForwardModule<float>(2, shape, false, random));
+    EXPECT_EQ(refusal([&] { moe::FeedForwardModule<float>(2, shape, true, random); }),
+              "moe::FeedForwardModule: gated experts have no gate bias yet and so no biases; leave "
+              "biased false, or gated");
+}
+
+TEST(FeedForwardExperts, RefuseAnActivationThatIsNone) {
+    Random random(1);
+    moe::FeedForwardShape shape = plain_shape;
+    for (const int number : {-1, 5}) {
+        shape.activation = static_cast<moe::Activation>(number);
+        EXPECT_EQ(refusal([&] { moe::FeedForwardModule<float>(2, shape, false, random); }),
+                  "moe::FeedForwardModule: activation is " + std::to_string(number) +
+                      ", which is none of moe::Activation");
+    }
+}
+
+/// The members are public: what was put there is looked at before it is used.
+TEST(FeedForwardExperts, RefuseMatricesOfOtherExtents) {
+    using Weights = moe::Weights<float>;
+    const expert_group::Extents e{.tokens = 5, .model_dim = 9, .output_dim = 6, .experts = 3};
+    const expert_group::Batch<float> batch(e);
+    const auto gated = swiglu<float>(3, 7, e), biased = mlp<float>(3, 7, e);
+    const auto expect_refused = [&](const auto& group, const std::string& sentence) {
+        EXPECT_EQ(refusal([&] { expert_group::run(group, batch); }), sentence);
+        EXPECT_EQ(refusal([&] { group.freeze({}); }), sentence);
+    };
+    const auto sentence = [](const std::string& found, const std::string& wanted) {
+        return "moe::FeedForwardModule: " + found + ", these experts need " + wanted;
+    };
+    auto group = gated;
+    group.gate = Weights(2, 7, 9);
+    expect_refused(group, sentence("gate holds 2 matrices [7, 9]", "3 of [7, 9]"));
+    group = gated;
+    group.gate = {};
+    expect_refused(group, sentence("gate holds 0 matrices [0, 0]", "3 of [7, 9]"));
+    group = gated;
+    group.up = Weights(3, 9, 7);
+    expect_refused(group, sentence("up holds 3 matrices [9, 7]", "3 of [7, 9]"));
+    group = gated;
+    group.down = Weights(3, 6, 8);
+    expect_refused(group, sentence("down holds 3 matrices [6, 8]", "3 of [6, 7]"));
+    group = biased;
+    group.up_bias = Weights(3, 7, 1);
+    expect_refused(group, sentence("up_bias holds 3 matrices [7, 1]", "3 of [1, 7]"));
+    group = biased;
+    group.down_bias = Weights(1, 1, 6);
+    expect_refused(group, sentence("down_bias holds 1 matrices [1, 6]", "3 of [1, 6]"));
+    group = biased;
+    group.gate = Weights(3, 7, 9);
+    expect_refused(group, sentence("gate holds 3 matrices [7, 9]", "0 of [7, 9]"));
+    group = biased;
+    group.down_bias = {};
+    EXPECT_EQ(refusal([&] { expert_group::run(group, batch); }), "") << "a bias may be left out";
+}
+
+TEST(FeedForwardExperts, RefuseBiasesWhoseElementsLieApart) {
+    const expert_group::Extents e{.tokens = 5, .model_dim = 9, .output_dim = 6, .experts = 3};
+    auto group = mlp<float>(3, 7, e);
+    const std::vector<float> memory(14);
+    const WeightView apart{.data = memory.data(), .dtype = moe::Dtype::f32, .rows = 1, .cols = 7,
+                           .row_stride = 1, .col_stride = 2};
+    group.up_bias = moe::Weights<float>(std::vector<WeightView>(3, apart));
+    const auto run = [&] { expert_group::run(group, expert_group::Batch<float>(e)); };
+    EXPECT_EQ(refusal(run), "moe::FeedForwardModule: a view in up_bias has a col_stride other than 1; "
+                            "copy the bias into a row and view that");
+    WeightView row = apart;
+    row.col_stride = 1;
+    group.up_bias = moe::Weights<float>(std::vector<WeightView>(3, row));
+    EXPECT_EQ(refusal(run), "");
 }
 
 }  // namespace

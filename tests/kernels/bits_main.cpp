@@ -17,7 +17,7 @@
 #include <vector>
 
 #include <moe/kernels/dispatch.hpp>
-#include <moe/kernels/grouped_gemm.hpp>
+#include <moe/kernels/product.hpp>
 
 #include "numbers.hpp"
 
@@ -69,10 +69,10 @@ void products_and_sums(Isa isa, const char* type) {
     random.fill(rows * cols, c.data());
     Hash by_rows, by_columns, dot, sum, axpy;
     moe::product(t, rows, cols, k, {a.data(), k, 1}, {b.data(), cols, 1}, c.data(), cols, true,
-                 scratch.data(), Index{0}, moe::num_panels(t, cols));
+                 scratch.data());
     by_rows.add(rows * cols, c.data());
     moe::product(t, rows, cols, k, {a.data(), 1, rows}, {b.data(), 1, k}, c.data(), cols, false,
-                 scratch.data(), Index{0}, moe::num_panels(t, cols));
+                 scratch.data());
     by_columns.add(rows * cols, c.data());
     for (Index n = 0; n < 100; ++n) {
         const S d = t.dot(n * n, a.data(), b.data()), s = t.sum(n * n, b.data());

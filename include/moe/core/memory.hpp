@@ -9,10 +9,7 @@
 #include <type_traits>
 #include <utility>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
+#include <moe/config.hpp>
 #include <moe/core/error.hpp>
 #include <moe/core/types.hpp>
 
@@ -28,6 +25,18 @@ namespace detail {
 /// and backward of 16 experts of 2048 x 1024 took 545 ms with those and 500 ms with these.
 inline constexpr Index huge_page = Index{1} << 21;
 inline constexpr Index huge_page_from = 2 * huge_page;
+
+#if defined(__linux__)
+// The one wish we have of the kernel, declared under a name of our own: <sys/mman.h> and its macros
+// stay out of users' translation units, and its declarations cannot clash with this one.
+#define MOE_STRING(x) #x
+#define MOE_SYMBOL(prefix, name) MOE_STRING(prefix) name
+extern "C" int moe_madvise(void* memory, std::size_t bytes, int advice) noexcept
+    __asm__(MOE_SYMBOL(__USER_LABEL_PREFIX__, "madvise"));
+#undef MOE_SYMBOL
+#undef MOE_STRING
+inline constexpr int advise_huge_pages = 14;  ///< MADV_HUGEPAGE, the same on every architecture
+#endif
 
 struct AlignedDelete {
     std::align_val_t alignment{cache_line};
@@ -46,7 +55,8 @@ std::unique_ptr<T, AlignedDelete> allocate(Index count) {
 #if defined(__linux__)
     // A wish: where it is not granted, nothing changes.
     if (huge)
-        madvise(memory, static_cast<std::size_t>(bytes / huge_page * huge_page), MADV_HUGEPAGE);
+        moe_madvise(memory, static_cast<std::size_t>(bytes / huge_page * huge_page),
+                    advise_huge_pages);
 #endif
     return std::unique_ptr<T, AlignedDelete>(static_cast<T*>(memory), AlignedDelete{alignment});
 }
@@ -108,8 +118,14 @@ public:
     Index bytes() const { return capacity_ * static_cast<Index>(sizeof(T)); }
     std::span<T> span() { return {data(), static_cast<std::size_t>(size_)}; }
     std::span<const T> span() const { return {data(), static_cast<std::size_t>(size_)}; }
-    T& operator[](Index i) { return data()[i]; }
-    const T& operator[](Index i) const { return data()[i]; }
+    T& operator[](Index i) {
+        MOE_ASSERT(0 <= i && i < size_, "an element of the buffer");
+        return data()[i];
+    }
+    const T& operator[](Index i) const {
+        MOE_ASSERT(0 <= i && i < size_, "an element of the buffer");
+        return data()[i];
+    }
 
 private:
     std::unique_ptr<T, detail::AlignedDelete> memory_;

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include <moe/config.hpp>
 #include <moe/core/dtype.hpp>
 #include <moe/core/error.hpp>
 #include <moe/core/parameters.hpp>
@@ -28,7 +29,7 @@ struct WeightView {
     Dtype dtype = Dtype::unknown;
     Index rows = 0, cols = 0;
     Index row_stride = 0, col_stride = 1;  ///< elements
-    const void* scales = nullptr;          ///< per row or per block, for dtypes that need them
+    const void* scales = nullptr;  ///< per row or per block, for dtypes that need them; not read yet
 };
 
 /// One matrix [rows, cols] per expert of a group: owned, stacked in one allocation, or views of
@@ -39,18 +40,24 @@ public:
     Weights() = default;
     /// Owned, all zeros.
     Weights(Index count, Index rows, Index cols) : rows_(rows), cols_(cols) { own(count); }
-    /// Views, all [rows, cols]; element types may differ.
+    /// Views, all [rows, cols], of elements of type S: no other can be decoded yet.
+    /// @throws std::invalid_argument if extents or types differ, if there are scales, or if a view
+    ///         that is not empty has no data
     explicit Weights(std::vector<WeightView> views) : views_(std::move(views)) {
         if (views_.empty()) return;
         rows_ = views_.front().rows;
         cols_ = views_.front().cols;
-        for (const WeightView& view : views_)
-            if (view.rows != rows_ || view.cols != cols_)
-                detail::fail("moe::Weights: one expert's matrix is [", view.rows, ", ", view.cols,
-                             "], the first one's is [", rows_, ", ", cols_, "]");
+        for (std::size_t e = 0; e < views_.size(); ++e) {
+            check(e);
+            contiguous_ = contiguous_ && (views_[e].col_stride == 1 || cols_ <= 1);
+        }
     }
     /// A copy of owned weights is stacked again; a copy of views is views.
-    Weights(const Weights& other) : rows_(other.rows_), cols_(other.cols_), views_(other.views_) {
+    Weights(const Weights& other)
+        : rows_(other.rows_),
+          cols_(other.cols_),
+          contiguous_(other.contiguous_),
+          views_(other.views_) {
         own(static_cast<Index>(other.owned_.size()));
         for (std::size_t e = 0; e < owned_.size(); ++e) {
             if (other.owned_[e].empty()) owned_[e] = {};
@@ -63,6 +70,7 @@ public:
         std::swap(views_, other.views_);
         std::swap(rows_, other.rows_);
         std::swap(cols_, other.cols_);
+        std::swap(contiguous_, other.contiguous_);
         return *this;
     }
     ~Weights() = default;
@@ -71,23 +79,33 @@ public:
     Index rows() const { return rows_; }
     Index cols() const { return cols_; }
     bool is_bound() const { return !views_.empty(); }
+    /// Whether the elements of every row lie side by side.
+    bool has_contiguous_rows() const { return contiguous_; }
 
     /// Expert e's matrix, owned or bound.
     WeightView operator[](Index e) const {
-        const auto i = static_cast<std::size_t>(e);
+        const auto i = number(e);
         if (is_bound()) return views_[i];
         return {.data = owned_[i].data(), .dtype = dtype_of<S>, .rows = rows_, .cols = cols_,
                 .row_stride = cols_, .col_stride = 1};
     }
 
     /// Expert e's own matrix; bound weights have none.
-    Parameter<S>& owned(Index e) { return owned_[static_cast<std::size_t>(e)]; }
-    const Parameter<S>& owned(Index e) const { return owned_[static_cast<std::size_t>(e)]; }
+    Parameter<S>& owned(Index e) {
+        MOE_ASSERT(!is_bound(), "bound weights have no matrices of their own");
+        return owned_[number(e)];
+    }
+    const Parameter<S>& owned(Index e) const {
+        MOE_ASSERT(!is_bound(), "bound weights have no matrices of their own");
+        return owned_[number(e)];
+    }
 
     /// Where the gradient of expert e goes; null if it is not wanted.
     S* gradient(Index e) {
         const auto i = static_cast<std::size_t>(e);
-        return i < owned_.size() && !owned_[i].empty() ? owned_[i].data() : nullptr;
+        if (i >= owned_.size() || owned_[i].empty()) return nullptr;
+        MOE_ASSERT(owned_[i].size() == rows_ * cols_, "a gradient is as large as its matrix");
+        return owned_[i].data();
     }
 
     /// Normal numbers with mean 0.
@@ -100,6 +118,7 @@ public:
         if (is_bound()) {
             const Index count = this->count();
             views_.clear();
+            contiguous_ = true;
             own(count);
         }
     }
@@ -112,6 +131,30 @@ public:
     }
 
 private:
+    std::size_t number(Index e) const {
+        MOE_ASSERT(0 <= e && e < count(), "the number of one of the experts");
+        return static_cast<std::size_t>(e);
+    }
+
+    /// Of expert e's view.
+    void check(std::size_t e) const {
+        const WeightView& view = views_[e];
+        if (view.rows != rows_ || view.cols != cols_)
+            detail::fail("moe::Weights: expert ", e, "'s matrix is [", view.rows, ", ", view.cols,
+                         "], the first one's is [", rows_, ", ", cols_, "]");
+        if (view.dtype != dtype_of<S>)
+            detail::fail("moe::Weights: expert ", e, "'s matrix holds ", dtype_name(view.dtype),
+                         ", only ", dtype_name(dtype_of<S>),
+                         " can be read where it lies; convert it and view the copy");
+        if (view.scales != nullptr)
+            detail::fail("moe::Weights: expert ", e,
+                         "'s matrix has scales, which are not applied here; multiply them into "
+                         "a copy and view that without scales");
+        if (view.data == nullptr && rows_ != 0 && cols_ != 0)
+            detail::fail("moe::Weights: expert ", e, "'s matrix is [", rows_, ", ", cols_,
+                         "] but its data is null; point it to the elements");
+    }
+
     void own(Index count) {
         const Index each = detail::checked_product(rows_, cols_);
         const Index all = detail::checked_product(count, each);
@@ -123,6 +166,7 @@ private:
     }
 
     Index rows_ = 0, cols_ = 0;
+    bool contiguous_ = true;
     std::vector<Parameter<S>> owned_;
     std::vector<WeightView> views_;
 };

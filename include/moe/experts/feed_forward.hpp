@@ -13,8 +13,9 @@
 #include <moe/core/weights.hpp>
 #include <moe/experts/feed_forward_backward.hpp>
 #include <moe/experts/feed_forward_forward.hpp>
+#include <moe/experts/feed_forward_state.hpp>
 #include <moe/kernels/dispatch.hpp>
-#include <moe/kernels/operand.hpp>
+#include <moe/kernels/pack.hpp>
 
 namespace moe::inline MOE_ABI {
 
@@ -28,15 +29,30 @@ class PackedFeedForward;
 ///
 /// gate, up: [F, D], down: [O, F]. All experts of the group are computed together; no copy of the
 /// tokens and no [N, O] matrix of expert outputs is made.
+///
+/// The matrices may be exchanged for others of the same extents, for views of a checkpoint for
+/// instance: every call looks at their extents first, and throws std::invalid_argument.
 template <class S>
 class FeedForwardModule {
 public:
+    using Scalar = S;
+    /// Weights::gradient() is asked for each matrix; nothing is computed for those not wanted.
+    static constexpr bool skips_empty_gradients = true;
+
     /// Holds nothing; a gradient like this is not wanted.
     FeedForwardModule() = default;
 
-    /// @param gated   whether there is a gate matrix   @param biased  whether there are biases
+    /// @param biased  whether there are up_bias and down_bias, which plain experts only may have
+    /// @throws std::invalid_argument if gated experts are to be biased, or if shape.activation is
+    ///         none of the enumerators; std::length_error
     FeedForwardModule(Index count, const FeedForwardShape& shape, bool biased, Random& random)
         : shape_(shape), count_(count) {
+        if (shape.gated && biased)
+            detail::fail("moe::FeedForwardModule: gated experts have no gate bias yet and so no "
+                         "biases; leave biased false, or gated");
+        if (shape.activation < Activation::relu || shape.activation > Activation::silu)
+            detail::fail("moe::FeedForwardModule: activation is ", static_cast<int>(shape.activation),
+                         ", which is none of moe::Activation");
         if (shape.gated) gate = Weights<S>(count, shape.ffn_dim, shape.model_dim);
         up = Weights<S>(count, shape.ffn_dim, shape.model_dim);
         down = Weights<S>(count, shape.output_dim, shape.ffn_dim);
@@ -57,11 +73,14 @@ public:
     void check(const Shape& layer) const { shape_.check(layer); }
 
     void forward(In<S> x, const Rows<S>& rows, Out<S> y, const Call<S>& call) const {
+        check_matrices();
         detail::feed_forward<S>(shape_, operands(), x, rows, y, call);
     }
 
     void backward(In<S> x, const Rows<S>& rows, In<S> dy, Out<S> dx, const RowGradients<S>& dweights,
                   FeedForwardModule& grad, const Call<S>& call) const {
+        check_matrices();
+        check_gradient(grad);
         const detail::FeedForwardGradients<S> gradients{.gate = &grad.gate,
                                                         .up = &grad.up,
                                                         .down = &grad.down,
@@ -104,6 +123,46 @@ private:
                 .up_bias = &up_bias, .down_bias = &down_bias};
     }
 
+    /// Five comparisons of extents.
+    void check_matrices() const {
+        const Index inner = shape_.ffn_dim, gates = shape_.gated ? count_ : 0;
+        check_matrix("gate", gate, gates, inner, shape_.model_dim);
+        check_matrix("up", up, count_, inner, shape_.model_dim);
+        check_matrix("down", down, count_, shape_.output_dim, inner);
+        check_bias("up_bias", up_bias, inner);
+        check_bias("down_bias", down_bias, shape_.output_dim);
+    }
+    static void check_matrix(const char* name, const Weights<S>& found, Index count, Index rows,
+                             Index cols) {
+        if (found.count() == count && (count == 0 || (found.rows() == rows && found.cols() == cols)))
+            return;
+        detail::fail("moe::FeedForwardModule: ", name, " holds ", found.count(), " matrices [",
+                     found.rows(), ", ", found.cols(), "], these experts need ", count, " of [",
+                     rows, ", ", cols, "]");
+    }
+    void check_bias(const char* name, const Weights<S>& found, Index cols) const {
+        check_matrix(name, found, found.count() == 0 ? 0 : count_, 1, cols);
+        if (!found.has_contiguous_rows())
+            detail::fail("moe::FeedForwardModule: a view in ", name,
+                         " has a col_stride other than 1; copy the bias into a row and view that");
+    }
+    void check_gradient(const FeedForwardModule& grad) const {
+        check_gradient("gate", grad.gate, gate);
+        check_gradient("up", grad.up, up);
+        check_gradient("down", grad.down, down);
+        check_gradient("up_bias", grad.up_bias, up_bias);
+        check_gradient("down_bias", grad.down_bias, down_bias);
+    }
+    static void check_gradient(const char* name, const Weights<S>& found, const Weights<S>& wanted) {
+        if (found.count() == 0 || (found.count() == wanted.count() && found.rows() == wanted.rows() &&
+                                   found.cols() == wanted.cols()))
+            return;
+        detail::fail("moe::FeedForwardModule::backward: ", name, " of the gradient holds ",
+                     found.count(), " matrices [", found.rows(), ", ", found.cols(),
+                     "], the experts have ", wanted.count(), " of [", wanted.rows(), ", ",
+                     wanted.cols(), "]; make it with moe::zeros_like");
+    }
+
     FeedForwardShape shape_;
     Index count_ = 0;
 };
@@ -112,10 +171,13 @@ private:
 template <class S>
 class PackedFeedForward {
 public:
+    using Scalar = S;
+
     PackedFeedForward() = default;
     PackedFeedForward(const FeedForwardModule<S>& source, const FreezeOptions&)
         : up_bias(source.up_bias), down_bias(source.down_bias), shape_(source.shape_),
           count_(source.count_) {
+        source.check_matrices();
         gate = pack(source.gate);
         up = pack(source.up);
         down = pack(source.down);

@@ -24,28 +24,28 @@ struct FeedForwardGradients {
 // Every product is over the rows of one expert, or over F, in ascending order, and every output
 // element belongs to one task: no sum depends on the number of threads.
 
-/// dh' = dy down for the columns of one item.
+/// dh' = dy down for the columns of one item, into state.dgate.
 template <class S>
 void feed_forward_dhidden(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands,
                           const Rows<S>& rows, In<S> dy, FeedForwardState<S>& state,
                           const FeedForwardItem& item, Buffer<S>& scratch) {
     const KernelTable<S>& table = kernels<S>();
     const Index expert = rows.first_expert + item.expert, dim = shape.output_dim;
-    const Index stride = FeedForwardState<S>::padded(dim);
+    const Index stride = FeedForwardState<S>::row_stride(dim);
     const Index block = std::min(feed_forward_rows, rows.size(item.expert));
     S* const dy_block = scratch.resize(block * stride + product_scratch(table)).data();
-    const Operand<S> down(strided<S>((*operands.down.unpacked)[expert]));
+    const auto down =
+        Operand<S>(strided<S>((*operands.down.unpacked)[expert])).columns_from(item.begin);
     for (Index first = rows.begin(item.expert); first < rows.end(item.expert); first += block) {
         const Index count = std::min(block, rows.end(item.expert) - first);
         gather<S>(table, dy, rows.to, {}, first, count, 0, dim, dy_block, stride);
-        multiply(table, count, dim, Strided<S>{dy_block, stride, 1}, down, item.begin,
-                item.end - item.begin,
-                state.dgate.data() + first * state.stride + item.begin,
-                state.stride, false, dy_block + block * stride);
+        product(table, count, item.end - item.begin, dim, Strided<S>{dy_block, stride, 1}, down,
+                state.dgate.data() + first * state.stride + item.begin, state.stride, false,
+                dy_block + block * stride);
     }
 }
 
-/// Row by row: the weight's gradient, dg and du.
+/// Row by row: the weight's gradient, dg and du from the dh' that state.dgate holds.
 template <class S>
 void feed_forward_nonlinearity(const FeedForwardShape& shape, const Rows<S>& rows,
                                const RowGradients<S>& dweights, FeedForwardState<S>& state,
@@ -79,17 +79,19 @@ void feed_forward_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>
     for (Index e = 0; e < rows.num_experts(); ++e) {
         if (rows.size(e) == 0) continue;
         const Index expert = rows.first_expert + e;
-        const Operand<S> up(strided<S>((*operands.up.unpacked)[expert]));
+        const auto up = Operand<S>(strided<S>((*operands.up.unpacked)[expert])).columns_from(begin);
         for (Index first = rows.begin(e); first < rows.end(e); first += feed_forward_wide_rows) {
             const Index count = std::min(feed_forward_wide_rows, rows.end(e) - first);
             const Index at = first * state.stride;
             if (shape.gated) {
                 const Operand<S> gate(strided<S>((*operands.gate.unpacked)[expert]));
-                multiply(table, count, shape.ffn_dim, Strided<S>{state.dgate.data() + at, state.stride, 1},
-                        gate, begin, width, block, width, false, packing);
+                product(table, count, width, shape.ffn_dim,
+                        Strided<S>{state.dgate.data() + at, state.stride, 1},
+                        gate.columns_from(begin), block, width, false, packing);
             }
-            multiply(table, count, shape.ffn_dim, Strided<S>{state.dup.data() + at, state.stride, 1}, up,
-                    begin, width, block, width, shape.gated, packing);
+            product(table, count, width, shape.ffn_dim,
+                    Strided<S>{state.dup.data() + at, state.stride, 1}, up, block, width, shape.gated,
+                    packing);
             for (Index i = 0; i < count; ++i) {
                 const auto row = static_cast<std::size_t>(first + i);
                 table.axpy(width, rows.input_weight(first + i), block + i * width,
@@ -117,7 +119,7 @@ void feed_forward_ddown(const FeedForwardShape& shape, const Rows<S>& rows, In<S
         const Index width = std::min(feed_forward_columns, item.end - begin);
         S* const dy_block = scratch.resize(count * width + product_scratch(table)).data();
         gather<S>(table, dy, rows.to, rows.weights, first, count, begin, begin + width, dy_block, width);
-        multiply(table, width, count, Strided<S>{dy_block, 1, width}, Operand<S>(h), 0, shape.ffn_dim,
+        product(table, width, shape.ffn_dim, count, Strided<S>{dy_block, 1, width}, h,
                 gradient + begin * shape.ffn_dim, shape.ffn_dim, true, dy_block + count * width);
     }
     if (S* const bias_gradient = grad.down_bias->gradient(expert))
@@ -131,9 +133,9 @@ void feed_forward_ddown(const FeedForwardShape& shape, const Rows<S>& rows, In<S
 
 /// d(gate) += dg^T x and d(up) += du^T x for columns [begin, end) of one expert's matrices.
 template <class S>
-void feed_forward_dup(const FeedForwardShape& shape, In<S> x, const Rows<S>& rows,
-                      const FeedForwardState<S>& state, const FeedForwardItem& item,
-                      const FeedForwardGradients<S>& grad, Buffer<S>& scratch) {
+void feed_forward_dgate_dup(const FeedForwardShape& shape, In<S> x, const Rows<S>& rows,
+                            const FeedForwardState<S>& state, const FeedForwardItem& item,
+                            const FeedForwardGradients<S>& grad, Buffer<S>& scratch) {
     const Index expert = rows.first_expert + item.expert;
     S* const dgate = grad.gate->gradient(expert);
     S* const dup = grad.up->gradient(expert);
@@ -146,12 +148,12 @@ void feed_forward_dup(const FeedForwardShape& shape, In<S> x, const Rows<S>& row
         S* const x_block = scratch.resize(count * width + product_scratch(table)).data();
         gather<S>(table, x, rows.from, rows.input_weights, first, count, begin, begin + width, x_block,
                   width);
-        const Operand<S> b(Strided<S>{x_block, width, 1});
         for (const auto& [source, gradient] : {std::pair{state.dgate.data(), dgate},
                                                std::pair{state.dup.data(), dup}})
             if (gradient != nullptr)
-                multiply(table, shape.ffn_dim, count, Strided<S>{source + at, 1, state.stride}, b, 0, width,
-                        gradient + begin, shape.model_dim, true, x_block + count * width);
+                product(table, shape.ffn_dim, width, count, Strided<S>{source + at, 1, state.stride},
+                        Strided<S>{x_block, width, 1}, gradient + begin, shape.model_dim, true,
+                        x_block + count * width);
     }
     if (S* const gradient = item.begin == 0 ? grad.up_bias->gradient(expert) : nullptr)
         for (Index r = 0; r < count; ++r)
@@ -165,7 +167,8 @@ void feed_forward_backward(const FeedForwardShape& shape, const FeedForwardOpera
                            const RowGradients<S>& dweights, const FeedForwardGradients<S>& grad,
                            const Call<S>& call) {
     if (rows.num_rows() == 0) return;
-    const Index n = rows.num_rows(), panel = kernels<S>().panel_width;
+    const KernelTable<S>& table = kernels<S>();
+    const Index n = rows.num_rows(), panel = table.panel_width;
     Executor& executor = call.ws.executor();
     const int workers = executor.concurrency();
     auto& state = call.ws.template state<FeedForwardState<S>>();
@@ -211,22 +214,22 @@ void feed_forward_backward(const FeedForwardShape& shape, const FeedForwardOpera
         else if (i < chunks + downs)
             feed_forward_ddown<S>(shape, rows, dy, state, item(i - chunks), grad, scratch(worker));
         else
-            feed_forward_dup<S>(shape, x, rows, state, item(i - chunks), grad, scratch(worker));
+            feed_forward_dgate_dup<S>(shape, x, rows, state, item(i - chunks), grad, scratch(worker));
     });
 
     for (Index e = 0; e < rows.num_experts() && operands.down_bias->count() > 0; ++e) {
-        const auto* bias = static_cast<const S*>((*operands.down_bias)[rows.first_expert + e].data);
+        const S* const bias = bias_row(*operands.down_bias, rows.first_expert + e);
         for (Index r = rows.begin(e); r < rows.end(e); ++r) {
             const auto row = static_cast<std::size_t>(r);
-            dweights.weights[row] += kernels<S>().dot(
+            dweights.weights[row] += table.dot(
                 shape.output_dim, dy.data() + rows.to[row] * dy.outerStride(), bias);
         }
     }
     for (Index i = begin; i < end && state.dinput.size() > 0; ++i) {
         const auto row = static_cast<std::size_t>(i);
         dweights.input_weights[row] =
-            kernels<S>().dot(shape.model_dim, state.dinput.data() + i * shape.model_dim,
-                             x.data() + rows.from[row] * x.outerStride());
+            table.dot(shape.model_dim, state.dinput.data() + i * shape.model_dim,
+                      x.data() + rows.from[row] * x.outerStride());
     }
 }
 

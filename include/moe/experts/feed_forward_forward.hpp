@@ -3,42 +3,30 @@
 #define MOE_EXPERTS_FEED_FORWARD_FORWARD_HPP
 
 #include <algorithm>
+#include <cstdint>
+#include <span>
 #include <vector>
 
+#include <moe/config.hpp>
 #include <moe/core/concepts.hpp>
-#include <moe/core/group.hpp>
 #include <moe/core/weights.hpp>
+#include <moe/experts/feed_forward_state.hpp>
 #include <moe/kernels/dispatch.hpp>
-#include <moe/kernels/operand.hpp>
+#include <moe/kernels/product.hpp>
 
-namespace moe::inline MOE_ABI {
+namespace moe::inline MOE_ABI::detail {
 
-/// Extents and nonlinearity of the experts of a feed-forward group.
-struct FeedForwardShape {
-    Index model_dim = 0;   ///< D
-    Index ffn_dim = 0;     ///< F
-    Index output_dim = 0;  ///< O
-    Activation activation = Activation::silu;
-    bool gated = true;
+/// A matrix of weights; Weights sees to it that it is stored in the scalar of the layer.
+template <class S>
+Strided<S> strided(const WeightView& w) {
+    MOE_ASSERT(w.dtype == dtype_of<S>, "weights are stored in the scalar of the layer");
+    return {static_cast<const S*>(w.data), w.row_stride, w.col_stride};
+}
 
-    /// 2 per multiply-add: D F (twice if gated) into the hidden layer, F O out of it.
-    double flops_per_row() const {
-        const double in = static_cast<double>(model_dim) * static_cast<double>(gated ? 2 : 1);
-        return 2 * static_cast<double>(ffn_dim) * (in + static_cast<double>(output_dim));
-    }
-    /// @throws std::invalid_argument if the layer has other extents
-    void check(const Shape& layer) const {
-        if (layer.model_dim != model_dim || layer.output_dim != output_dim)
-            detail::fail("moe: these experts map ", model_dim, " to ", output_dim,
-                         " columns, the layer ", layer.model_dim, " to ", layer.output_dim);
-    }
-};
-
-namespace detail {
-
-inline void check_feed_forward(const char* who, Index count, Index ffn_dim) {
-    check_count(who, count);
-    if (ffn_dim < 1) fail(who, ": ffn_dim is ", ffn_dim, ", it must be >= 1; it has no default");
+/// The row vector of expert e, null if there is none.
+template <class S>
+const S* bias_row(const Weights<S>& biases, Index e) {
+    return biases.count() > 0 ? strided<S>(biases[e]).data : nullptr;
 }
 
 /// One weight matrix per expert, row-major as trained or packed.
@@ -65,107 +53,6 @@ struct FeedForwardOperands {
     const Weights<S>* down_bias = nullptr;
 };
 
-/// Rows of a block that is gathered at once: its share of the second-level cache.
-inline constexpr Index feed_forward_rows = 256;
-/// Columns of the scratch between a product and what is done with its elements.
-inline constexpr Index feed_forward_columns = 128;
-
-/// The same where weights are read along their rows: the wider the better, 16 rows by 1024 columns
-/// at a time ran twice as fast as by 128. Fewer rows then, for the same scratch.
-inline constexpr Index feed_forward_wide_columns = 1024;
-inline constexpr Index feed_forward_wide_rows = 128;
-
-/// A piece of work: some rows or columns of one expert.
-struct FeedForwardItem {
-    Index expert, begin, end;
-};
-
-/// What forward leaves for backward, and scratch of both. Rows are numbered as in Rows, also where
-/// a call sees a part of them, so that each part finds its own again.
-template <class S>
-struct FeedForwardState {
-    Buffer<S> gate, up;        // [N, stride] before the nonlinearity
-    Buffer<S> hidden;          // [N, stride] act(gate) * up
-    Buffer<S> dgate, dup;      // [N, stride]
-    Buffer<S> dinput;          // [N, D] only with input weights that want gradients
-    std::vector<Buffer<S>> scratch;  // one per worker
-    std::vector<FeedForwardItem> items;
-    Index stride = 0;
-
-    /// @param keep  whether backward will want gate and up
-    void resize(const FeedForwardShape& shape, Index rows, bool keep) {
-        stride = padded(shape.ffn_dim);
-        hidden.resize(checked_product(rows, stride));
-        up.resize(keep ? rows * stride : 0);
-        gate.resize(keep && shape.gated ? rows * stride : 0);
-    }
-
-    /// Room for calls of up to `rows` rows.
-    void reserve(const FeedForwardShape& shape, Index experts, Index rows, bool keep, int workers) {
-        resize(shape, rows, keep);
-        dgate.resize(keep ? rows * stride : 0);
-        dup.resize(keep ? rows * stride : 0);
-        reserve_items(experts, workers);
-        grow_scratch(shape, rows, keep, workers);
-    }
-    /// Room for every worker, whichever tasks it will get.
-    /// @param rows  of one expert, at most
-    void grow_scratch(const FeedForwardShape& shape, Index rows, bool keep, int workers) {
-        scratch.resize(std::max(scratch.size(), static_cast<std::size_t>(workers)));
-        for (Buffer<S>& buffer : scratch) buffer.resize(scratch_size(shape, rows, keep));
-    }
-    /// Room for the items of split_experts(), twice, however rows are spread over the experts.
-    void reserve_items(Index experts, int workers) {
-        items.reserve(2 * static_cast<std::size_t>(8 * Index{workers} + experts));
-    }
-    /// Bytes that such a call needs at most; see memory_budget().
-    static Index bytes(const FeedForwardShape& shape, Index rows, bool keep, int workers) {
-        const Index row = padded(shape.ffn_dim) * (keep ? (shape.gated ? 5 : 4) : 1);
-        return static_cast<Index>(sizeof(S)) * (rows * row + workers * scratch_size(shape, rows, keep));
-    }
-    /// Elements of one worker's scratch, at most.
-    /// @param rows  of one expert
-    static Index scratch_size(const FeedForwardShape& shape, Index rows, bool keep) {
-        const Index in = padded(std::max(shape.model_dim, shape.output_dim));
-        const Index block = std::min(rows, feed_forward_rows) * (in + 2 * feed_forward_columns);
-        // Backward gathers all rows of an expert for a block of columns.
-        const Index columns = std::max({feed_forward_rows * feed_forward_columns,
-                                        keep ? rows * feed_forward_columns : Index{0},
-                                        keep ? feed_forward_wide_rows * feed_forward_wide_columns : 0});
-        return std::max(block, columns) + product_scratch(kernels<S>());
-    }
-
-    /// Row strides are not powers of two: rows that are would share one set of the first cache.
-    static Index padded(Index columns) { return columns + 16; }
-};
-
-/// Cuts every expert that has rows into pieces of `unit`, so that there are a few pieces of about
-/// equal cost per worker, hot experts or not.
-/// @param extent  what is cut: columns of a matrix, the same for all experts
-template <class S>
-void split_experts(const Rows<S>& rows, Index extent, Index unit, int workers,
-                   std::vector<FeedForwardItem>& items) {
-    const Index units = (extent + unit - 1) / unit;
-    const double total = static_cast<double>(rows.num_rows()) * static_cast<double>(units);
-    const double each = std::max(total / (8.0 * workers), 1.0);
-    for (Index e = 0; e < rows.num_experts(); ++e) {
-        if (rows.size(e) == 0) continue;
-        const double cost = static_cast<double>(rows.size(e)) * static_cast<double>(units);
-        const Index pieces = std::clamp(static_cast<Index>(cost / each), Index{1}, units);
-        for (Index piece = 0; piece < pieces; ++piece)
-            items.push_back({e, std::min(extent, units * piece / pieces * unit),
-                             std::min(extent, units * (piece + 1) / pieces * unit)});
-    }
-}
-
-/// Rows of the expert that has most.
-template <class S>
-Index most_rows(const Rows<S>& rows) {
-    Index most = 0;
-    for (Index e = 0; e < rows.num_experts(); ++e) most = std::max(most, rows.size(e));
-    return most;
-}
-
 /// Copies columns [begin, end) of rows `index[first .. first + count)` of `source`, scaled.
 template <class S>
 void gather(const KernelTable<S>& table, In<S> source, std::span<const std::int32_t> index,
@@ -181,6 +68,16 @@ void gather(const KernelTable<S>& table, In<S> source, std::span<const std::int3
     }
 }
 
+/// Asks for some columns of row `index[row]` of y, which will be added to.
+template <class S>
+void prefetch_row(const Out<S>& y, std::span<const std::int32_t> index, Index row, Index begin,
+                  Index columns) {
+    constexpr Index line = 64 / static_cast<Index>(sizeof(S));
+    const S* const from =
+        y.data() + index[static_cast<std::size_t>(row)] * y.outerStride() + begin;
+    for (Index j = 0; j < columns; j += line) __builtin_prefetch(from + j, 1);
+}
+
 /// hidden = act(gate x) * (up x), or act(up x + bias), for the columns of one item.
 template <class S>
 void feed_forward_hidden(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands,
@@ -188,7 +85,7 @@ void feed_forward_hidden(const FeedForwardShape& shape, const FeedForwardOperand
                          const FeedForwardItem& item, Buffer<S>& scratch) {
     const KernelTable<S>& table = operands.up.table();
     const Index expert = rows.first_expert + item.expert, dim = shape.model_dim;
-    const Index x_stride = FeedForwardState<S>::padded(dim);
+    const Index x_stride = FeedForwardState<S>::row_stride(dim);
     const Index block = std::min(feed_forward_rows, rows.size(item.expert));
     const Index width = std::min(feed_forward_columns, item.end - item.begin);
     S* const x_block = scratch.resize(block * (x_stride + 2 * width) + product_scratch(table)).data();
@@ -197,8 +94,7 @@ void feed_forward_hidden(const FeedForwardShape& shape, const FeedForwardOperand
     S* const packing = up_block + block * width;
     const Operand<S> up = operands.up.transposed(expert);
     const Operand<S> gate = shape.gated ? operands.gate.transposed(expert) : up;
-    const S* bias =
-        operands.up_bias->count() > 0 ? static_cast<const S*>((*operands.up_bias)[expert].data) : nullptr;
+    const S* const bias = bias_row(*operands.up_bias, expert);
 
     for (Index first = rows.begin(item.expert); first < rows.end(item.expert); first += block) {
         const Index count = std::min(block, rows.end(item.expert) - first);
@@ -206,9 +102,11 @@ void feed_forward_hidden(const FeedForwardShape& shape, const FeedForwardOperand
         const Strided<S> a{x_block, x_stride, 1};
         for (Index begin = item.begin; begin < item.end; begin += width) {
             const Index columns = std::min(width, item.end - begin);
-            multiply(table, count, dim, a, up, begin, columns, up_block, width, false, packing);
+            product(table, count, columns, dim, a, up.columns_from(begin), up_block, width, false,
+                    packing);
             if (shape.gated)
-                multiply(table, count, dim, a, gate, begin, columns, gate_block, width, false, packing);
+                product(table, count, columns, dim, a, gate.columns_from(begin), gate_block, width,
+                        false, packing);
             for (Index i = 0; i < count; ++i) {
                 const Index at = (first + i) * state.stride + begin;
                 S* const u = up_block + i * width;
@@ -228,40 +126,40 @@ void feed_forward_hidden(const FeedForwardShape& shape, const FeedForwardOperand
 
 /// y[to] = fma(weight, down hidden + bias, y[to]), experts ascending, for some columns of y: nobody
 /// else writes them, so that the sum has one order for any number of threads.
+///
+/// A block of hidden rows is multiplied by all these columns while it is in the second-level cache,
+/// a few at a time, so that what comes out is still there when it is added to y.
 template <class S>
 void feed_forward_down(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands,
                        const Rows<S>& rows, Out<S> y, const FeedForwardState<S>& state, Index begin,
                        Index end, Buffer<S>& scratch) {
     const KernelTable<S>& table = operands.up.table();
-    const Index width = end - begin;
+    const Index width = std::min(feed_forward_columns, end - begin);
     S* const block = scratch.resize(feed_forward_rows * width + product_scratch(table)).data();
     S* const packing = block + feed_forward_rows * width;
     for (Index e = 0; e < rows.num_experts(); ++e) {
         if (rows.size(e) == 0) continue;
         const Index expert = rows.first_expert + e;
         const Operand<S> down = operands.down.transposed(expert);
-        const S* bias = operands.down_bias->count() > 0
-                            ? static_cast<const S*>((*operands.down_bias)[expert].data)
-                            : nullptr;
+        const S* const bias = bias_row(*operands.down_bias, expert);
         for (Index first = rows.begin(e); first < rows.end(e); first += feed_forward_rows) {
             const Index count = std::min(feed_forward_rows, rows.end(e) - first);
             const Strided<S> a{state.hidden.data() + first * state.stride, state.stride, 1};
-            multiply(table, count, shape.ffn_dim, a, down, begin, width, block, width, false, packing);
-            for (Index i = 0; i < count; ++i) {
-                const auto row = static_cast<std::size_t>(first + i);
-                if (bias != nullptr) table.axpy(width, S(1), bias + begin, block + i * width);
-                table.axpy(width, rows.weights[row], block + i * width,
-                           y.data() + rows.to[row] * y.outerStride() + begin);
+            for (Index at = begin; at < end; at += width) {
+                const Index columns = std::min(width, end - at);
+                product(table, count, columns, shape.ffn_dim, a, down.columns_from(at), block, width,
+                        false, packing);
+                for (Index i = 0; i < count; ++i) {
+                    if (const Index next = i + feed_forward_ahead; next < count)
+                        prefetch_row<S>(y, rows.to, first + next, at, columns);
+                    const auto row = static_cast<std::size_t>(first + i);
+                    if (bias != nullptr) table.axpy(columns, S(1), bias + at, block + i * width);
+                    table.axpy(columns, rows.weights[row], block + i * width,
+                               y.data() + rows.to[row] * y.outerStride() + at);
+                }
             }
         }
     }
-}
-
-/// Columns that one task of a column-stationary phase owns: `tasks` tasks per worker, whole panels,
-/// at most `most` columns.
-inline Index column_chunk(Index columns, Index panel, int workers, Index tasks, Index most) {
-    const Index panels = (columns + panel - 1) / panel;
-    return panel * std::clamp<Index>(panels / (tasks * workers), 1, std::max<Index>(1, most / panel));
 }
 
 /// The forward pass of a group: two phases, [N, F] in between.
@@ -287,8 +185,8 @@ void feed_forward(const FeedForwardShape& shape, const FeedForwardOperands<S>& o
                                state.scratch[static_cast<std::size_t>(worker)]);
     });
 
-    const Index chunk = column_chunk(shape.output_dim, table.panel_width, workers, 4,
-                                     feed_forward_columns);
+    const Index chunk =
+        column_chunk(shape.output_dim, table.panel_width, workers, 4, feed_forward_down_columns);
     const Index chunks = (shape.output_dim + chunk - 1) / chunk;
     parallel_for(executor, chunks, flops, [&](Index i, int worker) {
         feed_forward_down<S>(shape, operands, rows, y, state, i * chunk,
@@ -297,7 +195,6 @@ void feed_forward(const FeedForwardShape& shape, const FeedForwardOperands<S>& o
     });
 }
 
-}  // namespace detail
-}  // namespace moe::inline MOE_ABI
+}  // namespace moe::inline MOE_ABI::detail
 
 #endif  // MOE_EXPERTS_FEED_FORWARD_FORWARD_HPP

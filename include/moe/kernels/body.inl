@@ -258,12 +258,14 @@ template <Activation act>
         value = mul(max(negate(largest_finite), a), s);
         const E inner = fma(square, each(3 * detail::tanh_3<S>), each(detail::tanh_1<S>));
         slope = fma(mul(mul(near, s), rest), inner, s);
-    } else {
+    } else if constexpr (act == Activation::silu) {
         E s, rest;
         logistic(a, s, rest);
         const E above = max(negate(largest_finite), a);
         value = mul(above, s);
         slope = fma(mul(min(largest_finite, above), s), rest, s);
+    } else {
+        static_assert(act == Activation::silu, "an Activation without a formula");
     }
 }
 
@@ -341,7 +343,19 @@ inline void gate_backward(Activation act, Index n, const S* g, const S* u, const
     finish();
 }
 
-inline constexpr KernelTable<S> table{
-    table_name, panel_width,  tile_rows, tile,        pack,    axpy,     scale,
-    dot,        sum,          softmax,   log_sum_exp, sigmoid, activate, activate_backward,
-    gate,       gate_backward};
+inline constexpr KernelTable<S> table{.name = table_name,
+                                      .panel_width = panel_width,
+                                      .tile_rows = tile_rows,
+                                      .tile = tile,
+                                      .pack = pack,
+                                      .axpy = axpy,
+                                      .scale = scale,
+                                      .dot = dot,
+                                      .sum = sum,
+                                      .softmax = softmax,
+                                      .log_sum_exp = log_sum_exp,
+                                      .sigmoid = sigmoid,
+                                      .activate = activate,
+                                      .activate_backward = activate_backward,
+                                      .gate = gate,
+                                      .gate_backward = gate_backward};

@@ -159,7 +159,8 @@ const KernelTable<S>& kernels(Isa isa) {
         return *detail::tables.of_double[static_cast<std::size_t>(isa)];
 }
 
-/// The kernels in use. One relaxed load; a layer asks once per call and hands the table down.
+/// The kernels in use. One relaxed load, which loops over rows make before they begin. Packed
+/// weights are read by the table they were packed for instead.
 template <class S>
 const KernelTable<S>& kernels() {
     return kernels<S>(isa());

@@ -13,6 +13,10 @@ namespace moe::inline MOE_ABI {
 ///     gelu          a Phi(a) = a (1 + erf(a / sqrt 2)) / 2
 ///     gelu_tanh     a (1 + tanh(sqrt(2 / pi) (a + 0.044715 a^3))) / 2
 ///     silu          a sigmoid(a)
+///
+/// A new one goes at the end, and into both evaluate() of body.inl, into reference.hpp (plain::act,
+/// plain::slope, exact::evaluate), into the range check of FeedForwardModule and into the lists of
+/// tests/kernels/table_test.cpp, bits_main.cpp and tests/experts/mlp_test.cpp.
 enum class Activation { relu, relu_squared, gelu, gelu_tanh, silu };
 
 /// Everything arithmetic that a layer does per element, as plain functions over pointers, strides
@@ -28,6 +32,11 @@ enum class Activation { relu, relu_squared, gelu, gelu_tanh, silu };
 ///
 /// No function checks its arguments; pointers may be unaligned; counts may be 0. Nothing is read
 /// outside the stated extents.
+///
+/// A new kernel goes here, into body.inl (the function and the initialiser of `table`), twice into
+/// reference.hpp (in double, and exact), and into tests/kernels/table_test.cpp, bits_main.cpp and
+/// bench/kernels/tile_bench.cpp. What it needs of V or E is added to lanes.inl, single.inl,
+/// portable.hpp and each file in x86/.
 template <class S>
 struct KernelTable {
     const char* name;   ///< "scalar", "avx2", "avx512"

@@ -10,7 +10,7 @@
 #include <moe/core/freeze.hpp>
 #include <moe/core/parameters.hpp>
 #include <moe/kernels/dispatch.hpp>
-#include <moe/kernels/operand.hpp>
+#include <moe/kernels/product.hpp>
 
 namespace moe::inline MOE_ABI {
 

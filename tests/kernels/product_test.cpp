@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: MIT
-#include <moe/kernels/grouped_gemm.hpp>
+#include <moe/kernels/product.hpp>
 
 #include <algorithm>
-#include <limits>
-#include <stdexcept>
-#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -22,6 +19,7 @@ using kernel_test::same;
 using moe::Index;
 using moe::Isa;
 using moe::KernelTable;
+using moe::Operand;
 using moe::PackedMatrix;
 using moe::Strided;
 
@@ -84,13 +82,12 @@ TYPED_TEST(Product, IsTheReferenceForAnyShapeAndStrides) {
                                      want.data(), c_row, add);
 
                     std::copy(start.begin(), start.end(), c);
-                    moe::product(rows, left, packed, c, c_row, add);
+                    moe::product(t, rows, cols, k, left, packed.view(), c, c_row, add);
                     ASSERT_TRUE(same(c_size, c, want.data()))
                         << "packed " << rows << " " << cols << " " << k << " " << layout;
 
                     std::copy(start.begin(), start.end(), c);
-                    moe::product(t, rows, cols, k, left, right, c, c_row, add, scratch, Index{0},
-                                 moe::num_panels(t, cols));
+                    moe::product(t, rows, cols, k, left, right, c, c_row, add, scratch);
                     ASSERT_TRUE(same(c_size, c, want.data()))
                         << "in place " << rows << " " << cols << " " << k << " " << layout;
                 }
@@ -109,14 +106,15 @@ TYPED_TEST(Product, PanelsMayBeComputedInAnyOrder) {
         random.fill(rows * k, a.data());
         random.fill(k * cols, b.data());
         const Strided<S> left{a.data(), k, 1}, right{b.data(), 1, k};
-        moe::product(t, rows, cols, k, left, right, whole.data(), cols, false, scratch.data(),
-                     Index{0}, Index{4});
+        moe::product(t, rows, cols, k, left, right, whole.data(), cols, false, scratch.data());
         PackedMatrix<S> packed;
         packed.resize(t, k, cols);
         for (const Index j : {2, 0, 3, 1}) packed.pack(right, j, j + 1);
-        for (const Index j : {3, 1, 0, 2})
-            moe::product(t, rows, cols, k, left, packed.view(), parts.data(), cols, false, j,
-                         j + 1);
+        for (const Index j : {3, 1, 0, 2}) {
+            const Index first = j * t.panel_width, width = std::min(t.panel_width, cols - first);
+            moe::product(t, rows, width, k, left, moe::Panels<S>{packed.panel(j)},
+                         parts.data() + first, cols, false);
+        }
         EXPECT_TRUE(same(rows * cols, parts.data(), whole.data()));
         EXPECT_EQ(packed.panel(2), packed.view().data + 2 * k * t.panel_width);
     });
@@ -135,7 +133,7 @@ TYPED_TEST(Product, DoesNotDependOnHowKIsSplit) {
         t.tile(rows, cols, k, a.data(), k, 1, b.data(), cols, one.data(), cols, false, nullptr, 0);
         PackedMatrix<S> packed;
         packed.pack(t, {b.data(), cols, 1}, k, cols);
-        moe::product(rows, Strided<S>{a.data(), k, 1}, packed, blocks.data(), cols, false);
+        moe::product(t, rows, cols, k, {a.data(), k, 1}, packed.view(), blocks.data(), cols, false);
         EXPECT_TRUE(same(rows * cols, blocks.data(), one.data()));
         for (Index from = 0; from < k; from += 101)
             t.tile(rows, cols, std::min<Index>(101, k - from), a.data() + from, k, 1,
@@ -156,9 +154,9 @@ TYPED_TEST(Product, DoesNotDependOnTheBatch) {
         random.fill(k * cols, b.data());
         PackedMatrix<S> packed;
         packed.pack(t, {b.data(), cols, 1}, k, cols);
-        moe::product(rows, Strided<S>{a.data(), k, 1}, packed, all.data(), cols, false);
+        moe::product(t, rows, cols, k, {a.data(), k, 1}, packed.view(), all.data(), cols, false);
         for (Index i = 0; i < rows; ++i)
-            moe::product(Index{1}, Strided<S>{a.data() + i * k, k, 1}, packed,
+            moe::product(t, 1, cols, k, {a.data() + i * k, k, 1}, packed.view(),
                          single.data() + i * cols, cols, false);
         EXPECT_TRUE(same(rows * cols, single.data(), all.data()));
     });
@@ -170,16 +168,13 @@ TYPED_TEST(Product, OfNothingIsZeroOrUnchanged) {
         std::vector<S> c(15, S(7)), scratch(static_cast<std::size_t>(moe::product_scratch(t)));
         const std::vector<S> data(64);
         const Strided<S> none{data.data(), 1, 1};
-        moe::product(t, 0, 5, 4, none, none, c.data(), 5, false, scratch.data(), Index{0},
-                     Index{1});
+        moe::product(t, 0, 5, 4, none, none, c.data(), 5, false, scratch.data());
         EXPECT_EQ(c, std::vector<S>(15, S(7)));
-        moe::product(t, 3, 0, 4, none, none, c.data(), 5, false, scratch.data(), Index{0},
-                     Index{0});
+        moe::product(t, 3, 0, 4, none, none, c.data(), 5, false, scratch.data());
         EXPECT_EQ(c, std::vector<S>(15, S(7)));
-        moe::product(t, 3, 5, 0, none, none, c.data(), 5, true, scratch.data(), Index{0}, Index{1});
+        moe::product(t, 3, 5, 0, none, none, c.data(), 5, true, scratch.data());
         EXPECT_EQ(c, std::vector<S>(15, S(7)));
-        moe::product(t, 3, 5, 0, none, none, c.data(), 5, false, scratch.data(), Index{0},
-                     Index{1});
+        moe::product(t, 3, 5, 0, none, none, c.data(), 5, false, scratch.data());
         EXPECT_EQ(c, std::vector<S>(15, S(0)));
     });
 }
@@ -197,67 +192,87 @@ TYPED_TEST(Product, BlocksFitTheCacheTheyAreMadeFor) {
     }
 }
 
-TEST(PackedMatrix, IsAlignedAndPadsWithZeros) {
+/// A range of B's columns, packed and as it lies in memory, against the loop over all of them.
+TYPED_TEST(Product, GivesTheSameColumnsOfEitherOperand) {
+    using S = TypeParam;
+    for (const Isa isa : moe::supported_isas()) {
+        SCOPED_TRACE(moe::name(isa));
+        const auto& t = moe::kernels<S>(isa);
+        const Index m = 17, k = 53, width = t.panel_width, n = 3 * width + 7;
+        Numbers random(1);
+        std::vector<S> a(static_cast<std::size_t>(m * k)), b(static_cast<std::size_t>(k * n));
+        std::vector<S> whole(static_cast<std::size_t>(m * n));
+        std::vector<S> scratch(static_cast<std::size_t>(moe::product_scratch(t)));
+        random.fill(m * k, a.data());
+        random.fill(k * n, b.data());
+        moe::exact::tile(m, n, k, a.data(), k, 1, b.data(), n, whole.data(), n, false);
+        const Strided<S> left{a.data(), k, 1}, right{b.data(), n, 1};
+        PackedMatrix<S> packed;
+        packed.pack(t, right, k, n);
+
+        struct Range {
+            Index first, columns;
+        };
+        for (const auto& [first, columns] :
+             {Range{0, n}, Range{width, width}, Range{width, 2 * width + 7}, Range{3 * width, 7}})
+            for (const Operand<S>& operand : {Operand<S>(right), Operand<S>(packed)})
+                for (const bool add : {false, true}) {
+                    const Index c_row = columns + 2;
+                    std::vector<S> c(static_cast<std::size_t>(m * c_row), S(0));
+                    moe::product(t, m, columns, k, left, operand.columns_from(first), c.data(),
+                                 c_row, add, scratch.data());
+                    for (Index i = 0; i < m; ++i) {
+                        ASSERT_TRUE(
+                            same(columns, c.data() + i * c_row, whole.data() + i * n + first))
+                            << "row " << i << " columns from " << first << " add " << add;
+                        ASSERT_EQ(c[static_cast<std::size_t>(i * c_row + columns)], S(0));
+                    }
+                }
+    }
+}
+
+TYPED_TEST(Product, ReadsTransposedWeights) {
+    using S = TypeParam;
+    for (const Isa isa : moe::supported_isas()) {
+        SCOPED_TRACE(moe::name(isa));
+        const auto& t = moe::kernels<S>(isa);
+        const Index m = 5, k = 31, n = t.panel_width + 3;
+        Numbers random(2);
+        std::vector<S> x(static_cast<std::size_t>(m * k)), w(static_cast<std::size_t>(n * k));
+        std::vector<S> y(static_cast<std::size_t>(m * n)), want(y), dense(w);
+        std::vector<S> scratch(static_cast<std::size_t>(moe::product_scratch(t)));
+        random.fill(m * k, x.data());
+        random.fill(n * k, w.data());
+        moe::exact::pack(k, n, n, w.data(), 1, k, dense.data());
+        moe::exact::tile(m, n, k, x.data(), k, 1, dense.data(), n, want.data(), n, false);
+        moe::product(t, m, n, k, Strided<S>{x.data(), k, 1}, Operand<S>(Strided<S>{w.data(), 1, k}),
+                     y.data(), n, false, scratch.data());
+        EXPECT_TRUE(same(m * n, y.data(), want.data()));
+    }
+}
+
+#if !defined(NDEBUG)
+TEST(ProductDeathTest, ADebugBuildCatchesColumnsThatTheOperandLacks) {
     const auto& t = moe::kernels<float>();
-    const Index k = 5, cols = t.panel_width + 1;
-    const std::vector<float> b(static_cast<std::size_t>(k * cols), 3.0f);
+    const Index cols = 2 * t.panel_width;
+    const std::vector<float> b(static_cast<std::size_t>(3 * cols)), a(3);
+    std::vector<float> c(static_cast<std::size_t>(2 * cols));
     PackedMatrix<float> packed;
-    packed.pack(t, {b.data(), cols, 1}, k, cols);
-    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(packed.panel(0)) % 64, 0U);
-    EXPECT_EQ(packed.bytes(), 2 * k * t.panel_width * 4);
-    for (Index p = 0; p < k; ++p)
-        for (Index j = 0; j < t.panel_width; ++j)
-            EXPECT_EQ(packed.panel(1)[p * t.panel_width + j], j == 0 ? 3.0f : 0.0f);
+    packed.pack(t, {b.data(), cols, 1}, 3, cols);
+    const Operand<float> operand(packed);
+    float* const none = nullptr;
+    const Strided<float> left{a.data(), 3, 1};
+    moe::product(t, 1, t.panel_width, 3, left, operand.columns_from(t.panel_width), c.data(), cols,
+                 false, none);
+    EXPECT_DEATH(moe::product(t, 1, cols, 3, left, operand.columns_from(t.panel_width), c.data(),
+                              cols, false, none),
+                 "columns of B");
+    EXPECT_DEATH(moe::product(t, 1, cols, 2, left, operand, c.data(), cols, false, none),
+                 "a row for each column of A");
+    EXPECT_DEATH(operand.columns_from(1), "start a panel");
+    EXPECT_DEATH(moe::product(t, -1, cols, 3, left, operand, c.data(), cols, false, none),
+                 "extents of a product");
 }
-
-TEST(PackedMatrix, KeepsItsMemoryForSmallerMatrices) {
-    const auto& t = moe::kernels<float>();
-    PackedMatrix<float> packed;
-    packed.resize(t, 64, 64);
-    const Index bytes = packed.bytes();
-    const float* before = packed.panel(0);
-    packed.resize(t, 32, 40);
-    EXPECT_EQ(packed.panel(0), before);
-    EXPECT_EQ(packed.bytes(), bytes);
-    EXPECT_EQ(packed.rows(), 32);
-    EXPECT_EQ(packed.cols(), 40);
-    PackedMatrix<float> moved = std::move(packed);
-    EXPECT_EQ(moved.panel(0), before);
-}
-
-TEST(PackedMatrix, CopiesItsPanels) {
-    const auto& t = moe::kernels<float>();
-    const std::vector<float> b = {1, 2, 3, 4, 5, 6};
-    PackedMatrix<float> packed, copy;
-    copy = packed;  // nothing yet
-    EXPECT_EQ(copy.table(), nullptr);
-    packed.pack(t, {b.data(), 3, 1}, 2, 3);
-    copy = packed;
-    ASSERT_EQ(copy.panels(), 1);
-    EXPECT_NE(copy.panel(0), packed.panel(0));
-    EXPECT_TRUE(same(2 * t.panel_width, copy.panel(0), packed.panel(0)));
-}
-
-TEST(PackedMatrix, RefusesExtentsThatOverflow) {
-    const auto& t = moe::kernels<float>();
-    PackedMatrix<float> packed;
-    const Index huge = std::numeric_limits<Index>::max() / 2;
-    EXPECT_THROW(packed.resize(t, huge, 64), std::length_error);
-    EXPECT_THROW(packed.resize(t, 64, huge), std::length_error);
-    EXPECT_THROW(packed.resize(t, huge / 32, 32), std::length_error);  // elements fit, bytes do not
-    EXPECT_EQ(packed.table(), nullptr);
-    EXPECT_EQ(packed.panels(), 0);
-    float c = 0;
-    EXPECT_THROW(moe::product(1, Strided<float>{&c, 1, 1}, packed, &c, 1, false),
-                 std::invalid_argument);
-}
-
-TEST(Strided, TransposesByExchangingItsStrides) {
-    const float data[6] = {0, 1, 2, 3, 4, 5};
-    const Strided<float> a{data, 3, 1};
-    EXPECT_EQ(a.transpose().row_stride, 1);
-    EXPECT_EQ(a.transpose().col_stride, 3);
-    EXPECT_EQ(a.transpose().data, data);
-}
+#endif
 
 }  // namespace

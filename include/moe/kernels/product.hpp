@@ -1,61 +1,14 @@
 // SPDX-License-Identifier: MIT
-#ifndef MOE_KERNELS_GROUPED_GEMM_HPP
-#define MOE_KERNELS_GROUPED_GEMM_HPP
+#ifndef MOE_KERNELS_PRODUCT_HPP
+#define MOE_KERNELS_PRODUCT_HPP
 
 #include <algorithm>
-#include <cstddef>
-#include <memory>
-#include <new>
 
-#include <moe/core/error.hpp>
-#include <moe/core/memory.hpp>
+#include <moe/config.hpp>
+#include <moe/kernels/pack.hpp>
 #include <moe/kernels/table.hpp>
 
 namespace moe::inline MOE_ABI {
-
-/// A matrix in memory with any strides: element (i, j) = data[i * row_stride + j * col_stride].
-/// The transpose is the same with the strides exchanged.
-template <class S>
-struct Strided {
-    const S* data;
-    Index row_stride;
-    Index col_stride;
-
-    Strided transpose() const { return {data, col_stride, row_stride}; }
-};
-
-/// Panels that the columns of a product's right-hand side are cut into; the last may be partial.
-template <class S>
-Index num_panels(const KernelTable<S>& table, Index cols) {
-    return cols / table.panel_width + (cols % table.panel_width != 0 ? 1 : 0);
-}
-
-/// Elements that all panels of a [k, cols] matrix take, padding included.
-/// @throws std::length_error if they do not fit an Index
-template <class S>
-Index packed_size(const KernelTable<S>& table, Index k, Index cols) {
-    const Index width = detail::checked_product(num_panels(table, cols), table.panel_width);
-    return detail::checked_product(k, width);
-}
-
-/// Where the panels of a packed [k, cols] matrix lie: panel j at data + j k panel_width, row p of
-/// it panel_width elements from p panel_width on.
-template <class S>
-struct Panels {
-    const S* data;
-};
-
-/// Packs panels [begin, end) of B to where they belong in the packed matrix that starts at `to`.
-/// Different panels may be packed by different tasks.
-/// @param b  [k, cols]; quick where one of the strides is 1
-template <class S>
-void pack_panels(const KernelTable<S>& table, Strided<S> b, Index k, Index cols, Index begin,
-                 Index end, S* to) {
-    const Index width = table.panel_width;
-    for (Index j = begin; j < end; ++j)
-        table.pack(k, std::min(width, cols - j * width), b.data + j * width * b.col_stride,
-                   b.row_stride, b.col_stride, to + j * k * width);
-}
 
 /// Rows of B that one pass of the tile covers: the slice of B and that of A, k_block rows of
 /// panel_width and of tile_rows elements, take at most 46 KiB, so that both stay in a first-level
@@ -112,22 +65,25 @@ struct Ahead {
 /// between the tiles: its rows are far apart, which no hardware prefetcher expects. (Asking for them
 /// from within the tiles, one row in each step, was 4 to 8 % slower.)
 template <class S, class Slice, class Next>
-void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a, S* c,
-             Index c_row, bool add, Index panel_begin, Index panel_end, Index group,
-             const Slice& slice, const Next& next) {
+void product_of_slices(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
+                       S* c, Index c_row, bool add, Index group, const Slice& slice,
+                       const Next& next) {
+    MOE_ASSERT(rows >= 0 && cols >= 0 && k >= 0, "extents of a product");
+    MOE_ASSERT(rows < 2 || c_row >= cols, "rows of a product do not overlap");
     if (rows == 0) return;
     constexpr Index line = 64 / static_cast<Index>(sizeof(S));
     const bool by_row = group > 1;
     const EvenSplit row_blocks(rows, table.tile_rows);
     const EvenSplit k_blocks(k, by_row ? k_block(table) / 4 : k_block(table));
-    const Index groups = (panel_end - panel_begin + group - 1) / group;
+    const Index all_panels = num_panels(table, cols);
+    const Index groups = (all_panels + group - 1) / group;
     const Index steps = groups * k_blocks.count;
     for (Index step = 0; step < steps; ++step) {
         const auto first_panel = [&](Index i) {
-            return panel_begin + group * (by_row ? i % groups : i / k_blocks.count);
+            return group * (by_row ? i % groups : i / k_blocks.count);
         };
         const auto slice_of = [&](Index i) { return by_row ? i / groups : i % k_blocks.count; };
-        const Index first = first_panel(step), panels = std::min(group, panel_end - first);
+        const Index first = first_panel(step), panels = std::min(group, all_panels - first);
         const Index s = slice_of(step), k0 = k_blocks.begin(s), kb = k_blocks.part(s);
         for (Index j = first; j < first + panels; ++j) {
             const Index first_col = j * table.panel_width;
@@ -156,32 +112,34 @@ void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strid
 
 }  // namespace detail
 
-/// C = A B, or C += A B if `add`, for the columns of panels [panel_begin, panel_end); B is packed.
+/// C = A B, or C += A B if `add`; B is packed.
 ///
 ///     C(i, j) = fma(A(i, k-1), B(k-1, j), ... fma(A(i, 0), B(0, j), add ? C(i, j) : 0))
 ///
 /// One chain in the order of k, so the bits depend neither on how rows, columns and k are split nor
 /// on packing. Rows are cut into blocks of equal height (32 rows of at most 14: 11 + 11 + 10).
-/// Allocates nothing; tasks may share C if their panels differ.
+/// Allocates nothing. Tasks may share C if their columns differ: each passes the panels of its own.
 ///
 /// @param rows  0 writes nothing
+/// @param cols  0 writes nothing
 /// @param k     0 writes zeros, or leaves C if `add`
 /// @param a     [rows, k]; quickest with a row stride that is no multiple of 4096 bytes
-/// @param b     [k, cols], packed with the same table
+/// @param b     [k, cols] or wider, packed with the same table
 /// @param c     [rows, cols] with c_row elements between rows
 template <class S>
 void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
-             Panels<S> b, S* c, Index c_row, bool add, Index panel_begin, Index panel_end) {
-    detail::product(table, rows, cols, k, a, c, c_row, add, panel_begin, panel_end, Index{1},
-                    [&](Index j, Index k0, Index, Index& b_row) {
-                        b_row = table.panel_width;
-                        return b.data + (j * k + k0) * table.panel_width;
-                    },
-                    [&](Index j, Index k0, Index kb, Index part, Index parts) -> detail::Ahead<S> {
-                        const Index size = kb * table.panel_width;
-                        return {b.data + (j * k + k0) * table.panel_width + size * part / parts,
-                                (size / parts + kb - 1) / kb};
-                    });
+             Panels<S> b, S* c, Index c_row, bool add) {
+    detail::product_of_slices(
+        table, rows, cols, k, a, c, c_row, add, Index{1},
+        [&](Index j, Index k0, Index, Index& b_row) {
+            b_row = table.panel_width;
+            return b.data + (j * k + k0) * table.panel_width;
+        },
+        [&](Index j, Index k0, Index kb, Index part, Index parts) -> detail::Ahead<S> {
+            const Index size = kb * table.panel_width;
+            return {b.data + (j * k + k0) * table.panel_width + size * part / parts,
+                    (size / parts + kb - 1) / kb};
+        });
 }
 
 /// The same with B as it lies in memory. Each slice is packed once for all rows, into scratch,
@@ -193,9 +151,9 @@ void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strid
 /// @param scratch  product_scratch(table) elements, best aligned to 64 bytes; one per task
 template <class S>
 void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
-             Strided<S> b, S* c, Index c_row, bool add, S* scratch, Index panel_begin,
-             Index panel_end) {
-    const Index width = table.panel_width;
+             Strided<S> b, S* c, Index c_row, bool add, S* scratch) {
+    MOE_ASSERT(scratch != nullptr, "a product needs room to pack what is not packed");
+    const Index width = table.panel_width, all_panels = num_panels(table, cols);
     const bool by_row = b.col_stride == 1, in_place = by_row && rows <= table.tile_rows;
     const Index group = by_row && !in_place ? packed_together : 1;
     const auto at = [&](Index j, Index p) {
@@ -205,18 +163,19 @@ void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strid
         constexpr Index step = 16;  // rows of B at a time, all panels of the group
         for (Index p = 0; p < kb; p += panels == 1 ? kb : step)
             for (Index g = 0; g < panels; ++g)
-                table.pack(panels == 1 ? kb : std::min(step, kb - p), std::min(width, cols - (j + g) * width),
-                           at(j + g, k0 + p), b.row_stride, b.col_stride, scratch + (g * kb + p) * width);
+                table.pack(panels == 1 ? kb : std::min(step, kb - p),
+                           std::min(width, cols - (j + g) * width), at(j + g, k0 + p), b.row_stride,
+                           b.col_stride, scratch + (g * kb + p) * width);
     };
-    detail::product(
-        table, rows, cols, k, a, c, c_row, add, panel_begin, panel_end, group,
+    detail::product_of_slices(
+        table, rows, cols, k, a, c, c_row, add, group,
         [&](Index j, Index k0, Index kb, Index& b_row) -> const S* {
             if (in_place && (j + 1) * width <= cols) {
                 b_row = b.row_stride;
                 return at(j, k0);
             }
-            const Index g = (j - panel_begin) % group;
-            if (g == 0) pack(j, k0, kb, std::min(group, panel_end - j));
+            const Index g = j % group;
+            if (g == 0) pack(j, k0, kb, std::min(group, all_panels - j));
             b_row = width;
             return scratch + g * kb * width;
         },
@@ -228,77 +187,51 @@ void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strid
         });
 }
 
-/// A right-hand side [k, cols] packed once for many products; owns its panels.
+/// The right-hand side B of a product: as it lies in memory, or packed. Only viewed.
 template <class S>
-class PackedMatrix {
-public:
-    PackedMatrix() = default;
-    PackedMatrix(const PackedMatrix& other) {
-        if (other.table_ == nullptr) return;
-        resize(*other.table_, other.k_, other.cols_);
-        std::copy_n(other.data_.get(), packed_size(*table_, k_, cols_), data_.get());
-    }
-    PackedMatrix(PackedMatrix&&) noexcept = default;
-    PackedMatrix& operator=(const PackedMatrix& other) { return *this = PackedMatrix(other); }
-    PackedMatrix& operator=(PackedMatrix&&) noexcept = default;
-    ~PackedMatrix() = default;
+struct Operand {
+    explicit Operand(const Strided<S>& b) : unpacked(b) {}
+    explicit Operand(const PackedMatrix<S>& b) : packed(&b) {}
 
-    /// Makes room for a [k, cols] matrix; the panels are not initialised, and the old ones are
-    /// lost. Allocates only if the matrix is larger than any before.
-    /// @throws std::length_error if the panels do not fit an Index
-    void resize(const KernelTable<S>& table, Index k, Index cols) {
-        const Index size = packed_size(table, k, cols);
-        if (size > capacity_) {
-            data_.reset();
-            capacity_ = 0;
-            table_ = nullptr;
-            k_ = cols_ = 0;
-            data_ = detail::allocate<S>(size);
-            capacity_ = size;
+    /// B without its first `columns` columns.
+    /// @param columns  if B is packed, a multiple of the panel width
+    Operand columns_from(Index columns) const {
+        Operand rest = *this;
+        if (packed != nullptr) {
+            MOE_ASSERT(columns % packed->table()->panel_width == 0, "packed columns start a panel");
+            rest.first_panel += columns / packed->table()->panel_width;
+        } else {
+            rest.unpacked.data += columns * unpacked.col_stride;
         }
-        table_ = &table;
-        k_ = k;
-        cols_ = cols;
+        return rest;
     }
 
-    /// resize, then all panels.
-    /// @param b  [k, cols], only read during the call
-    void pack(const KernelTable<S>& table, Strided<S> b, Index k, Index cols) {
-        resize(table, k, cols);
-        pack_panels(table, b, k, cols, 0, panels(), data_.get());
-    }
-
-    /// Panels [begin, end) only, after resize; for packing in several tasks.
-    void pack(Strided<S> b, Index begin, Index end) {
-        pack_panels(*table_, b, k_, cols_, begin, end, data_.get());
-    }
-
-    Index rows() const { return k_; }
-    Index cols() const { return cols_; }
-    /// The table it was packed for, nullptr if nothing was.
-    const KernelTable<S>* table() const { return table_; }
-    Index panels() const { return table_ ? num_panels(*table_, cols_) : 0; }
-    const S* panel(Index j) const { return data_.get() + j * k_ * table_->panel_width; }
-    Panels<S> view() const { return {data_.get()}; }
-    /// Memory held.
-    Index bytes() const { return capacity_ * static_cast<Index>(sizeof(S)); }
-
-private:
-    std::unique_ptr<S, detail::AlignedDelete> data_;
-    Index capacity_ = 0;
-    const KernelTable<S>* table_ = nullptr;
-    Index k_ = 0;
-    Index cols_ = 0;
+    Strided<S> unpacked{nullptr, 0, 1};
+    const PackedMatrix<S>* packed = nullptr;
+    Index first_panel = 0;  ///< of the packed matrix
 };
 
-/// All columns, with the table B was packed for.
-/// @throws std::invalid_argument if nothing was packed
+/// The same with either.
+/// @param scratch  product_scratch(table) elements; may be null if B is packed
 template <class S>
-void product(Index rows, Strided<S> a, const PackedMatrix<S>& b, S* c, Index c_row, bool add) {
-    if (b.table() == nullptr) detail::fail("moe::product: the packed matrix is empty");
-    product(*b.table(), rows, b.cols(), b.rows(), a, b.view(), c, c_row, add, 0, b.panels());
+void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
+             const Operand<S>& b, S* c, Index c_row, bool add, S* scratch) {
+    if (b.packed == nullptr)
+        return product(table, rows, cols, k, a, b.unpacked, c, c_row, add, scratch);
+    MOE_ASSERT(b.packed->table() == &table, "the kernels in use are those B was packed for");
+    MOE_ASSERT(b.packed->rows() == k, "B has a row for each column of A");
+    MOE_ASSERT(b.first_panel * table.panel_width + cols <= b.packed->cols(), "columns of B");
+    product(table, rows, cols, k, a, Panels<S>{b.packed->panel(b.first_panel)}, c, c_row, add);
+}
+
+/// product() of columns [first, first + columns) of B, arguments in another order.
+template <class S>
+void multiply(const KernelTable<S>& table, Index rows, Index k, const Strided<S>& a,
+              const Operand<S>& b, Index first, Index columns, S* c, Index c_row, bool add,
+              S* scratch) {
+    product(table, rows, columns, k, a, b.columns_from(first), c, c_row, add, scratch);
 }
 
 }  // namespace moe::inline MOE_ABI
 
-#endif  // MOE_KERNELS_GROUPED_GEMM_HPP
+#endif  // MOE_KERNELS_PRODUCT_HPP

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_EXPERTS_FEED_FORWARD_STATE_HPP
+#define MOE_EXPERTS_FEED_FORWARD_STATE_HPP
+
+#include <algorithm>
+#include <vector>
+
+#include <moe/core/error.hpp>
+#include <moe/core/group.hpp>
+#include <moe/core/memory.hpp>
+#include <moe/core/rows.hpp>
+#include <moe/core/shape.hpp>
+#include <moe/core/types.hpp>
+#include <moe/kernels/dispatch.hpp>
+#include <moe/kernels/product.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// Extents and nonlinearity of the experts of a feed-forward group.
+struct FeedForwardShape {
+    Index model_dim = 0;   ///< D
+    Index ffn_dim = 0;     ///< F
+    Index output_dim = 0;  ///< O
+    Activation activation = Activation::silu;
+    bool gated = true;
+
+    /// 2 per multiply-add: D F (twice if gated) into the hidden layer, F O out of it.
+    double flops_per_row() const {
+        const double in = static_cast<double>(model_dim) * static_cast<double>(gated ? 2 : 1);
+        return 2 * static_cast<double>(ffn_dim) * (in + static_cast<double>(output_dim));
+    }
+    /// @throws std::invalid_argument if the layer has other extents
+    void check(const Shape& layer) const {
+        if (layer.model_dim != model_dim || layer.output_dim != output_dim)
+            detail::fail("moe: these experts map ", model_dim, " to ", output_dim,
+                         " columns, the layer ", layer.model_dim, " to ", layer.output_dim);
+    }
+};
+
+namespace detail {
+
+inline void check_feed_forward(const char* who, Index count, Index ffn_dim) {
+    check_count(who, count);
+    if (ffn_dim < 1) fail(who, ": ffn_dim is ", ffn_dim, ", it must be >= 1; it has no default");
+}
+
+/// Rows of a block that is gathered at once: its share of the second-level cache.
+inline constexpr Index feed_forward_rows = 256;
+/// Columns of the scratch between a product and what is done with its elements.
+inline constexpr Index feed_forward_columns = 128;
+
+/// Most columns of y that a task of the last phase owns. Each task reads all of the hidden layer: 64
+/// experts of 2048 x 1024 with 64 rows each took 139 ms in these products with 128 columns at a
+/// time and 123 ms with 512 (one core of a Sapphire Rapids).
+inline constexpr Index feed_forward_down_columns = 512;
+/// Rows of y that are asked for before they are added to, since they lie anywhere: 4.5 ms of the
+/// same call became 3.7 ms.
+inline constexpr Index feed_forward_ahead = 8;
+
+/// Both where weights are read along their rows: the wider the better, 16 rows by 1024 columns at a
+/// time ran twice as fast as by 128. Fewer rows then, for the same scratch.
+inline constexpr Index feed_forward_wide_columns = 1024;
+inline constexpr Index feed_forward_wide_rows = 128;
+
+/// A piece of work: some rows or columns of one expert.
+struct FeedForwardItem {
+    Index expert, begin, end;
+};
+
+/// What forward leaves for backward, and scratch of both. Rows are numbered as in Rows, also where
+/// a call sees a part of them, so that each part finds its own again.
+template <class S>
+struct FeedForwardState {
+    Buffer<S> gate, up;        // [N, stride] before the nonlinearity
+    Buffer<S> hidden;          // [N, stride] act(gate) * up
+    Buffer<S> dgate;           // [N, stride] dh' until the nonlinearity has run, then dg
+    Buffer<S> dup;             // [N, stride]
+    Buffer<S> dinput;          // [N, D] only with input weights that want gradients
+    std::vector<Buffer<S>> scratch;  // one per worker
+    std::vector<FeedForwardItem> items;
+    Index stride = 0;
+
+    /// @param keep  whether backward will want gate and up
+    void resize(const FeedForwardShape& shape, Index rows, bool keep) {
+        stride = row_stride(shape.ffn_dim);
+        hidden.resize(checked_product(rows, stride));
+        up.resize(keep ? rows * stride : 0);
+        gate.resize(keep && shape.gated ? rows * stride : 0);
+    }
+
+    /// Room for calls of up to `rows` rows.
+    void reserve(const FeedForwardShape& shape, Index experts, Index rows, bool keep, int workers) {
+        resize(shape, rows, keep);
+        dgate.resize(keep ? rows * stride : 0);
+        dup.resize(keep ? rows * stride : 0);
+        reserve_items(experts, workers);
+        grow_scratch(shape, rows, keep, workers);
+    }
+    /// Room for every worker, whichever tasks it will get.
+    /// @param rows  of one expert, at most
+    void grow_scratch(const FeedForwardShape& shape, Index rows, bool keep, int workers) {
+        scratch.resize(std::max(scratch.size(), static_cast<std::size_t>(workers)));
+        for (Buffer<S>& buffer : scratch) buffer.resize(scratch_size(shape, rows, keep));
+    }
+    /// Room for the items of split_experts(), twice, however rows are spread over the experts.
+    void reserve_items(Index experts, int workers) {
+        items.reserve(2 * static_cast<std::size_t>(8 * Index{workers} + experts));
+    }
+    /// Bytes that such a call needs at most; see memory_budget().
+    static Index bytes(const FeedForwardShape& shape, Index rows, bool keep, int workers) {
+        const Index row = row_stride(shape.ffn_dim) * (keep ? (shape.gated ? 5 : 4) : 1);
+        return static_cast<Index>(sizeof(S)) * (rows * row + workers * scratch_size(shape, rows, keep));
+    }
+    /// Elements of one worker's scratch, at most.
+    /// @param rows  of one expert
+    static Index scratch_size(const FeedForwardShape& shape, Index rows, bool keep) {
+        const Index in = row_stride(std::max(shape.model_dim, shape.output_dim));
+        const Index block = std::min(rows, feed_forward_rows) * (in + 2 * feed_forward_columns);
+        // Backward gathers all rows of an expert for a block of columns.
+        const Index columns = std::max({feed_forward_rows * feed_forward_columns,
+                                        keep ? rows * feed_forward_columns : Index{0},
+                                        keep ? feed_forward_wide_rows * feed_forward_wide_columns : 0});
+        return std::max(block, columns) + product_scratch(kernels<S>());
+    }
+
+    /// Elements from row to row of `columns`: no power of two, rows that far apart would share one set
+    /// of the first cache.
+    static Index row_stride(Index columns) { return columns + 16; }
+};
+
+/// Cuts every expert that has rows into pieces of `unit`, so that there are a few pieces of about
+/// equal cost per worker, hot experts or not.
+/// @param extent  what is cut: columns of a matrix, the same for all experts
+template <class S>
+void split_experts(const Rows<S>& rows, Index extent, Index unit, int workers,
+                   std::vector<FeedForwardItem>& items) {
+    const Index units = (extent + unit - 1) / unit;
+    const double total = static_cast<double>(rows.num_rows()) * static_cast<double>(units);
+    const double each = std::max(total / (8.0 * workers), 1.0);
+    for (Index e = 0; e < rows.num_experts(); ++e) {
+        if (rows.size(e) == 0) continue;
+        const double cost = static_cast<double>(rows.size(e)) * static_cast<double>(units);
+        const Index pieces = std::clamp(static_cast<Index>(cost / each), Index{1}, units);
+        for (Index piece = 0; piece < pieces; ++piece)
+            items.push_back({e, std::min(extent, units * piece / pieces * unit),
+                             std::min(extent, units * (piece + 1) / pieces * unit)});
+    }
+}
+
+/// Rows of the expert that has most.
+template <class S>
+Index most_rows(const Rows<S>& rows) {
+    Index most = 0;
+    for (Index e = 0; e < rows.num_experts(); ++e) most = std::max(most, rows.size(e));
+    return most;
+}
+
+/// Columns that one task of a column-stationary phase owns: `tasks` tasks per worker, whole panels,
+/// at most `most` columns.
+inline Index column_chunk(Index columns, Index panel, int workers, Index tasks, Index most) {
+    const Index panels = (columns + panel - 1) / panel;
+    return panel * std::clamp<Index>(panels / (tasks * workers), 1, std::max<Index>(1, most / panel));
+}
+
+}  // namespace detail
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_EXPERTS_FEED_FORWARD_STATE_HPP

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_KERNELS_PACK_HPP
+#define MOE_KERNELS_PACK_HPP
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include <moe/config.hpp>
+#include <moe/core/error.hpp>
+#include <moe/core/memory.hpp>
+#include <moe/kernels/table.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// A matrix in memory with any strides: element (i, j) = data[i * row_stride + j * col_stride].
+/// The transpose is the same with the strides exchanged.
+template <class S>
+struct Strided {
+    const S* data;
+    Index row_stride;
+    Index col_stride;
+
+    Strided transpose() const { return {data, col_stride, row_stride}; }
+};
+
+/// Panels that the columns of a product's right-hand side are cut into; the last may be partial.
+template <class S>
+Index num_panels(const KernelTable<S>& table, Index cols) {
+    return cols / table.panel_width + (cols % table.panel_width != 0 ? 1 : 0);
+}
+
+/// Elements that all panels of a [k, cols] matrix take, padding included.
+/// @throws std::length_error if they do not fit an Index
+template <class S>
+Index packed_size(const KernelTable<S>& table, Index k, Index cols) {
+    const Index width = detail::checked_product(num_panels(table, cols), table.panel_width);
+    return detail::checked_product(k, width);
+}
+
+/// Where the panels of a packed [k, cols] matrix lie: panel j at data + j k panel_width, row p of
+/// it panel_width elements from p panel_width on.
+template <class S>
+struct Panels {
+    const S* data;
+};
+
+/// Packs panels [begin, end) of B to where they belong in the packed matrix that starts at `to`.
+/// Different panels may be packed by different tasks.
+/// @param b  [k, cols]; quick where one of the strides is 1
+template <class S>
+void pack_panels(const KernelTable<S>& table, Strided<S> b, Index k, Index cols, Index begin,
+                 Index end, S* to) {
+    MOE_ASSERT(0 <= begin && begin <= end && end <= num_panels(table, cols), "panels of the matrix");
+    const Index width = table.panel_width;
+    for (Index j = begin; j < end; ++j)
+        table.pack(k, std::min(width, cols - j * width), b.data + j * width * b.col_stride,
+                   b.row_stride, b.col_stride, to + j * k * width);
+}
+
+/// A right-hand side [k, cols] packed once for many products; owns its panels.
+template <class S>
+class PackedMatrix {
+public:
+    PackedMatrix() = default;
+    PackedMatrix(const PackedMatrix& other) {
+        if (other.table_ == nullptr) return;
+        resize(*other.table_, other.k_, other.cols_);
+        std::copy_n(other.data_.get(), packed_size(*table_, k_, cols_), data_.get());
+    }
+    /// What was moved from is empty and may be packed again.
+    PackedMatrix(PackedMatrix&& other) noexcept
+        : data_(std::move(other.data_)),
+          capacity_(std::exchange(other.capacity_, 0)),
+          table_(std::exchange(other.table_, nullptr)),
+          k_(std::exchange(other.k_, 0)),
+          cols_(std::exchange(other.cols_, 0)) {}
+    PackedMatrix& operator=(const PackedMatrix& other) { return *this = PackedMatrix(other); }
+    PackedMatrix& operator=(PackedMatrix&& other) noexcept {
+        data_ = std::move(other.data_);
+        capacity_ = std::exchange(other.capacity_, 0);
+        table_ = std::exchange(other.table_, nullptr);
+        k_ = std::exchange(other.k_, 0);
+        cols_ = std::exchange(other.cols_, 0);
+        return *this;
+    }
+    ~PackedMatrix() = default;
+
+    /// Makes room for a [k, cols] matrix; the panels are not initialised, and the old ones are
+    /// lost. Allocates only if the matrix is larger than any before.
+    /// @throws std::length_error if the panels do not fit an Index
+    void resize(const KernelTable<S>& table, Index k, Index cols) {
+        const Index size = packed_size(table, k, cols);
+        if (size > capacity_) {
+            data_.reset();
+            capacity_ = 0;
+            table_ = nullptr;
+            k_ = cols_ = 0;
+            data_ = detail::allocate<S>(size);
+            capacity_ = size;
+        }
+        table_ = &table;
+        k_ = k;
+        cols_ = cols;
+    }
+
+    /// resize, then all panels.
+    /// @param b  [k, cols], only read during the call
+    void pack(const KernelTable<S>& table, Strided<S> b, Index k, Index cols) {
+        resize(table, k, cols);
+        pack_panels(table, b, k, cols, 0, panels(), data_.get());
+    }
+
+    /// Panels [begin, end) only, after resize; for packing in several tasks.
+    void pack(Strided<S> b, Index begin, Index end) {
+        MOE_ASSERT(table_ != nullptr, "resize() comes before packing some of the panels");
+        pack_panels(*table_, b, k_, cols_, begin, end, data_.get());
+    }
+
+    Index rows() const { return k_; }
+    Index cols() const { return cols_; }
+    /// The table it was packed for, nullptr if nothing was.
+    const KernelTable<S>* table() const { return table_; }
+    Index panels() const { return table_ ? num_panels(*table_, cols_) : 0; }
+    /// @param j  0 to panels(); the last is where the panels end
+    const S* panel(Index j) const {
+        MOE_ASSERT(table_ != nullptr && 0 <= j && j <= panels(), "a panel of the matrix");
+        return data_.get() + j * k_ * table_->panel_width;
+    }
+    Panels<S> view() const { return {data_.get()}; }
+    /// Memory held.
+    Index bytes() const { return capacity_ * static_cast<Index>(sizeof(S)); }
+
+private:
+    std::unique_ptr<S, detail::AlignedDelete> data_;
+    Index capacity_ = 0;
+    const KernelTable<S>* table_ = nullptr;
+    Index k_ = 0;
+    Index cols_ = 0;
+};
+
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_KERNELS_PACK_HPP
