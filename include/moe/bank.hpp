@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include <moe/core/batch_rows.hpp>
 #include <moe/core/concepts.hpp>
 #include <moe/core/fingerprint.hpp>
 #include <moe/core/gradient.hpp>
@@ -98,9 +99,11 @@ public:
         State& state = ws.template state<State>();
         state.fingerprint = 0;  // until all is there
         y.setZero();
-        const AllRows all = prepare(x, routing, state, context);
+        state.rows.fill(routing, context, static_cast<S>(config_.input_scale));
+        Index first = 0;
         for_each_group([&](std::size_t i, const auto& group) {
-            group.forward(x, rows_of(group, i, all), y, Call<S>{context, ws.child(i)});
+            group.forward(x, rows_of(group, first, state), y, Call<S>{context, ws.child(i)});
+            first += group.num_experts();
         });
         state.fingerprint = ws.keeps() ? fingerprint(x, routing, context) : 0;
     }
@@ -140,11 +143,12 @@ public:
                 "moe::Layer::backward: the workspace does not hold this batch: call forward() of the "
                 "same layer with the same x and context first, with Keep::everything");
         dx.setZero();
-        const AllRows all = prepare(x, routing, *state, context);
+        state->rows.fill(routing, context, static_cast<S>(config_.input_scale));
         const auto by_row = state->dweights.assign(routing.num_kept(), S(0));
         const auto by_row_input =
             state->dinput.assign(dinput.empty() ? 0 : routing.num_kept(), S(0));
         const auto shared = state->shared_dweights.resize(x.rows());
+        Index first = 0;
         for_each_group([&](std::size_t i, const auto& group) {
             const bool routed = group.num_experts() > 0;
             const RowGradients<S> gradients{.weights = routed ? by_row : shared,
@@ -156,10 +160,11 @@ public:
                                  given.num_experts(), " experts, the layer's has ",
                                  group.num_experts(), "; make it with zeros_like(layer)");
                 detail::lend_gradient(group, given, ws.child(i), [&](Group& group_grad) {
-                    group.backward(x, rows_of(group, i, all), dy, dx, gradients, group_grad,
+                    group.backward(x, rows_of(group, first, *state), dy, dx, gradients, group_grad,
                                    Call<S>{context, ws.child(i)});
                 });
             });
+            first += group.num_experts();
         });
         std::fill(dweight.begin(), dweight.end(), S(0));
         std::fill(dinput.begin(), dinput.end(), S(0));
@@ -174,19 +179,12 @@ public:
 
     void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
         State& state = ws.template state<State>();
-        state.weights.resize(assignments);
-        state.input_weights.resize(assignments);
-        state.ids.resize(assignments);
-        state.shared_tokens.resize(tokens);
-        state.shared_ids.resize(tokens);
-        state.ones.resize(tokens);
-        state.scales.resize(tokens);
+        state.rows.reserve(tokens, assignments);
         if (ws.keeps()) {
             state.dweights.resize(assignments);
             state.dinput.resize(assignments);
             state.shared_dweights.resize(tokens);
         }
-        state.first_expert.reserve(sizeof...(Groups));
         for_each_group([&](std::size_t i, const auto& group) {
             ws.child(i);
             const Index rows = group.num_experts() > 0 ? assignments : tokens;
@@ -197,14 +195,9 @@ public:
 
     /// Bytes of those rooms, for a call by `workers` threads. A group that does not say counts as 0.
     Index workspace_bytes(Index tokens, Index assignments, Keep keep, int workers) const {
-        const std::size_t kept = keep == Keep::everything ? 1 : 0;
-        const auto size = [](Index count, std::size_t each) {
-            return detail::checked_product(count, static_cast<Index>(each));
-        };
-        Index bytes = size(assignments, (2 + 2 * kept) * sizeof(S) + sizeof(std::int64_t)) +
-                      size(tokens, (2 + kept) * sizeof(S) + sizeof(std::int32_t) +
-                                       sizeof(std::int64_t)) +
-                      size(sizeof...(Groups), sizeof(Index));
+        Index bytes = detail::BatchRows<S>::bytes(tokens, assignments);
+        if (keep == Keep::everything)
+            bytes += (2 * assignments + tokens) * static_cast<Index>(sizeof(S));
         for_each_group([&](std::size_t, const auto& group) {
             const Index rows = group.num_experts() > 0 ? assignments : tokens;
             if constexpr (requires { group.workspace_bytes(tokens, rows, keep, workers); })
@@ -254,17 +247,10 @@ public:
 
 private:
     struct State {
-        Buffer<S> weights, input_weights, dweights, dinput;
-        Buffer<std::int64_t> ids, shared_ids;
-        Buffer<std::int32_t> shared_tokens;
-        Buffer<S> ones, scales, shared_dweights;
-        Index shared_offsets[2] = {0, 0};
-        std::vector<Index> first_expert;
+        detail::BatchRows<S> rows;
+        Buffer<S> dweights, dinput;  // [num_kept] gradients at the weights, row by row
+        Buffer<S> shared_dweights;   // [T] of groups without routed experts; nobody asks
         std::uint64_t fingerprint = 0;
-    };
-    struct AllRows {
-        Rows<S> routed, shared;
-        std::span<const Index> first_expert;
     };
 
     template <std::size_t... I>
@@ -346,12 +332,6 @@ private:
                                  "one per expert");
     }
 
-    static double multiplier_of(const Context& context, const Assignment& a) {
-        return context.gate_multiplier.empty()
-                   ? 1
-                   : context.gate_multiplier[static_cast<std::size_t>(a.expert)];
-    }
-
     /// dweight is the gradient at multiplier * weight; makes it that at the weight.
     static void through_multiplier(const Routing& routing, std::span<S> dweight,
                                    const Context& context) {
@@ -367,66 +347,11 @@ private:
         }
     }
 
-    /// Row arrays of the whole batch: routed rows by expert, and all tokens for shared groups.
-    AllRows prepare(In<S> x, const Routing& routing, State& state, const Context& context) const {
-        const auto tokens = routing.expert_tokens();
-        const auto numbers = routing.expert_assignments();
-        const Index rows = routing.num_kept();
-        const auto scale = static_cast<S>(config_.input_scale);
-        bool scaled = config_.input_scale != 1;
-        const auto weights = state.weights.resize(rows);
-        const auto ids = state.ids.resize(rows);
-        for (std::size_t r = 0; r < tokens.size(); ++r) {
-            const Assignment& a = routing.assignments()[static_cast<std::size_t>(numbers[r])];
-            weights[r] = static_cast<S>(a.weight * multiplier_of(context, a));
-            ids[r] = context.first_token + a.token;
-            scaled |= a.input_weight != 1;
-        }
-        const auto input_weights = state.input_weights.resize(scaled ? rows : 0);
-        for (std::size_t r = 0; r < input_weights.size(); ++r)
-            input_weights[r] =
-                scale * static_cast<S>(
-                            routing.assignments()[static_cast<std::size_t>(numbers[r])].input_weight);
-
-        const auto all = state.shared_tokens.resize(x.rows());
-        const auto all_ids = state.shared_ids.resize(x.rows());
-        Index live = 0;
-        for (Index t = 0; t < x.rows(); ++t) {
-            if (context.is_padding(t)) continue;
-            all[static_cast<std::size_t>(live)] = static_cast<std::int32_t>(t);
-            all_ids[static_cast<std::size_t>(live++)] = context.first_token + t;
-        }
-        state.shared_offsets[1] = live;
-        const std::span<const S> ones = state.ones.assign(live, S(1));
-        const std::span<const S> scales = state.scales.assign(config_.input_scale != 1 ? live : 0, scale);
-
-        state.first_expert.clear();
-        Index first = 0;
-        for_each_group([&](std::size_t, const auto& group) {
-            state.first_expert.push_back(first);
-            first += group.num_experts();
-        });
-        return {.routed = {.offsets = routing.expert_offsets(),
-                           .from = tokens,
-                           .to = tokens,
-                           .weights = weights,
-                           .input_weights = input_weights,
-                           .ids = ids},
-                .shared = {.offsets = state.shared_offsets,
-                           .from = all,
-                           .to = all,
-                           .weights = ones,
-                           .input_weights = scales,
-                           .ids = all_ids},
-                .first_expert = state.first_expert};
-    }
-
+    /// Rows of a group whose first expert has the number `first`.
     template <class Group>
-    static Rows<S> rows_of(const Group& group, std::size_t i, const AllRows& all) {
-        if (group.num_experts() == 0) return all.shared;
-        Rows<S> rows = all.routed.experts(all.first_expert[i], all.first_expert[i] + group.num_experts());
-        rows.first_expert = 0;
-        return rows;
+    static Rows<S> rows_of(const Group& group, Index first, const State& state) {
+        return group.num_experts() == 0 ? state.rows.of_tokens()
+                                        : state.rows.of_experts(first, first + group.num_experts());
     }
 
     detail::Identity identity_;

@@ -222,10 +222,10 @@ public:
                  size(tokens + experts + std::max(tokens, experts) + 3, sizeof(Index));
         if (keep == Keep::everything)  // dx, tokens
             bytes += size(detail::checked_product(tokens, model_dim_), 2 * sizeof(S));
-        if constexpr (requires { router_.workspace_bytes(workers); })
-            bytes += router_.workspace_bytes(workers);
-        if constexpr (requires { gate_.workspace_bytes(tokens, workers); })
-            bytes += gate_.workspace_bytes(tokens, workers);
+        if constexpr (requires { router_.workspace_bytes(tokens, assignments, keep, workers); })
+            bytes += router_.workspace_bytes(tokens, assignments, keep, workers);
+        if constexpr (requires { gate_.workspace_bytes(tokens, assignments, keep, workers); })
+            bytes += gate_.workspace_bytes(tokens, assignments, keep, workers);
         return bytes;
     }
 

@@ -122,7 +122,7 @@ public:
         detail::CombineRule::reserve<S>(ws, num_experts_, most_);
     }
     /// Bytes of workspace.
-    Index workspace_bytes(Index tokens, int workers) const {
+    Index workspace_bytes(Index tokens, Index, Keep, int workers) const {
         return detail::selection_bytes<S>(tokens, num_experts_, most_, workers) +
                detail::CombineRule::bytes<S>(num_experts_, most_, workers);
     }

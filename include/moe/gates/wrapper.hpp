@@ -51,9 +51,11 @@ struct GateWrapper {
         if constexpr (requires { inner.reserve(tokens, assignments, ws); })
             inner.reserve(tokens, assignments, ws);
     }
-    Index workspace_bytes(Index tokens, int workers) const
-        requires requires(const Inner& gate) { gate.workspace_bytes(tokens, workers); } {
-        return inner.workspace_bytes(tokens, workers);
+    Index workspace_bytes(Index tokens, Index assignments, Keep keep, int workers) const {
+        if constexpr (requires { inner.workspace_bytes(tokens, assignments, keep, workers); })
+            return inner.workspace_bytes(tokens, assignments, keep, workers);
+        else
+            return 0;
     }
     void visit_parameters(auto&& visit) { moe::visit_parameters(inner, visit); }
     void own_gradients() {

@@ -85,7 +85,7 @@ public:
             table.axpy(bias.size(), S(1), dlogits.data() + t * dlogits.outerStride(), grad.bias.data());
     }
 
-    Index workspace_bytes(int workers) const {
+    Index workspace_bytes(Index, Index, Keep, int workers) const {
         return workers * product_scratch(kernels<S>()) * static_cast<Index>(sizeof(S));
     }
     double flops_per_token() const { return 2 * static_cast<double>(weight.size()); }

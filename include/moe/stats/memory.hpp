@@ -27,9 +27,8 @@ struct MemoryBudget {
 /// forward and backward if `keep` is Keep::everything. Inputs, outputs, parameter gradients and
 /// what users' own parts allocate are not in it.
 ///
-/// It adds up what the head and the bank say, who ask their parts: an optional
-/// `workspace_bytes(tokens, rows, keep, workers)` of a group, `workspace_bytes(tokens, workers)` of
-/// a gate, `workspace_bytes(workers)` of a router, and `bytes()` of what a router or a group has
+/// It adds up what the head and the bank say, who ask their parts for
+/// `workspace_bytes(tokens, rows, keep, workers)`, and `bytes()` of what a router or a group has
 /// packed. A part that does not say counts as 0.
 /// @param workers  threads of the call
 template <class Layer>
