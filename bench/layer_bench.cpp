@@ -151,8 +151,8 @@ public:
         });
         const int workers = executor_.concurrency();
         items_.clear();
-        moe::detail::split_experts(moe::Rows<float>{.offsets = offsets_}, s_.shape.ffn, table_.panel_width,
-                                   workers, items_);
+        const moe::Rows<float> rows{.offsets = offsets_, .from = {}, .to = {}, .weights = {}};
+        moe::detail::split_experts(rows, s_.shape.ffn, table_.panel_width, workers, items_);
         const Index step_columns = moe::detail::feed_forward_columns;
         moe::detail::parallel_for(executor_, static_cast<Index>(items_.size()), 1e12, [&](Index i, int) {
             const auto& [e, first_column, end] = items_[static_cast<std::size_t>(i)];
