@@ -117,7 +117,7 @@ double max_error(const Subject& s, const moe::Routing& routing, const Matrix& x,
 }
 
 /// The matrix products of a forward pass alone: router, gate and up, down, on rows that are
-/// gathered already, split like the layer's.
+/// gathered already, split among tasks and into blocks of columns as the layer splits them.
 class ProductsAlone {
 public:
     ProductsAlone(const Subject& s, const moe::Routing& routing, moe::Executor& executor)
@@ -149,35 +149,38 @@ public:
                          {x_.data() + i * step * x_stride_, x_stride_, 1}, packed_router_.view(),
                          logits_.data() + i * step * s_.shape.experts, s_.shape.experts, false);
         });
-        columns(s_.shape.ffn, [&](Index e, Index begin, Index count) {
+        const int workers = executor_.concurrency();
+        items_.clear();
+        const moe::Rows<float> rows{.offsets = offsets_, .from = {}, .to = {}, .weights = {}};
+        moe::detail::split_experts(rows, s_.shape.ffn, table_.panel_width, workers, items_);
+        const Index step_columns = moe::detail::feed_forward_columns;
+        moe::detail::parallel_for(executor_, static_cast<Index>(items_.size()), 1e12, [&](Index i, int) {
+            const auto& [e, first_column, end] = items_[static_cast<std::size_t>(i)];
             const Index first = at(e), n = at(e + 1) - first;
             const moe::Strided<float> a{x_.data() + first * x_stride_, x_stride_, 1};
-            for (const auto& [b, c] : {std::pair{&gate_, &g_}, std::pair{&up_, &u_}})
-                moe::product(table_, n, count, s_.shape.dim, a, panels((*b)[static_cast<std::size_t>(e)], begin),
-                             c->data() + first * h_stride_ + begin, h_stride_, false);
+            for (Index begin = first_column; begin < end; begin += step_columns)
+                for (const auto& [b, c] : {std::pair{&up_, &u_}, std::pair{&gate_, &g_}})
+                    moe::product(table_, n, std::min(step_columns, end - begin), s_.shape.dim, a,
+                                 panels(*b, e, begin), c->data() + first * h_stride_ + begin, h_stride_, false);
         });
-        columns(s_.shape.dim, [&](Index e, Index begin, Index count) {
-            const Index first = at(e), n = at(e + 1) - first;
-            moe::product(table_, n, count, s_.shape.ffn, {g_.data() + first * h_stride_, h_stride_, 1},
-                         panels(down_[static_cast<std::size_t>(e)], begin),
-                         y_.data() + first * x_stride_ + begin, x_stride_, false);
+        const Index chunk = moe::detail::column_chunk(s_.shape.dim, table_.panel_width, workers, 4,
+                                                      moe::detail::feed_forward_down_columns);
+        moe::detail::parallel_for(executor_, (s_.shape.dim + chunk - 1) / chunk, 1e12, [&](Index i, int) {
+            const Index begin = i * chunk, count = std::min(chunk, s_.shape.dim - begin);
+            for (Index e = 0; e < s_.shape.experts; ++e) {
+                const Index first = at(e), n = at(e + 1) - first;
+                moe::product(table_, n, count, s_.shape.ffn, {g_.data() + first * h_stride_, h_stride_, 1},
+                             panels(down_, e, begin), y_.data() + first * x_stride_ + begin, x_stride_, false);
+            }
         });
     }
 
 private:
-    moe::Panels<float> panels(const moe::PackedMatrix<float>& b, Index begin) const {
-        return {b.panel(begin / table_.panel_width)};
+    /// From column `begin` of expert e's matrix on.
+    moe::Panels<float> panels(const std::vector<moe::PackedMatrix<float>>& b, Index e, Index begin) const {
+        return {b[static_cast<std::size_t>(e)].panel(begin / table_.panel_width)};
     }
     Index at(Index e) const { return offsets_[static_cast<std::size_t>(e)]; }
-    template <class F>
-    void columns(Index extent, F&& f) {
-        const Index chunk = std::max<Index>(table_.panel_width, extent / 4 / table_.panel_width * table_.panel_width);
-        const Index chunks = (extent + chunk - 1) / chunk;
-        moe::detail::parallel_for(executor_, s_.shape.experts * chunks, 1e12, [&](Index i, int) {
-            const Index e = i / chunks, begin = i % chunks * chunk;
-            if (at(e + 1) > at(e)) f(e, begin, std::min(chunk, extent - begin));
-        });
-    }
 
     const Subject& s_;
     moe::Executor& executor_;
@@ -185,6 +188,7 @@ private:
     Index x_stride_, h_stride_, tokens_ = 0;
     std::vector<float> x_, g_, u_, y_, logits_;
     std::vector<Index> offsets_;
+    std::vector<moe::detail::FeedForwardItem> items_;
     moe::PackedMatrix<float> packed_router_;
     std::vector<moe::PackedMatrix<float>> gate_, up_, down_;
 };
