@@ -224,14 +224,6 @@ void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strid
     product(table, rows, cols, k, a, Panels<S>{b.packed->panel(b.first_panel)}, c, c_row, add);
 }
 
-/// product() of columns [first, first + columns) of B, arguments in another order.
-template <class S>
-void multiply(const KernelTable<S>& table, Index rows, Index k, const Strided<S>& a,
-              const Operand<S>& b, Index first, Index columns, S* c, Index c_row, bool add,
-              S* scratch) {
-    product(table, rows, columns, k, a, b.columns_from(first), c, c_row, add, scratch);
-}
-
 }  // namespace moe::inline MOE_ABI
 
 #endif  // MOE_KERNELS_PRODUCT_HPP

@@ -9,6 +9,7 @@
 #include <moe/core/concepts.hpp>
 #include <moe/core/freeze.hpp>
 #include <moe/core/parameters.hpp>
+#include <moe/core/views.hpp>
 #include <moe/kernels/dispatch.hpp>
 #include <moe/kernels/product.hpp>
 
@@ -37,13 +38,12 @@ public:
         const KernelTable<S>& table = packed_.empty() ? kernels<S>() : *packed_.front().table();
         const Operand<S> w = packed_.empty() ? Operand<S>(Strided<S>{weight.data(), 1, weight.cols()})
                                              : Operand<S>(packed_.front());
-        const Index step = 64;
-        over_rows(x, step, call, [&](Index first, Index count, S* packing) {
-            multiply(table, count, x.cols(), Strided<S>{x.data() + first * x.outerStride(), x.outerStride(), 1},
-                    w, 0, weight.rows(), logits.data() + first * logits.outerStride(),
+        over_rows(x, call, [&](Index first, Index count, S* packing) {
+            product(table, count, weight.rows(), x.cols(),
+                    Strided<S>{row_data(x, first), x.outerStride(), 1}, w, row_data(logits, first),
                     logits.outerStride(), false, packing);
-            for (Index i = 0; i < count && !bias.empty(); ++i)
-                table.axpy(bias.size(), S(1), bias.data(), logits.data() + (first + i) * logits.outerStride());
+            for (Index t = first; t < first + count && !bias.empty(); ++t)
+                table.axpy(bias.size(), S(1), bias.data(), row_data(logits, t));
         });
     }
 
@@ -61,28 +61,28 @@ public:
     /// dx = dlogits W, dW += dlogits^T x, db += column sums of dlogits
     void backward(In<S> x, In<S> dlogits, Out<S> dx, LinearRouterModule& grad, const Call<S>& call) const {
         const KernelTable<S>& table = kernels<S>();
-        const Operand<S> w(Strided<S>{weight.data(), weight.cols(), 1});
-        over_rows(x, 64, call, [&](Index first, Index count, S* packing) {
-            multiply(table, count, weight.rows(),
-                    Strided<S>{dlogits.data() + first * dlogits.outerStride(), dlogits.outerStride(), 1}, w, 0,
-                    x.cols(), dx.data() + first * dx.outerStride(), dx.outerStride(), false, packing);
+        const Strided<S> w{weight.data(), weight.cols(), 1};
+        over_rows(x, call, [&](Index first, Index count, S* packing) {
+            product(table, count, x.cols(), weight.rows(),
+                    Strided<S>{row_data(dlogits, first), dlogits.outerStride(), 1}, Operand<S>(w),
+                    row_data(dx, first), dx.outerStride(), false, packing);
         });
         if (!grad.weight.empty()) {
             auto& state = call.ws.template state<State>();
-            const Index step = 4 * table.panel_width;
-            const double flops = 2 * static_cast<double>(x.size()) * static_cast<double>(weight.rows());
+            const Index step = 4 * table.panel_width;  // columns of dW that one task makes
             detail::parallel_for(
-                call.ws.executor(), (x.cols() + step - 1) / step, flops, [&](Index i, int worker) {
+                call.ws.executor(), (x.cols() + step - 1) / step, flops(x),
+                [&](Index i, int worker) {
                     const Index first = i * step, columns = std::min(step, x.cols() - first);
-                    const Operand<S> b(Strided<S>{x.data(), x.outerStride(), 1});
-                    multiply(table, weight.rows(), x.rows(),
-                             Strided<S>{dlogits.data(), 1, dlogits.outerStride()}, b, first, columns,
-                             grad.weight.data() + first, x.cols(), true,
-                             state.packing[static_cast<std::size_t>(worker)].data());
+                    product(table, weight.rows(), columns, x.rows(),
+                            Strided<S>{dlogits.data(), 1, dlogits.outerStride()},
+                            Operand<S>(Strided<S>{x.data() + first, x.outerStride(), 1}),
+                            grad.weight.data() + first, x.cols(), true,
+                            state.packing[static_cast<std::size_t>(worker)].data());
                 });
         }
         for (Index t = 0; t < x.rows() && !grad.bias.empty(); ++t)
-            table.axpy(bias.size(), S(1), dlogits.data() + t * dlogits.outerStride(), grad.bias.data());
+            table.axpy(bias.size(), S(1), row_data(dlogits, t), grad.bias.data());
     }
 
     Index workspace_bytes(Index, Index, Keep, int workers) const {
@@ -119,17 +119,20 @@ private:
         }
     };
 
+    double flops(In<S> x) const { return flops_per_token() * static_cast<double>(x.rows()); }
+
     /// f(first, count, packing scratch) over blocks of rows, in parallel.
     template <class F>
-    void over_rows(In<S> x, Index step, const Call<S>& call, F&& f) const {
+    void over_rows(In<S> x, const Call<S>& call, F&& f) const {
+        constexpr Index step = 64;
         Executor& executor = call.ws.executor();
         auto& state = call.ws.template state<State>();
         state.reserve(executor.concurrency());
-        const double flops = 2 * static_cast<double>(x.size()) * static_cast<double>(weight.rows());
-        detail::parallel_for(executor, (x.rows() + step - 1) / step, flops, [&](Index i, int worker) {
-            f(i * step, std::min(step, x.rows() - i * step),
-              state.packing[static_cast<std::size_t>(worker)].data());
-        });
+        detail::parallel_for(executor, (x.rows() + step - 1) / step, flops(x),
+                             [&](Index i, int worker) {
+                                 f(i * step, std::min(step, x.rows() - i * step),
+                                   state.packing[static_cast<std::size_t>(worker)].data());
+                             });
     }
 
     std::vector<PackedMatrix<S>> packed_;
