@@ -91,7 +91,7 @@ TEST(Allocations, AreAsManyBytesAsTheGateSays) {
         const long before = allocations::bytes_asked_for.load();
         drive.gate.reserve(3000, 6000, drive.ws);
         const long spent = allocations::bytes_asked_for.load() - before;
-        const Index said = drive.gate.workspace_bytes(3000, 3);
+        const Index said = drive.gate.workspace_bytes(3000, 6000, moe::Keep::everything, 3);
         EXPECT_GE(spent, said);
         EXPECT_LE(spent, said + 1024);  // the nodes of the workspace
     };

@@ -81,7 +81,8 @@ TEST(AWrappedGate, AnswersWhatItsInnerGateAnswers) {
     const auto plain = gates_test::build<double>(FirstComeTopK{{.k = 2}, 1}, 4);
     EXPECT_FALSE(moe::hooks::weighs_input(plain));
     EXPECT_FALSE(moe::hooks::per_token<decltype(plain)>);
-    EXPECT_EQ(plain.workspace_bytes(10, 2), plain.inner.workspace_bytes(10, 2));
+    EXPECT_EQ(plain.workspace_bytes(10, 20, moe::Keep::everything, 2),
+              plain.inner.workspace_bytes(10, 20, moe::Keep::everything, 2));
     const auto on_input = gates_test::build<double>(
         FirstComeTopK{{.k = 2, .placement = moe::Placement::input}, 1}, 4);
     EXPECT_TRUE(moe::hooks::weighs_input(on_input));
