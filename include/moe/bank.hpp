@@ -186,7 +186,7 @@ public:
             state.shared_dweights.resize(tokens);
         }
         for_each_group([&](std::size_t i, const auto& group) {
-            ws.child(i);
+            if (ws.keeps()) detail::reserve_gradient(group, ws.child(i));
             const Index rows = group.num_experts() > 0 ? assignments : tokens;
             if constexpr (requires { group.reserve(tokens, rows, ws.child(i)); })
                 group.reserve(tokens, rows, ws.child(i));

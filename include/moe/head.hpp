@@ -200,6 +200,8 @@ public:
         if (ws.keeps()) {
             routed.dx.matrix(tokens, model_dim_);
             routed.tokens.matrix(tokens, model_dim_);
+            detail::reserve_gradient(gate_, ws.child(gate_node));
+            detail::reserve_gradient(router_, ws.child(router_node));
         }
         Workspace<S>&of_router = ws.child(router_node), &of_gate = ws.child(gate_node);
         if constexpr (requires { router_.reserve(tokens, assignments, of_router); })

@@ -27,6 +27,11 @@ concept BalanceController = requires(C& controller, std::span<S> bias,
     controller.update(bias, load);
 };
 
+/// A controller of a bias in the scalar of a layer.
+template <class C, class Layer>
+concept ControlsBiasOf =
+    BalanceController<std::remove_reference_t<C>, typename Layer::Scalar>;
+
 namespace detail {
 
 /// The mean load.
@@ -138,10 +143,8 @@ std::span<S> selection_bias(Layer& layer) {
 /// @param load        [E] tokens per expert since the last update, e.g. LoadSum::counts()
 /// @param controller  anything with update(bias, load)
 /// @throws std::invalid_argument as selection_bias() and the controller do
-template <class Layer, class Controller>
-    requires BalanceController < std::remove_reference_t<Controller>,
-typename Layer::Scalar >
-    void update_bias(Layer& layer, std::span<const double> load, Controller&& controller) {
+template <class Layer, ControlsBiasOf<Layer> Controller>
+void update_bias(Layer& layer, std::span<const double> load, Controller&& controller) {
     controller.update(selection_bias<typename Layer::Scalar>(layer), load);
 }
 template <class Layer, class Controller>

@@ -269,15 +269,16 @@ bool with_dtype(Dtype dtype, F&& f) {
 /// @param from  element_size(dtype) readable bytes, any alignment
 /// @throws std::invalid_argument for an 8-bit float or an unknown dtype
 template <class S>
-    requires is_scalar<S> S read_element(Dtype dtype, const std::byte* from) {
-        S value{};
-        const bool known = detail::with_dtype(dtype, [&](auto stored) {
-            value = static_cast<S>(detail::decode<decltype(stored)::value>(from));
-        });
-        if (!known)
-            detail::fail("moe::read_element: ", dtype_name(dtype), " has no value of its own");
-        return value;
-    }
+S read_element(Dtype dtype, const std::byte* from) {
+    static_assert(is_scalar<S>, "moe::read_element: elements are read as float or double");
+    S value{};
+    const bool known = detail::with_dtype(dtype, [&](auto stored) {
+        value = static_cast<S>(detail::decode<decltype(stored)::value>(from));
+    });
+    if (!known)
+        detail::fail("moe::read_element: ", dtype_name(dtype), " has no value of its own");
+    return value;
+}
 
 }  // namespace moe::inline MOE_ABI
 

@@ -27,15 +27,17 @@ namespace detail {
 
 inline std::string text(const char* part) { return part; }
 inline std::string text(const std::string& part) { return part; }
-template <class Number>
-    requires std::is_arithmetic_v<Number> std::string text(Number part) {
-        if constexpr (std::is_floating_point_v<Number>) {  // the shortest that reads back equal
-            char digits[64];
-            return std::string(digits, std::to_chars(digits, digits + sizeof digits, part).ptr);
-        } else {
-            return std::to_string(part);
-        }
+template <class N>
+concept Number = std::is_arithmetic_v<N>;
+template <Number N>
+std::string text(N part) {
+    if constexpr (std::is_floating_point_v<N>) {  // the shortest that reads back equal
+        char digits[64];
+        return std::string(digits, std::to_chars(digits, digits + sizeof digits, part).ptr);
+    } else {
+        return std::to_string(part);
     }
+}
 
 template <class Error>
 [[noreturn, gnu::noinline, gnu::cold]] void raise([[maybe_unused]] const std::string& message) {

@@ -79,6 +79,12 @@ void check_gradient(const MatrixList& matrices, const Part& grad) {
 template <class Part>
 class WholeGradient {
 public:
+    /// Room for the lists that lend() makes; a scratch object is made when it is needed.
+    void reserve(const Part& part) {
+        all_.list(part);
+        wanted_.entries.reserve(all_.entries.size());
+    }
+
     /// f(gradient) with `given` or, if it misses a matrix or is null, with a scratch object to and
     /// from which those that are there are copied.
     /// @throws std::invalid_argument if `given` is not like `part`
@@ -132,6 +138,15 @@ private:
     MatrixList all_, wanted_, scratch_values_;
     std::optional<Part> scratch_;
 };
+
+/// Room for lend_gradient().
+template <class Part, class S>
+void reserve_gradient(const Part& part, Workspace<S>& ws) {
+    if constexpr (!requires { part.check_gradient(part); })
+        ws.template state<WholeGradient<Part>>().reserve(part);
+    else
+        ws.template state<WholeGradient<Part>>();
+}
 
 /// f(gradient) with a gradient that `part` can take; see WholeGradient, which lives in `ws`.
 template <class Part, class S, class F>

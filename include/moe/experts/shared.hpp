@@ -131,6 +131,7 @@ public:
             state.factors.resize(num_rows);
             state.dlogits.resize(num_rows);
         }
+        if (ws.keeps()) detail::reserve_gradient(experts_, ws.child(0));
         if constexpr (requires { experts_.reserve(tokens, all, ws.child(0)); })
             experts_.reserve(tokens, all, ws.child(0));
     }
