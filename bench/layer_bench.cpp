@@ -5,8 +5,9 @@
 //   training/f32/SHAPE/T:n/threads:m   forward and backward, all gradients
 //
 // Rows of one process alternate ours and theirs; figures are medians.
-//   vs_naive   their time over ours          of_limit  our time over max(FLOP / peak, bytes / bandwidth)
-//   overhead   share of the layer outside the router's and the two grouped products, these timed
+//   vs_naive   their time over ours          of_limit  our time over max(FLOP / peak, bytes /
+//   bandwidth) overhead   share of the layer outside the router's and the two grouped products,
+//   these timed
 //              alone on gathered rows        max_error  against double, over the largest output
 // FLOP peak and read bandwidth are measured here. Bytes are those of the experts that were used.
 // Weights of `tiny` stay in the caches (hot); those of the other shapes are larger than the caches
@@ -46,8 +47,8 @@ constexpr LayerShape shapes[] = {{"tiny", 256, 512, 8, 2},
 struct Subject {
     explicit Subject(const LayerShape& s)
         : shape(s),
-          layer(moe::Config{.model_dim = s.dim, .seed = 1}, moe::LinearRouter{}, moe::TopK{.k = s.k},
-                moe::Swiglu{.count = s.experts, .ffn_dim = s.ffn}),
+          layer(moe::Config{.model_dim = s.dim, .seed = 1}, moe::LinearRouter{},
+                moe::TopK{.k = s.k}, moe::Swiglu{.count = s.experts, .ffn_dim = s.ffn}),
           frozen(moe::freeze(layer)),
           naive(s.dim, s.ffn, s.experts, s.k, pointers()) {}
 
@@ -121,7 +122,10 @@ double max_error(const Subject& s, const moe::Routing& routing, const Matrix& x,
 class ProductsAlone {
 public:
     ProductsAlone(const Subject& s, const moe::Routing& routing, moe::Executor& executor)
-        : s_(s), executor_(executor), table_(moe::kernels<float>()), x_stride_(s.shape.dim + 16),
+        : s_(s),
+          executor_(executor),
+          table_(moe::kernels<float>()),
+          x_stride_(s.shape.dim + 16),
           h_stride_(s.shape.ffn + 16) {
         const auto rows = static_cast<std::size_t>(routing.num_kept());
         x_.assign(rows * static_cast<std::size_t>(x_stride_), 0.5f);
@@ -135,9 +139,12 @@ public:
                             s.shape.experts);
         const auto& group = s.layer.bank().group<0>();
         for (Index e = 0; e < s.shape.experts; ++e) {
-            gate_.emplace_back().pack(table_, {group.gate.owned(e).data(), 1, s.shape.dim}, s.shape.dim, s.shape.ffn);
-            up_.emplace_back().pack(table_, {group.up.owned(e).data(), 1, s.shape.dim}, s.shape.dim, s.shape.ffn);
-            down_.emplace_back().pack(table_, {group.down.owned(e).data(), 1, s.shape.ffn}, s.shape.ffn, s.shape.dim);
+            gate_.emplace_back().pack(table_, {group.gate.owned(e).data(), 1, s.shape.dim},
+                                      s.shape.dim, s.shape.ffn);
+            up_.emplace_back().pack(table_, {group.up.owned(e).data(), 1, s.shape.dim}, s.shape.dim,
+                                    s.shape.ffn);
+            down_.emplace_back().pack(table_, {group.down.owned(e).data(), 1, s.shape.ffn},
+                                      s.shape.ffn, s.shape.dim);
         }
     }
 
@@ -154,30 +161,36 @@ public:
         const moe::Rows<float> rows{.offsets = offsets_, .from = {}, .to = {}, .weights = {}};
         moe::detail::split_experts(rows, s_.shape.ffn, table_.panel_width, workers, items_);
         const Index step_columns = moe::detail::feed_forward_columns;
-        moe::detail::parallel_for(executor_, static_cast<Index>(items_.size()), 1e12, [&](Index i, int) {
-            const auto& [e, first_column, end] = items_[static_cast<std::size_t>(i)];
-            const Index first = at(e), n = at(e + 1) - first;
-            const moe::Strided<float> a{x_.data() + first * x_stride_, x_stride_, 1};
-            for (Index begin = first_column; begin < end; begin += step_columns)
-                for (const auto& [b, c] : {std::pair{&up_, &u_}, std::pair{&gate_, &g_}})
-                    moe::product(table_, n, std::min(step_columns, end - begin), s_.shape.dim, a,
-                                 panels(*b, e, begin), c->data() + first * h_stride_ + begin, h_stride_, false);
-        });
+        moe::detail::parallel_for(
+            executor_, static_cast<Index>(items_.size()), 1e12, [&](Index i, int) {
+                const auto& [e, first_column, end] = items_[static_cast<std::size_t>(i)];
+                const Index first = at(e), n = at(e + 1) - first;
+                const moe::Strided<float> a{x_.data() + first * x_stride_, x_stride_, 1};
+                for (Index begin = first_column; begin < end; begin += step_columns)
+                    for (const auto& [b, c] : {std::pair{&up_, &u_}, std::pair{&gate_, &g_}})
+                        moe::product(table_, n, std::min(step_columns, end - begin), s_.shape.dim,
+                                     a, panels(*b, e, begin), c->data() + first * h_stride_ + begin,
+                                     h_stride_, false);
+            });
         const Index chunk = moe::detail::column_chunk(s_.shape.dim, table_.panel_width, workers, 4,
                                                       moe::detail::feed_forward_down_columns);
-        moe::detail::parallel_for(executor_, (s_.shape.dim + chunk - 1) / chunk, 1e12, [&](Index i, int) {
-            const Index begin = i * chunk, count = std::min(chunk, s_.shape.dim - begin);
-            for (Index e = 0; e < s_.shape.experts; ++e) {
-                const Index first = at(e), n = at(e + 1) - first;
-                moe::product(table_, n, count, s_.shape.ffn, {g_.data() + first * h_stride_, h_stride_, 1},
-                             panels(down_, e, begin), y_.data() + first * x_stride_ + begin, x_stride_, false);
-            }
-        });
+        moe::detail::parallel_for(
+            executor_, (s_.shape.dim + chunk - 1) / chunk, 1e12, [&](Index i, int) {
+                const Index begin = i * chunk, count = std::min(chunk, s_.shape.dim - begin);
+                for (Index e = 0; e < s_.shape.experts; ++e) {
+                    const Index first = at(e), n = at(e + 1) - first;
+                    moe::product(table_, n, count, s_.shape.ffn,
+                                 {g_.data() + first * h_stride_, h_stride_, 1},
+                                 panels(down_, e, begin), y_.data() + first * x_stride_ + begin,
+                                 x_stride_, false);
+                }
+            });
     }
 
 private:
     /// From column `begin` of expert e's matrix on.
-    moe::Panels<float> panels(const std::vector<moe::PackedMatrix<float>>& b, Index e, Index begin) const {
+    moe::Panels<float> panels(const std::vector<moe::PackedMatrix<float>>& b, Index e,
+                              Index begin) const {
         return {b[static_cast<std::size_t>(e)].panel(begin / table_.panel_width)};
     }
     Index at(Index e) const { return offsets_[static_cast<std::size_t>(e)]; }
@@ -193,9 +206,11 @@ private:
     std::vector<moe::PackedMatrix<float>> gate_, up_, down_;
 };
 
-void run(benchmark::State& state, const LayerShape& shape, Index tokens, int threads, bool training) {
+void run(benchmark::State& state, const LayerShape& shape, Index tokens, int threads,
+         bool training) {
     Subject& s = Subject::get(shape);
-    const Matrix x = moe::Random(2).normal<float>(tokens, shape.dim, 1), dy = moe::Random(3).normal<float>(tokens, shape.dim, 1);
+    const Matrix x = moe::Random(2).normal<float>(tokens, shape.dim, 1),
+                 dy = moe::Random(3).normal<float>(tokens, shape.dim, 1);
     Matrix y(tokens, shape.dim), naive_y(tokens, shape.dim), dx(tokens, shape.dim);
     moe::Workspace<float> ws;
     ws.threads(threads);
@@ -227,13 +242,16 @@ void run(benchmark::State& state, const LayerShape& shape, Index tokens, int thr
     const double time = median(our_times);
     const double rows = static_cast<double>(ws.routing().num_kept());
     const double per_row = 6.0 * static_cast<double>(shape.dim) * static_cast<double>(shape.ffn);
-    const double flops = (training ? 3 : 1) *
-                         (per_row * rows + 2.0 * static_cast<double>(tokens * shape.dim * shape.experts));
+    const double flops =
+        (training ? 3 : 1) *
+        (per_row * rows + 2.0 * static_cast<double>(tokens * shape.dim * shape.experts));
     double used = 0;
     for (Index e = 0; e < shape.experts; ++e) used += ws.routing().tokens_of(e).empty() ? 0 : 1;
     // Training reads the weights twice and reads and writes their gradients.
-    const double bytes = used * 12.0 * static_cast<double>(shape.dim * shape.ffn) * (training ? 4 : 1);
-    const double limit = std::max(flops / machine::peak_flops(threads), bytes / machine::read_bandwidth(threads));
+    const double bytes =
+        used * 12.0 * static_cast<double>(shape.dim * shape.ffn) * (training ? 4 : 1);
+    const double limit =
+        std::max(flops / machine::peak_flops(threads), bytes / machine::read_bandwidth(threads));
     state.counters["GFLOP/s"] = flops / time / 1e9;
     state.counters["tokens/s"] = static_cast<double>(tokens) / time;
     state.counters["weight_bytes"] = bytes;
@@ -252,14 +270,18 @@ int main(int argc, char** argv) {
                 for (const int threads : {1, 2})
                     benchmark::RegisterBenchmark(
                         (std::string(training ? "training" : "forward") + "/f32/" + shape.name +
-                         "/T:" + std::to_string(tokens) + "/threads:" + std::to_string(threads)).c_str(),
-                        [=](benchmark::State& state) { run(state, shape, tokens, threads, training); })
+                         "/T:" + std::to_string(tokens) + "/threads:" + std::to_string(threads))
+                            .c_str(),
+                        [=](benchmark::State& state) {
+                            run(state, shape, tokens, threads, training);
+                        })
                         ->UseManualTime()
                         ->Unit(benchmark::kMillisecond)
                         ->Iterations(7);
     benchmark::Initialize(&argc, argv);
-    std::printf("%s, FMA peak %.0f and %.0f GFLOP/s, read bandwidth %.1f and %.1f GB/s (1 and 2 threads)\n",
-                moe::name(moe::isa()), machine::peak_flops(1) / 1e9, machine::peak_flops(2) / 1e9,
-                machine::read_bandwidth(1) / 1e9, machine::read_bandwidth(2) / 1e9);
+    std::printf(
+        "%s, FMA peak %.0f and %.0f GFLOP/s, read bandwidth %.1f and %.1f GB/s (1 and 2 threads)\n",
+        moe::name(moe::isa()), machine::peak_flops(1) / 1e9, machine::peak_flops(2) / 1e9,
+        machine::read_bandwidth(1) / 1e9, machine::read_bandwidth(2) / 1e9);
     benchmark::RunSpecifiedBenchmarks();
 }

@@ -16,20 +16,22 @@ using Index = Eigen::Index;
 struct NaiveLayer::Impl {
     Index dim, ffn, experts, k;
     WeightPointers weights;
-    Matrix scores, drouter;                              // [T, E], [E, D]
-    std::vector<std::vector<Index>> tokens;              // per expert
-    std::vector<std::vector<float>> factors;             // per expert
-    std::vector<Matrix> gate, up, hidden, out;           // per expert, kept for backward
-    std::vector<Matrix> dgate, dup, ddown;               // gradients
+    Matrix scores, drouter;                     // [T, E], [E, D]
+    std::vector<std::vector<Index>> tokens;     // per expert
+    std::vector<std::vector<float>> factors;    // per expert
+    std::vector<Matrix> gate, up, hidden, out;  // per expert, kept for backward
+    std::vector<Matrix> dgate, dup, ddown;      // gradients
 };
 
-NaiveLayer::NaiveLayer(std::ptrdiff_t dim, std::ptrdiff_t ffn, std::ptrdiff_t experts, std::ptrdiff_t k,
-                       WeightPointers weights)
-    : impl_(new Impl{dim, ffn, experts, k, std::move(weights), {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}}) {
+NaiveLayer::NaiveLayer(std::ptrdiff_t dim, std::ptrdiff_t ffn, std::ptrdiff_t experts,
+                       std::ptrdiff_t k, WeightPointers weights)
+    : impl_(new Impl{
+          dim, ffn, experts, k, std::move(weights), {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}}) {
     const auto count = static_cast<std::size_t>(experts);
     impl_->drouter = Matrix::Zero(experts, dim);
     impl_->tokens.resize(count), impl_->factors.resize(count);
-    impl_->gate.resize(count), impl_->up.resize(count), impl_->hidden.resize(count), impl_->out.resize(count);
+    impl_->gate.resize(count), impl_->up.resize(count), impl_->hidden.resize(count),
+        impl_->out.resize(count);
 }
 NaiveLayer::~NaiveLayer() { delete impl_; }
 
@@ -62,7 +64,8 @@ void NaiveLayer::forward(const float* x_data, float* y_data, std::ptrdiff_t coun
         const auto rows = static_cast<Index>(m.tokens[e].size());
         if (rows == 0) continue;
         Matrix gathered(rows, m.dim);
-        for (Index i = 0; i < rows; ++i) gathered.row(i) = x.row(m.tokens[e][static_cast<std::size_t>(i)]);
+        for (Index i = 0; i < rows; ++i)
+            gathered.row(i) = x.row(m.tokens[e][static_cast<std::size_t>(i)]);
         const View gate(m.weights.gate[e], m.ffn, m.dim), up(m.weights.up[e], m.ffn, m.dim),
             down(m.weights.down[e], m.dim, m.ffn);
         m.gate[e].noalias() = gathered * gate.transpose();
@@ -75,9 +78,11 @@ void NaiveLayer::forward(const float* x_data, float* y_data, std::ptrdiff_t coun
     }
 }
 
-void NaiveLayer::backward(const float* x_data, const float* dy_data, float* dx_data, std::ptrdiff_t count) {
+void NaiveLayer::backward(const float* x_data, const float* dy_data, float* dx_data,
+                          std::ptrdiff_t count) {
     Impl& m = *impl_;
-    const View x(x_data, count, m.dim), dy(dy_data, count, m.dim), router(m.weights.router, m.experts, m.dim);
+    const View x(x_data, count, m.dim), dy(dy_data, count, m.dim),
+        router(m.weights.router, m.experts, m.dim);
     Eigen::Map<Matrix> dx(dx_data, count, m.dim);
     if (m.dgate.empty()) {
         m.dgate.assign(m.tokens.size(), Matrix::Zero(m.ffn, m.dim));
@@ -105,13 +110,14 @@ void NaiveLayer::backward(const float* x_data, const float* dy_data, float* dx_d
         m.ddown[e].noalias() += dout.transpose() * m.hidden[e];
         const Eigen::ArrayXXf sigmoid = 1 / (1 + (-m.gate[e].array()).exp());
         const Matrix du = dhidden.array() * m.gate[e].array() * sigmoid;
-        const Matrix dg = dhidden.array() * m.up[e].array() * sigmoid *
-                          (1 + m.gate[e].array() * (1 - sigmoid));
+        const Matrix dg =
+            dhidden.array() * m.up[e].array() * sigmoid * (1 + m.gate[e].array() * (1 - sigmoid));
         m.dgate[e].noalias() += dg.transpose() * gathered;
         m.dup[e].noalias() += du.transpose() * gathered;
         Matrix dgathered = dg * gate;
         dgathered.noalias() += du * up;
-        for (Index i = 0; i < rows; ++i) dx.row(m.tokens[e][static_cast<std::size_t>(i)]) += dgathered.row(i);
+        for (Index i = 0; i < rows; ++i)
+            dx.row(m.tokens[e][static_cast<std::size_t>(i)]) += dgathered.row(i);
     }
     const Eigen::VectorXf mean = (dfactor.array() * factor.array()).rowwise().sum();
     const Matrix dlogits = factor.array() * (dfactor.array().colwise() - mean.array());

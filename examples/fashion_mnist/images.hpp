@@ -40,7 +40,8 @@ inline std::vector<std::uint8_t> read_idx(const std::string& path, std::uint32_t
     const auto word = [&] {
         std::array<std::uint8_t, 4> b{};
         if (gzread(file.get(), b.data(), 4) != 4) fail("ends within its header");
-        return std::uint32_t{b[0]} << 24 | std::uint32_t{b[1]} << 16 | std::uint32_t{b[2]} << 8 | b[3];
+        return std::uint32_t{b[0]} << 24 | std::uint32_t{b[1]} << 16 | std::uint32_t{b[2]} << 8 |
+               b[3];
     };
     if (word() != 0x800 + dimensions) fail("is not an IDX file of this kind");
     std::uint64_t bytes = 1;
@@ -66,10 +67,10 @@ inline Images read_images(const std::string& folder, const std::string& name) {
     Images images;
     images.labels = read_idx(path("-labels-idx1-ubyte"), 1, count);
     if (extents[1] != Images::side || extents[2] != Images::side || extents[0] != count[0])
-        throw std::runtime_error(path("-images-idx3-ubyte") + ": holds " + std::to_string(extents[0]) +
-                                 " images of " + std::to_string(extents[1]) + " x " +
-                                 std::to_string(extents[2]) + " pixels for " +
-                                 std::to_string(count[0]) + " labels, wanted 28 x 28 and equal counts");
+        throw std::runtime_error(
+            path("-images-idx3-ubyte") + ": holds " + std::to_string(extents[0]) + " images of " +
+            std::to_string(extents[1]) + " x " + std::to_string(extents[2]) + " pixels for " +
+            std::to_string(count[0]) + " labels, wanted 28 x 28 and equal counts");
     for (const std::uint8_t label : images.labels)
         if (label >= Images::classes)
             throw std::runtime_error(path("-labels-idx1-ubyte") + ": a label is " +

@@ -35,12 +35,14 @@ struct Result {
 };
 
 double now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
+        .count();
 }
 
 void shuffle(std::vector<Index>& order, moe::Random random) {
     for (std::size_t i = order.size(); i > 1; --i)
-        std::swap(order[i - 1], order[static_cast<std::size_t>(random.uniform() * static_cast<double>(i))]);
+        std::swap(order[i - 1],
+                  order[static_cast<std::size_t>(random.uniform() * static_cast<double>(i))]);
 }
 
 /// Accuracy and routing statistics on `images`.
@@ -56,7 +58,8 @@ void evaluate(Network<Layer>& network, const Images& images, Result& result) {
     const std::size_t batch = 500;
     double right = 0, routed = 0, flops = 0, entropy = 0;
     for (std::size_t first = 0; first < order.size(); first += batch) {
-        const std::span part = std::span<const Index>(order).subspan(first, std::min(batch, order.size() - first));
+        const std::span part =
+            std::span<const Index>(order).subspan(first, std::min(batch, order.size() - first));
         const Matrix<float>& logits = network.forward(images, part);
         const moe::Routing& routing = network.ws.routing();
         for (std::size_t b = 0; b < part.size(); ++b) {
@@ -66,7 +69,8 @@ void evaluate(Network<Layer>& network, const Images& images, Result& result) {
             right += guess == label;
             of_class(label) += static_cast<double>(Net::tokens);
             for (Index p = 0; p < Net::tokens; ++p)
-                for (const moe::Assignment& a : routing.of(static_cast<Index>(b) * Net::tokens + p)) {
+                for (const moe::Assignment& a :
+                     routing.of(static_cast<Index>(b) * Net::tokens + p)) {
                     result.by_patch(a.expert, p) += 1;
                     result.by_class(a.expert, label) += 1;
                 }
@@ -76,7 +80,8 @@ void evaluate(Network<Layer>& network, const Images& images, Result& result) {
         flops += moe::active_flops(network.moe, routing) * tokens;
         entropy += moe::router_stats(network.ws).entropy * tokens;
     }
-    const auto count = static_cast<double>(images.size()), tokens = count * static_cast<double>(Net::tokens);
+    const auto count = static_cast<double>(images.size()),
+               tokens = count * static_cast<double>(Net::tokens);
     const Eigen::VectorXd load = result.by_patch.rowwise().sum();
     result.accuracy = 100 * right / count;
     result.experts_per_token = routed / tokens;
@@ -114,8 +119,8 @@ Result run(const std::string& name, const Layer& layer, const Images& train, con
             network.step(static_cast<float>(2e-3 * 0.5 * (1 + std::cos(3.14159265 * done)) *
                                             std::min(1.0, 100 * done + 0.02)));
             if (step % 20 == 0) {
-                std::printf("\r%-14s epoch %d/%d  %3.0f %%  loss %.3f  %.0f s ", name.c_str(), epoch + 1,
-                            options.epochs, 100 * done, loss, now() - start);
+                std::printf("\r%-14s epoch %d/%d  %3.0f %%  loss %.3f  %.0f s ", name.c_str(),
+                            epoch + 1, options.epochs, 100 * done, loss, now() - start);
                 std::fflush(stdout);
             }
         }
@@ -130,11 +135,12 @@ Result run(const std::string& name, const Layer& layer, const Images& train, con
 }
 
 void print(const std::vector<Result>& results) {
-    std::printf("%-16s %9s %12s %12s %9s %9s %9s\n", "model", "test acc", "experts/tok", "FLOP/token",
-                "seconds", "max/mean", "entropy");
+    std::printf("%-16s %9s %12s %12s %9s %9s %9s\n", "model", "test acc", "experts/tok",
+                "FLOP/token", "seconds", "max/mean", "entropy");
     for (const Result& r : results)
         std::printf("%-16s %7.2f %% %12.2f %12.0f %9.1f %9.2f %9.2f\n", r.name.c_str(), r.accuracy,
-                    r.experts_per_token, r.flops_per_token, r.seconds, r.max_over_mean, r.router_entropy);
+                    r.experts_per_token, r.flops_per_token, r.seconds, r.max_over_mean,
+                    r.router_entropy);
 }
 
 /// Two pictures, one above the other.
@@ -145,22 +151,26 @@ std::string stacked(const std::string& above, const std::string& below) {
     const double width = std::max(extent(above, "width"), extent(below, "width"));
     const double height = extent(above, "height");
     const std::string all = std::to_string(height + extent(below, "height"));
-    return "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"" + std::to_string(width) + "\" height=\"" + all +
-           "\">\n" + above + "<g transform=\"translate(0 " + std::to_string(height) + ")\">\n" + below +
-           "</g>\n</svg>\n";
+    return "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"" + std::to_string(width) +
+           "\" height=\"" + all + "\">\n" + above + "<g transform=\"translate(0 " +
+           std::to_string(height) + ")\">\n" + below + "</g>\n</svg>\n";
 }
 
 /// Which expert sees which part of the image, and which class.
-void draw(const Result& result, const std::vector<std::string>& experts, Index grid, const std::string& path) {
+void draw(const Result& result, const std::vector<std::string>& experts, Index grid,
+          const std::string& path) {
     std::vector<moe::HeatMapPanel> panels;
     for (std::size_t e = 0; e < experts.size(); ++e) {
         const auto row = static_cast<Index>(e);
-        panels.push_back({experts[e], Eigen::Map<const Matrix<double>>(result.by_patch.row(row).data(), grid, grid)});
+        panels.push_back({experts[e], Eigen::Map<const Matrix<double>>(
+                                          result.by_patch.row(row).data(), grid, grid)});
     }
     const std::string patches = moe::svg_heat_maps(
         panels, {.title = "Which expert looks where (" + result.name + ")",
                  .value_title = "share of the test images' patches that go to the expert",
-                 .cell = 22, .numbers = false, .panels_per_row = 6});
+                 .cell = 22,
+                 .numbers = false,
+                 .panels_per_row = 6});
     const std::string classes = moe::svg_heat_map(
         result.by_class, {.title = "Which expert works on what",
                           .row_labels = experts,
@@ -182,18 +192,25 @@ Options parse(int argc, char** argv) {
             char* end = nullptr;
             const long parsed = std::strtol(value.c_str(), &end, 10);
             if (value.empty() || *end != 0 || parsed < least || parsed > 1000000)
-                throw std::invalid_argument(std::string(flag) + " is " + value +
-                                            ", it must be a whole number >= " + std::to_string(least));
+                throw std::invalid_argument(
+                    std::string(flag) + " is " + value +
+                    ", it must be a whole number >= " + std::to_string(least));
             return parsed;
         };
-        if (flag == "--data") options.data = value;
-        else if (flag == "--out") options.out = value;
-        else if (flag == "--seed") options.seed = static_cast<std::uint64_t>(number(0));
-        else if (flag == "--epochs") options.epochs = static_cast<int>(number(1));
-        else if (flag == "--threads") options.threads = static_cast<int>(number(1));
+        if (flag == "--data")
+            options.data = value;
+        else if (flag == "--out")
+            options.out = value;
+        else if (flag == "--seed")
+            options.seed = static_cast<std::uint64_t>(number(0));
+        else if (flag == "--epochs")
+            options.epochs = static_cast<int>(number(1));
+        else if (flag == "--threads")
+            options.threads = static_cast<int>(number(1));
         else
-            throw std::invalid_argument("unknown option " + std::string(flag) +
-                                        "; known: --data DIR --out FILE --seed N --epochs N --threads N");
+            throw std::invalid_argument(
+                "unknown option " + std::string(flag) +
+                "; known: --data DIR --out FILE --seed N --epochs N --threads N");
     }
     return options;
 }
@@ -201,23 +218,30 @@ Options parse(int argc, char** argv) {
 void demo(const Options& options) {
     const Images train = read_images(options.data, "train");
     const Images test = read_images(options.data, "t10k");
-    std::printf("Fashion-MNIST: %td training and %td test images, seed %llu, %d epochs\n", train.size(),
-                test.size(), static_cast<unsigned long long>(options.seed), options.epochs);
+    std::printf("Fashion-MNIST: %td training and %td test images, seed %llu, %d epochs\n",
+                train.size(), test.size(), static_cast<unsigned long long>(options.seed),
+                options.epochs);
 
     const moe::Config config{.model_dim = 64, .seed = options.seed};
     std::vector<Result> results;
 
-    const moe::Layer dense{config, moe::LinearRouter{}, moe::TopK{.k = 1}, moe::Swiglu{.count = 1, .ffn_dim = 256}};
+    const moe::Layer dense{config, moe::LinearRouter{}, moe::TopK{.k = 1},
+                           moe::Swiglu{.count = 1, .ffn_dim = 256}};
     results.push_back(run("dense", dense, train, test, options, [](auto&) {}));
 
-    const moe::Layer top2{config, moe::LinearRouter{}, moe::TopK{.k = 2}, moe::Swiglu{.count = 8, .ffn_dim = 128}};
-    results.push_back(run("top-2 of 8", top2, train, test, options, [](auto& ws) {
-        moe::load_balance_loss(ws, 0.01);
-    }));
+    const moe::Layer top2{config, moe::LinearRouter{}, moe::TopK{.k = 2},
+                          moe::Swiglu{.count = 8, .ffn_dim = 128}};
+    results.push_back(run("top-2 of 8", top2, train, test, options,
+                          [](auto& ws) { moe::load_balance_loss(ws, 0.01); }));
 
     const moe::Layer dynamic{
-        config, moe::LinearRouter{}, moe::TopP{.p = 0.6f, .max_experts = 3},
-        moe::Swiglu{.count = 8, .ffn_dim = 96}, moe::Zero{}, moe::Copy{}, moe::Constant{.count = 2},
+        config,
+        moe::LinearRouter{},
+        moe::TopP{.p = 0.6f, .max_experts = 3},
+        moe::Swiglu{.count = 8, .ffn_dim = 96},
+        moe::Zero{},
+        moe::Copy{},
+        moe::Constant{.count = 2},
         moe::Shared{moe::Swiglu{.count = 1, .ffn_dim = 96}},
     };
     results.push_back(run("dynamic", dynamic, train, test, options, [](auto& ws) {
@@ -226,8 +250,8 @@ void demo(const Options& options) {
     }));
     print(results);
     draw(results.back(),
-         {"SwiGLU 0", "SwiGLU 1", "SwiGLU 2", "SwiGLU 3", "SwiGLU 4", "SwiGLU 5", "SwiGLU 6", "SwiGLU 7",
-          "zero", "copy", "constant 0", "constant 1"},
+         {"SwiGLU 0", "SwiGLU 1", "SwiGLU 2", "SwiGLU 3", "SwiGLU 4", "SwiGLU 5", "SwiGLU 6",
+          "SwiGLU 7", "zero", "copy", "constant 0", "constant 1"},
          Network<decltype(dynamic)>::grid, options.out);
 }
 

@@ -48,7 +48,8 @@ private:
 struct Weight {
     Matrix<float> value, gradient;
     Weight(Index rows, Index cols, double stddev, moe::Random random)
-        : value(random.normal<float>(rows, cols, stddev)), gradient(Matrix<float>::Zero(rows, cols)) {}
+        : value(random.normal<float>(rows, cols, stddev)),
+          gradient(Matrix<float>::Zero(rows, cols)) {}
 };
 
 /// A small image classifier around one Mixture-of-Experts layer:
@@ -72,9 +73,10 @@ public:
     const Matrix<float>& forward(const Images& images, std::span<const Index> order) {
         const auto batch = static_cast<Index>(order.size());
         cut(images, order);
-        embedded_.noalias() = patches_ * embed_.value;                                  // [B P, D]
-        for (Index t = 0; t < embedded_.rows(); ++t) embedded_.row(t) += position_.value.row(t % tokens);
-        inverse_rms_ = (embedded_.array().square().rowwise().mean() + 1e-5f).rsqrt();   // [B P]
+        embedded_.noalias() = patches_ * embed_.value;  // [B P, D]
+        for (Index t = 0; t < embedded_.rows(); ++t)
+            embedded_.row(t) += position_.value.row(t % tokens);
+        inverse_rms_ = (embedded_.array().square().rowwise().mean() + 1e-5f).rsqrt();  // [B P]
         normed_ = embedded_.array().colwise() * inverse_rms_;
         mixed_.resize(embedded_.rows(), dim);
         moe.forward(normed_, mixed_, ws, context);
@@ -90,9 +92,10 @@ public:
     double backward(const Images& images, std::span<const Index> order) {
         const Index batch = logits_.rows();
         double loss = 0;
-        Matrix<float> d = logits_;                                                      // [B, 10]
+        Matrix<float> d = logits_;  // [B, 10]
         for (Index b = 0; b < batch; ++b) {
-            const auto label = static_cast<Index>(images.labels[static_cast<std::size_t>(order[static_cast<std::size_t>(b)])]);
+            const auto label = static_cast<Index>(
+                images.labels[static_cast<std::size_t>(order[static_cast<std::size_t>(b)])]);
             d.row(b) = (d.row(b).array() - d.row(b).maxCoeff()).exp();
             d.row(b) /= d.row(b).sum();
             loss -= std::log(static_cast<double>(d(b, label)));
@@ -109,9 +112,11 @@ public:
         moe.backward(normed_, dmixed_, dnormed_, moe_gradient, ws, context);
         // Through n = e / rms(e): de = (dn - n mean(n dn)) / rms, plus the residual path.
         const Eigen::ArrayXf mean = (normed_.array() * dnormed_.array()).rowwise().mean();
-        dmixed_.array() += (dnormed_.array() - normed_.array().colwise() * mean).colwise() * inverse_rms_;
+        dmixed_.array() +=
+            (dnormed_.array() - normed_.array().colwise() * mean).colwise() * inverse_rms_;
         embed_.gradient.noalias() += patches_.transpose() * dmixed_;
-        for (Index t = 0; t < dmixed_.rows(); ++t) position_.gradient.row(t % tokens) += dmixed_.row(t);
+        for (Index t = 0; t < dmixed_.rows(); ++t)
+            position_.gradient.row(t % tokens) += dmixed_.row(t);
         return loss / static_cast<double>(batch);
     }
 
@@ -120,9 +125,9 @@ public:
         for (Weight* w : {&embed_, &position_, &head_, &bias_})
             adam_.update({w->value.data(), static_cast<std::size_t>(w->value.size())},
                          {w->gradient.data(), static_cast<std::size_t>(w->gradient.size())});
-        moe::for_each_parameter(moe, moe_gradient, [this](auto, std::span<float> w, std::span<float> g) {
-            adam_.update(w, g);
-        });
+        moe::for_each_parameter(
+            moe, moe_gradient,
+            [this](auto, std::span<float> w, std::span<float> g) { adam_.update(w, g); });
     }
 
     moe::Context context;

@@ -146,8 +146,7 @@ public:
         model().apply(detail::readable<S>(x), detail::writable<S>(std::forward<Y>(y)), ws, context);
     }
     template <class X, class DY, class DX>
-    void apply_backward(const X& x, const DY& dy, DX&& dx, AnyLayer& grad,
-                        Workspace<S>& ws) const {
+    void apply_backward(const X& x, const DY& dy, DX&& dx, AnyLayer& grad, Workspace<S>& ws) const {
         apply_backward(x, dy, std::forward<DX>(dx), grad, ws, ws.context());
     }
     template <class X, class DY, class DX>

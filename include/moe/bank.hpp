@@ -53,7 +53,8 @@ public:
     Bank() = default;
 
     explicit Bank(const Config& config, const Groups&... groups)
-        : Bank(config, detail::shape_of(config, 0), std::index_sequence_for<Groups...>{}, groups...) {}
+        : Bank(config, detail::shape_of(config, 0), std::index_sequence_for<Groups...>{},
+               groups...) {}
 
     /// Made of modules that exist already, e.g. frozen ones, or groups that have grown.
     /// @throws std::invalid_argument if they do not fit the config
@@ -84,9 +85,13 @@ public:
         return flops;
     }
     template <std::size_t I>
-    const auto& group() const { return std::get<I>(groups_); }
+    const auto& group() const {
+        return std::get<I>(groups_);
+    }
     template <std::size_t I>
-    auto& group() { return std::get<I>(groups_); }
+    auto& group() {
+        return std::get<I>(groups_);
+    }
     const GroupTuple& groups() const { return groups_; }
     GroupTuple& groups() { return groups_; }
 
@@ -117,17 +122,19 @@ public:
     void apply_backward(In<S> x, const Routing& routing, In<S> dy, Out<S> dx, std::span<S> dweight,
                         std::span<S> dinput, Bank& grad, Workspace<S>& ws,
                         const Context& context = {}) const {
-        static_assert(is_trainable,
-                      "moe: an expert needs backward(x, dy, dx, grad) const to be trained, an expert "
-                      "group backward(x, rows, dy, dx, dweights, grad, call) const; frozen groups have "
-                      "none");
+        static_assert(
+            is_trainable,
+            "moe: an expert needs backward(x, dy, dx, grad) const to be trained, an expert "
+            "group backward(x, rows, dy, dx, dweights, grad, call) const; frozen groups have "
+            "none");
         check("backward", x, routing, dy, "dy", context);
         if (&grad == this)
-            detail::fail("moe::Layer::backward: grad is the layer itself; make a gradient with "
-                         "zeros_like(layer)");
+            detail::fail(
+                "moe::Layer::backward: grad is the layer itself; make a gradient with "
+                "zeros_like(layer)");
         if (dx.rows() != x.rows() || dx.cols() != x.cols())
-            detail::fail("moe::Layer::backward: dx is [", dx.rows(), ", ", dx.cols(), "], it must be [",
-                         x.rows(), ", ", x.cols(), "]");
+            detail::fail("moe::Layer::backward: dx is [", dx.rows(), ", ", dx.cols(),
+                         "], it must be [", x.rows(), ", ", x.cols(), "]");
         if (detail::overlap<S>(x, dx) || detail::overlap<S>(dy, dx))
             detail::fail("moe::Layer::backward: dx shares memory with ",
                          detail::overlap<S>(x, dx) ? "x" : "dy",
@@ -140,7 +147,8 @@ public:
         State* state = ws.template find<State>();
         if (state == nullptr || state->fingerprint != fingerprint(x, routing, context))
             detail::fail<std::logic_error>(
-                "moe::Layer::backward: the workspace does not hold this batch: call forward() of the "
+                "moe::Layer::backward: the workspace does not hold this batch: call forward() of "
+                "the "
                 "same layer with the same x and context first, with Keep::everything");
         dx.setZero();
         state->rows.fill(routing, context, static_cast<S>(config_.input_scale));
@@ -151,8 +159,9 @@ public:
         Index first = 0;
         for_each_group([&](std::size_t i, const auto& group) {
             const bool routed = group.num_experts() > 0;
-            const RowGradients<S> gradients{.weights = routed ? by_row : shared,
-                                            .input_weights = routed ? by_row_input : std::span<S>{}};
+            const RowGradients<S> gradients{
+                .weights = routed ? by_row : shared,
+                .input_weights = routed ? by_row_input : std::span<S>{}};
             using Group = std::remove_cvref_t<decltype(group)>;
             visit_group<Group>(grad.groups_, i, [&](Group& given) {
                 if (given.num_experts() != 0 && given.num_experts() != group.num_experts())
@@ -193,7 +202,8 @@ public:
         });
     }
 
-    /// Bytes of those rooms, for a call by `workers` threads. A group that does not say counts as 0.
+    /// Bytes of those rooms, for a call by `workers` threads. A group that does not say counts as
+    /// 0.
     Index workspace_bytes(Index tokens, Index assignments, Keep keep, int workers) const {
         Index bytes = detail::BatchRows<S>::bytes(tokens, assignments);
         if (keep == Keep::everything)
@@ -240,9 +250,8 @@ public:
     /// f(i, group) for every group in order.
     template <class F>
     void for_each_group(F&& f) const {
-        [&]<std::size_t... I>(std::index_sequence<I...>) {
-            (f(I, std::get<I>(groups_)), ...);
-        }(std::index_sequence_for<Groups...>{});
+        [&]<std::size_t... I>(std::index_sequence<I...>) { (f(I, std::get<I>(groups_)), ...); }
+        (std::index_sequence_for<Groups...>{});
     }
 
 private:
@@ -254,7 +263,8 @@ private:
     };
 
     template <std::size_t... I>
-    Bank(const Config& config, const Shape& shape, std::index_sequence<I...>, const Groups&... groups)
+    Bank(const Config& config, const Shape& shape, std::index_sequence<I...>,
+         const Groups&... groups)
         : groups_{build_group<I>(config, shape, groups)...} {
         adopt(config);
     }
@@ -275,9 +285,8 @@ private:
 
     template <class F>
     void for_each_group_mutable(F&& f) {
-        [&]<std::size_t... I>(std::index_sequence<I...>) {
-            (f(std::get<I>(groups_)), ...);
-        }(std::index_sequence_for<Groups...>{});
+        [&]<std::size_t... I>(std::index_sequence<I...>) { (f(std::get<I>(groups_)), ...); }
+        (std::index_sequence_for<Groups...>{});
     }
     /// f(group) for the group number `wanted`, which is a Group.
     template <class Group, class F>
@@ -286,9 +295,8 @@ private:
             if constexpr (std::is_same_v<std::remove_reference_t<decltype(group)>, Group>)
                 if (i == wanted) f(group);
         };
-        [&]<std::size_t... I>(std::index_sequence<I...>) {
-            (visit(I, std::get<I>(groups)), ...);
-        }(std::index_sequence_for<Groups...>{});
+        [&]<std::size_t... I>(std::index_sequence<I...>) { (visit(I, std::get<I>(groups)), ...); }
+        (std::index_sequence_for<Groups...>{});
     }
 
     /// Routed experts of the groups as they are: users may put other groups in their place.
@@ -313,12 +321,13 @@ private:
             detail::fail("moe::Layer::", call, ": ", what, " is [", y.rows(), ", ", y.cols(),
                          "], it must be [", x.rows(), ", ", shape_.output_dim, "]");
         if (*what == 'y' && detail::overlap<S>(x, y))
-            detail::fail("moe::Layer::", call, ": y shares memory with x, which is read while y is "
+            detail::fail("moe::Layer::", call,
+                         ": y shares memory with x, which is read while y is "
                          "written; give it a matrix of its own");
         if (routing.num_tokens() != x.rows() || routing.num_experts() != num_experts())
             detail::fail("moe::Layer::", call, ": the routing is for ", routing.num_tokens(),
-                         " tokens and ", routing.num_experts(), " experts, the batch has ", x.rows(),
-                         " and the layer ", num_experts());
+                         " tokens and ", routing.num_experts(), " experts, the batch has ",
+                         x.rows(), " and the layer ", num_experts());
         if (experts_now() != num_experts())
             detail::fail("moe::Layer::", call, ": the groups have ", experts_now(),
                          " experts, the layer was made for ", num_experts(),
@@ -336,8 +345,8 @@ private:
     static void through_multiplier(const Routing& routing, std::span<S> dweight,
                                    const Context& context) {
         const auto assignments = routing.assignments();
-        const auto wanted = context.gradients == nullptr ? std::span<double>{}
-                                                         : context.gradients->gate_multiplier;
+        const auto wanted =
+            context.gradients == nullptr ? std::span<double>{} : context.gradients->gate_multiplier;
         for (std::size_t a = 0; a < assignments.size(); ++a) {
             const auto expert = static_cast<std::size_t>(assignments[a].expert);
             if (!wanted.empty())

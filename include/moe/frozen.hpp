@@ -58,7 +58,8 @@ public:
         head_.route(detail::readable<S>(x), ws, context);
     }
     template <class X>
-    void reweigh(const X& x, const Routing& plan, Workspace<S>& ws, const Context& context = {}) const {
+    void reweigh(const X& x, const Routing& plan, Workspace<S>& ws,
+                 const Context& context = {}) const {
         const KeepNothing guard(ws);
         head_.reweigh(detail::readable<S>(x), plan, ws, context);
     }

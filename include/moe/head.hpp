@@ -26,7 +26,8 @@ namespace moe::inline MOE_ABI {
 /// A router and a gate: tokens to a Routing. The first half of a layer.
 ///
 ///     logits = router(x) + offset,  -inf where a token is padding or an expert is not allowed
-///     plan   = gate(logits), without what would go from padding or to an expert that is not allowed
+///     plan   = gate(logits), without what would go from padding or to an expert that is not
+///     allowed
 ///
 /// It works in a workspace node of its own, whose first two children are the router's and the
 /// gate's. A Bank needs another node.
@@ -41,15 +42,18 @@ class Head {
                   "moe: the router needs forward(x, logits) const with x: moe::In<S>, logits: "
                   "moe::Out<S>, S the scalar of the layer; or with a last argument const "
                   "moe::Call<S>&");
-    static_assert(Router<RouterModule, S> || !detail::HasBackward<RouterModule>,
-                  "moe: the router's backward does not fit: it needs backward(x, dlogits, dx, grad) "
-                  "const with x, dlogits: moe::In<S>, dx: moe::Out<S>, grad: a reference to its own "
-                  "type; with a last argument const moe::Call<S>& if forward has one");
-    static_assert(Gate<GateModule, S>,
-                  "moe: the gate needs select(logits, routing) const with logits: moe::In<S>, S the "
-                  "scalar of the layer, routing: moe::Routing&; or with a last argument const "
-                  "moe::Call<S>&");
-    static_assert(std::default_initializable<RouterModule> && std::default_initializable<GateModule>,
+    static_assert(
+        Router<RouterModule, S> || !detail::HasBackward<RouterModule>,
+        "moe: the router's backward does not fit: it needs backward(x, dlogits, dx, grad) "
+        "const with x, dlogits: moe::In<S>, dx: moe::Out<S>, grad: a reference to its own "
+        "type; with a last argument const moe::Call<S>& if forward has one");
+    static_assert(
+        Gate<GateModule, S>,
+        "moe: the gate needs select(logits, routing) const with logits: moe::In<S>, S the "
+        "scalar of the layer, routing: moe::Routing&; or with a last argument const "
+        "moe::Call<S>&");
+    static_assert(std::default_initializable<RouterModule> &&
+                      std::default_initializable<GateModule>,
                   "moe: a router and a gate need a default constructor");
 
 public:
@@ -114,15 +118,16 @@ public:
         weigh(x, routed, ws);
     }
 
-    /// Replays a plan: experts, slots and drops of `plan`, weights from this batch's logits (those of
-    /// `plan` if the gate has no weigh()).
+    /// Replays a plan: experts, slots and drops of `plan`, weights from this batch's logits (those
+    /// of `plan` if the gate has no weigh()).
     /// @param plan  may be ws.routing() itself
     /// @throws std::invalid_argument if the plan is for other extents
-    void reweigh(In<S> x, const Routing& plan, Workspace<S>& ws, const Context& context = {}) const {
+    void reweigh(In<S> x, const Routing& plan, Workspace<S>& ws,
+                 const Context& context = {}) const {
         if (plan.num_tokens() != x.rows() || plan.num_experts() != num_experts())
-            detail::fail("moe::Head::reweigh: the routing is for ", plan.num_tokens(), " tokens and ",
-                         plan.num_experts(), " experts, the batch has ", x.rows(), " and the layer ",
-                         num_experts());
+            detail::fail("moe::Head::reweigh: the routing is for ", plan.num_tokens(),
+                         " tokens and ", plan.num_experts(), " experts, the batch has ", x.rows(),
+                         " and the layer ", num_experts());
         Routed<S>& routed = score(x, ws, context);
         if (&plan != &routed.routing) routed.routing = plan;
         weigh(x, routed, ws);
@@ -135,20 +140,24 @@ public:
     /// @throws std::invalid_argument if an extent is wrong or grad is of another layer
     void route_backward(In<S> x, const WeightGradients<S>& dweights, Out<S> dx, Head& grad,
                         Workspace<S>& ws, const Context& context = {}) const {
-        static_assert(TrainableGate<GateModule, S>,
-                      "moe: the gate needs backward(logits, routing, dweights, dlogits) const to be "
-                      "trained through, or backward(logits, routing, dweights, dlogits, grad, call) "
-                      "const");
-        static_assert(Router<RouterModule, S>,
-                      "moe: the router needs backward(x, dlogits, dx, grad) const to be trained, or "
-                      "with a last argument const moe::Call<S>&");
+        static_assert(
+            TrainableGate<GateModule, S>,
+            "moe: the gate needs backward(logits, routing, dweights, dlogits) const to be "
+            "trained through, or backward(logits, routing, dweights, dlogits, grad, call) "
+            "const");
+        static_assert(
+            Router<RouterModule, S>,
+            "moe: the router needs backward(x, dlogits, dx, grad) const to be trained, or "
+            "with a last argument const moe::Call<S>&");
         if (&grad == this)
-            detail::fail("moe::Layer::backward: grad is the layer itself; make a gradient with "
-                         "zeros_like(layer)");
+            detail::fail(
+                "moe::Layer::backward: grad is the layer itself; make a gradient with "
+                "zeros_like(layer)");
         Routed<S>* routed = ws.template find<Routed<S>>();
         if (routed == nullptr || routed->fingerprint != fingerprint(x, context))
             detail::fail<std::logic_error>(
-                "moe::Layer::backward: the workspace does not hold this batch: call forward() of the "
+                "moe::Layer::backward: the workspace does not hold this batch: call forward() of "
+                "the "
                 "same layer with the same x and context first, with Keep::everything");
         const auto assignments = static_cast<std::size_t>(routed->routing.num_assignments());
         if (dweights.output.size() != assignments ||
@@ -178,12 +187,11 @@ public:
             hooks::backward<S>(router_, tokens, dlogits, router_dx, router_grad,
                                {routed->context, of_router});
         });
-        detail::for_row_runs(ws.executor(), x.rows(), static_cast<double>(x.size()),
-                             [&](Index first, Index last) {
-                                 for (Index t = first; t < last; ++t)
-                                     kernels<S>().axpy(x.cols(), S(1), row_data(router_dx, t),
-                                                       row_data(dx, t));
-                             });
+        detail::for_row_runs(
+            ws.executor(), x.rows(), static_cast<double>(x.size()), [&](Index first, Index last) {
+                for (Index t = first; t < last; ++t)
+                    kernels<S>().axpy(x.cols(), S(1), row_data(router_dx, t), row_data(dx, t));
+            });
         routed->dlogits.assign(routed->dlogits.size(), S(0));
     }
 
@@ -219,8 +227,7 @@ public:
         Index bytes = size(detail::checked_product(tokens, num_logits_), 2 * sizeof(S)) +
                       size(experts, sizeof(ExpertFacts));
         // As Routing::reserve: assignments twice, by expert once; offsets and a cursor.
-        bytes += size(assignments,
-                      2 * sizeof(Assignment) + sizeof(std::int32_t) + sizeof(Index)) +
+        bytes += size(assignments, 2 * sizeof(Assignment) + sizeof(std::int32_t) + sizeof(Index)) +
                  size(tokens + experts + std::max(tokens, experts) + 3, sizeof(Index));
         if (keep == Keep::everything)  // dx, tokens
             bytes += size(detail::checked_product(tokens, model_dim_), 2 * sizeof(S));
@@ -271,7 +278,8 @@ private:
     /// Fills the logits, offset and masks applied.
     Routed<S>& score(In<S> x, Workspace<S>& ws, const Context& context) const {
         if (x.cols() != model_dim_)
-            detail::fail("moe::Layer::forward: x has ", x.cols(), " columns, model_dim is ", model_dim_);
+            detail::fail("moe::Layer::forward: x has ", x.cols(), " columns, model_dim is ",
+                         model_dim_);
         detail::check_context(context, x.rows(), num_experts(), num_logits_);
         Routed<S>& routed = ws.template state<Routed<S>>();
         routed.fingerprint = 0;  // until all is there

@@ -53,8 +53,8 @@ public:
                             typename BankType::GroupTuple groups) {
         Layer layer;
         layer.bank_ = BankType(config, std::move(groups));
-        layer.head_ = HeadType::of_modules(config, std::move(router), std::move(gate),
-                                           layer.bank_.facts());
+        layer.head_ =
+            HeadType::of_modules(config, std::move(router), std::move(gate), layer.bank_.facts());
         return layer;
     }
 
@@ -95,7 +95,8 @@ public:
     /// @param dy    [T, O] d(loss)/dy
     /// @param dx    [T, D], overwritten with d(loss)/dx
     /// @param grad  made by zeros_like(layer); **added** to
-    /// @throws std::logic_error if ws does not hold what forward() of this layer, x and context left
+    /// @throws std::logic_error if ws does not hold what forward() of this layer, x and context
+    /// left
     /// @throws std::invalid_argument if an extent is wrong or grad is of another layer
     template <class X, class DY, class DX>
     void backward(const X& x, const DY& dy, DX&& dx, Layer& grad, Workspace<S>& ws,
@@ -114,7 +115,8 @@ public:
 
     /// Does not compile: a const gradient or a temporary cannot be added to.
     template <class X, class DY, class DX>
-    void backward(const X&, const DY&, DX&&, const Layer&, Workspace<S>&, const Context& = {}) const {
+    void backward(const X&, const DY&, DX&&, const Layer&, Workspace<S>&,
+                  const Context& = {}) const {
         static_assert(sizeof(X) == 0,
                       "moe: grad is added to: it must be a variable that is not const; auto grad = "
                       "moe::zeros_like(layer); or pass moe::no_gradient");
@@ -130,7 +132,8 @@ public:
 
     /// Replays `plan` with weights from this batch's logits; see Head::reweigh.
     template <class X>
-    void reweigh(const X& x, const Routing& plan, Workspace<S>& ws, const Context& context = {}) const {
+    void reweigh(const X& x, const Routing& plan, Workspace<S>& ws,
+                 const Context& context = {}) const {
         head_.reweigh(detail::readable<S>(x), plan, ws, context);
     }
 
@@ -157,7 +160,8 @@ public:
         WeightScratch& scratch = ws.template state<WeightScratch>();
         const Index count = ws.routing().num_assignments();
         bank_.apply_backward(detail::readable<S>(x), ws.routing(), detail::readable<S>(dy),
-                             detail::writable<S>(std::forward<DX>(dx)), scratch.output.resize(count),
+                             detail::writable<S>(std::forward<DX>(dx)),
+                             scratch.output.resize(count),
                              scratch.input.resize(head_.weighs_input() ? count : 0), grad.bank_,
                              ws.child(bank_node), context);
     }

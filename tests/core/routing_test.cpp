@@ -361,9 +361,10 @@ TEST(Routing, ATokenGoesToAnExpertOnce) {
     Routing routing;
     routing.reset(3, 4);
     routing.add(1, 2), routing.add(0, 2), routing.add(1, 0), routing.add(1, 2);
-    EXPECT_EQ(message([&] { routing.group(); }),
-              "moe::Routing::group: token 1 goes to expert 2 twice; add it once, with the sum of the "
-              "weights");
+    EXPECT_EQ(
+        message([&] { routing.group(); }),
+        "moe::Routing::group: token 1 goes to expert 2 twice; add it once, with the sum of the "
+        "weights");
     routing.reset(3, 4);
     routing.add(1, 2), routing.add(1, 0), routing.add(1, 2);
     routing.set_dropped(2, Dropped::capacity);  // what is dropped goes nowhere

@@ -19,7 +19,8 @@ using moe::Matrix;
 /// Two experts on 3 and 4 rows of 5 tokens, with weights on inputs too.
 struct Problem {
     moe::FeedForwardModule<double> group;
-    Matrix<double> x = moe::testing::random_matrix<double>(5, 9, 1), dy = moe::testing::random_matrix<double>(5, 9, 2);
+    Matrix<double> x = moe::testing::random_matrix<double>(5, 9, 1),
+                   dy = moe::testing::random_matrix<double>(5, 9, 2);
     std::vector<Index> offsets{0, 3, 7};
     std::vector<std::int32_t> tokens{0, 2, 4, 0, 1, 2, 3};
     std::vector<double> weights{.5, -.25, 1, 2, .125, .75, -1}, inputs{1, 2, .5, -1, .25, 1.5, 3};
@@ -28,10 +29,15 @@ struct Problem {
 
     Problem() {
         moe::Random random(3);
-        group = moe::Swiglu{.count = 2, .ffn_dim = 37}.build<double>({.model_dim = 9, .output_dim = 9}, random);
+        group = moe::Swiglu{.count = 2, .ffn_dim = 37}.build<double>(
+            {.model_dim = 9, .output_dim = 9}, random);
     }
     moe::Rows<double> rows() const {
-        return {.offsets = offsets, .from = tokens, .to = tokens, .weights = weights, .input_weights = inputs};
+        return {.offsets = offsets,
+                .from = tokens,
+                .to = tokens,
+                .weights = weights,
+                .input_weights = inputs};
     }
     Matrix<double> forward() {
         Matrix<double> y = Matrix<double>::Zero(5, 9);
@@ -49,7 +55,8 @@ TEST(FeedForwardBackward, MayRunTwiceOnOneForwardPass) {
         auto grad = moe::zeros_like(p.group);
         dx[run] = Matrix<double>::Zero(5, 9);
         dweights[run].assign(7, 0);
-        p.group.backward(p.x, p.rows(), p.dy, dx[run], {.weights = dweights[run]}, grad, {p.context, p.ws});
+        p.group.backward(p.x, p.rows(), p.dy, dx[run], {.weights = dweights[run]}, grad,
+                         {p.context, p.ws});
     }
     EXPECT_TRUE(moe::testing::same_bits(dx[0], dx[1]));
     EXPECT_TRUE(moe::testing::same_bits(dweights[0], dweights[1]));
@@ -83,14 +90,16 @@ TEST(FeedForwardBackward, SkipsGradientsThatAreEmpty) {
     Problem p;
     p.forward();
     auto all = moe::zeros_like(p.group);
-    auto some = moe::zeros_like(p.group, [](std::string_view name) { return name != "1.up" && name != "0.down"; });
+    auto some = moe::zeros_like(
+        p.group, [](std::string_view name) { return name != "1.up" && name != "0.down"; });
     moe::FeedForwardModule<double> none;
     std::vector<double> dweights(7);
     Matrix<double> dx[3];
     int i = 0;
     for (auto* grad : {&all, &some, &none}) {
         dx[i] = Matrix<double>::Zero(5, 9);
-        p.group.backward(p.x, p.rows(), p.dy, dx[i++], {.weights = dweights}, *grad, {p.context, p.ws});
+        p.group.backward(p.x, p.rows(), p.dy, dx[i++], {.weights = dweights}, *grad,
+                         {p.context, p.ws});
     }
     EXPECT_TRUE(moe::testing::same_bits(dx[0], dx[1]));
     EXPECT_TRUE(moe::testing::same_bits(dx[0], dx[2]));
@@ -107,7 +116,8 @@ TEST(FeedForwardBackward, RefusesGradientsOfOtherExtents) {
     Matrix<double> dx = Matrix<double>::Zero(5, 9);
     const auto refusal = [&] {
         try {
-            p.group.backward(p.x, p.rows(), p.dy, dx, {.weights = dweights}, grad, {p.context, p.ws});
+            p.group.backward(p.x, p.rows(), p.dy, dx, {.weights = dweights}, grad,
+                             {p.context, p.ws});
         } catch (const std::invalid_argument& error) {
             return std::string(error.what());
         }
@@ -115,15 +125,17 @@ TEST(FeedForwardBackward, RefusesGradientsOfOtherExtents) {
     };
     EXPECT_EQ(refusal(), "");
     grad.up = moe::Weights<double>(2, 9, 37);
-    EXPECT_EQ(refusal(), "moe::FeedForwardModule::backward: up of the gradient holds 2 matrices [9, 37], "
-                         "the experts have 2 of [37, 9]; make it with moe::zeros_like");
+    EXPECT_EQ(refusal(),
+              "moe::FeedForwardModule::backward: up of the gradient holds 2 matrices [9, 37], "
+              "the experts have 2 of [37, 9]; make it with moe::zeros_like");
     grad.up = moe::Weights<double>(1, 37, 9);
     EXPECT_NE(refusal(), "");
     grad.up = {};
     EXPECT_EQ(refusal(), "") << "not wanted";
     grad.down_bias = moe::Weights<double>(2, 1, 9);
-    EXPECT_EQ(refusal(), "moe::FeedForwardModule::backward: down_bias of the gradient holds 2 matrices "
-                         "[1, 9], the experts have 0 of [0, 0]; make it with moe::zeros_like");
+    EXPECT_EQ(refusal(),
+              "moe::FeedForwardModule::backward: down_bias of the gradient holds 2 matrices "
+              "[1, 9], the experts have 0 of [0, 0]; make it with moe::zeros_like");
 }
 
 }  // namespace

@@ -19,10 +19,11 @@ TEST(Gather, CopiesColumnsOfTheRowsThatAreNamed) {
     const std::vector<float> factors{1, 1, 2, -1};
     for (const bool scaled : {false, true}) {
         std::vector<float> to(9, -7);
-        moe::detail::gather<float>(table, source, index, scaled ? factors : std::vector<float>(), 1, 3,
-                                   2, 4, to.data(), 3);
+        moe::detail::gather<float>(table, source, index, scaled ? factors : std::vector<float>(), 1,
+                                   3, 2, 4, to.data(), 3);
         const float a = scaled ? 2 : 1, b = scaled ? -1 : 1;
-        EXPECT_EQ(to, (std::vector<float>{2, 3, -7, a * 17, a * 18, -7, b * 17, b * 18, -7})) << scaled;
+        EXPECT_EQ(to, (std::vector<float>{2, 3, -7, a * 17, a * 18, -7, b * 17, b * 18, -7}))
+            << scaled;
     }
 }
 

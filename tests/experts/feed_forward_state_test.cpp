@@ -22,7 +22,8 @@ TEST(SplitExperts, CoversEveryColumnOfEveryExpertThatHasRowsOnce) {
         for (const int workers : {1, 2, 16}) {
             std::vector<FeedForwardItem> items;
             moe::detail::split_experts(rows_of(offsets), extent, 32, workers, items);
-            std::vector<std::vector<int>> covered(5, std::vector<int>(static_cast<std::size_t>(extent)));
+            std::vector<std::vector<int>> covered(
+                5, std::vector<int>(static_cast<std::size_t>(extent)));
             for (const FeedForwardItem& item : items) {
                 EXPECT_EQ(item.begin % 32, 0);
                 EXPECT_LT(item.begin, item.end);
@@ -30,7 +31,8 @@ TEST(SplitExperts, CoversEveryColumnOfEveryExpertThatHasRowsOnce) {
                     ++covered[static_cast<std::size_t>(item.expert)][static_cast<std::size_t>(j)];
             }
             for (std::size_t e = 0; e < 5; ++e)
-                for (const int times : covered[e]) EXPECT_EQ(times, offsets[e + 1] > offsets[e] ? 1 : 0);
+                for (const int times : covered[e])
+                    EXPECT_EQ(times, offsets[e + 1] > offsets[e] ? 1 : 0);
         }
 }
 
@@ -54,7 +56,8 @@ TEST(ColumnChunk, IsWholePanelsAndAtMostWhatFits) {
 TEST(FeedForwardShape, SaysWhatItCostsAndWhereItFits) {
     const moe::FeedForwardShape gated{.model_dim = 3, .ffn_dim = 5, .output_dim = 2};
     EXPECT_EQ(gated.flops_per_row(), 2.0 * 5 * (2 * 3 + 2));
-    const moe::FeedForwardShape plain{.model_dim = 3, .ffn_dim = 5, .output_dim = 2, .gated = false};
+    const moe::FeedForwardShape plain{
+        .model_dim = 3, .ffn_dim = 5, .output_dim = 2, .gated = false};
     EXPECT_EQ(plain.flops_per_row(), 2.0 * 5 * (3 + 2));
     EXPECT_NO_THROW(gated.check({.model_dim = 3, .output_dim = 2}));
     try {

@@ -210,8 +210,11 @@ std::string refusal(F&& f) {
     return "";
 }
 
-constexpr moe::FeedForwardShape plain_shape{
-    .model_dim = 9, .ffn_dim = 7, .output_dim = 6, .activation = moe::Activation::relu, .gated = false};
+constexpr moe::FeedForwardShape plain_shape{.model_dim = 9,
+                                            .ffn_dim = 7,
+                                            .output_dim = 6,
+                                            .activation = moe::Activation::relu,
+                                            .gated = false};
 
 TEST(FeedForwardExperts, RefuseBiasesWhereThereIsAGate) {
     Random random(1);
@@ -278,12 +281,17 @@ TEST(FeedForwardExperts, RefuseBiasesWhoseElementsLieApart) {
     const expert_group::Extents e{.tokens = 5, .model_dim = 9, .output_dim = 6, .experts = 3};
     auto group = mlp<float>(3, 7, e);
     const std::vector<float> memory(14);
-    const WeightView apart{.data = memory.data(), .dtype = moe::Dtype::f32, .rows = 1, .cols = 7,
-                           .row_stride = 1, .col_stride = 2};
+    const WeightView apart{.data = memory.data(),
+                           .dtype = moe::Dtype::f32,
+                           .rows = 1,
+                           .cols = 7,
+                           .row_stride = 1,
+                           .col_stride = 2};
     group.up_bias = moe::Weights<float>(std::vector<WeightView>(3, apart));
     const auto run = [&] { expert_group::run(group, expert_group::Batch<float>(e)); };
-    EXPECT_EQ(refusal(run), "moe::FeedForwardModule: a view in up_bias has a col_stride other than 1; "
-                            "copy the bias into a row and view that");
+    EXPECT_EQ(refusal(run),
+              "moe::FeedForwardModule: a view in up_bias has a col_stride other than 1; "
+              "copy the bias into a row and view that");
     WeightView row = apart;
     row.col_stride = 1;
     group.up_bias = moe::Weights<float>(std::vector<WeightView>(3, row));

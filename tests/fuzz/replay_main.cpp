@@ -40,15 +40,26 @@ void mutate(Bytes& bytes, std::mt19937_64& random) {
         bytes.insert(at(), byte);
         return;
     }
-    // Most damage is done where lengths and headers are: half of the changes hit the first 64 bytes.
+    // Most damage is done where lengths and headers are: half of the changes hit the first 64
+    // bytes.
     const std::size_t range = random() % 2 ? std::min<std::size_t>(bytes.size(), 64) : bytes.size();
     const std::size_t i = below(random, range);
     switch (random() % 5) {
-        case 0: bytes[i] ^= static_cast<std::uint8_t>(1u << (byte % 8)); break;
-        case 1: bytes[i] = byte; break;
-        case 2: bytes[i] = byte % 2 ? 0xff : 0x00; break;
-        case 3: bytes.erase(bytes.begin() + static_cast<std::ptrdiff_t>(i)); break;
-        default: bytes[i] = bytes[below(random, bytes.size())]; break;
+        case 0:
+            bytes[i] ^= static_cast<std::uint8_t>(1u << (byte % 8));
+            break;
+        case 1:
+            bytes[i] = byte;
+            break;
+        case 2:
+            bytes[i] = byte % 2 ? 0xff : 0x00;
+            break;
+        case 3:
+            bytes.erase(bytes.begin() + static_cast<std::ptrdiff_t>(i));
+            break;
+        default:
+            bytes[i] = bytes[below(random, bytes.size())];
+            break;
     }
 }
 

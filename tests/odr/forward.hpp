@@ -27,7 +27,8 @@ inline std::vector<std::uint32_t> bits_of_a_step() {
     layer.backward(x, dy, dx, grad, ws);
 
     std::vector<std::uint32_t> bits;
-    for (moe::Index i = 0; i < y.size(); ++i) bits.push_back(std::bit_cast<std::uint32_t>(y.data()[i]));
+    for (moe::Index i = 0; i < y.size(); ++i)
+        bits.push_back(std::bit_cast<std::uint32_t>(y.data()[i]));
     for (moe::Index i = 0; i < dx.size(); ++i)
         bits.push_back(std::bit_cast<std::uint32_t>(dx.data()[i]));
     return bits;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // What goes wrong in real programs: gradients of another layer, workspaces of another batch, layers
-// that move, calls that fail half-way. Each has a sentence or a defined result, never a wrong number.
+// that move, calls that fail half-way. Each has a sentence or a defined result, never a wrong
+// number.
 
 #include <cstdint>
 #include <new>
@@ -53,12 +54,14 @@ protected:
     Layer layer = make();
     Layer grad = moe::zeros_like(layer);
     Workspace<float> ws;
-    Matrix<float> x = random_matrix<float>(tokens, dim, 1), dy = random_matrix<float>(tokens, dim, 2);
+    Matrix<float> x = random_matrix<float>(tokens, dim, 1),
+                  dy = random_matrix<float>(tokens, dim, 2);
     Matrix<float> y{tokens, dim}, dx{tokens, dim};
 };
 
 const char* const another_batch =
-    "moe::Layer::backward: the workspace does not hold this batch: call forward() of the same layer "
+    "moe::Layer::backward: the workspace does not hold this batch: call forward() of the same "
+    "layer "
     "with the same x and context first, with Keep::everything";
 
 TEST_F(Misuse, AGradientOfAnotherLayerIsRefused) {
@@ -146,7 +149,9 @@ struct Fragile {
         if (fails != nullptr && *fails) throw std::runtime_error("no");
         y = x;
     }
-    void backward(moe::In<float>, moe::In<float> dy, moe::Out<float> dx, Fragile&) const { dx = dy; }
+    void backward(moe::In<float>, moe::In<float> dy, moe::Out<float> dx, Fragile&) const {
+        dx = dy;
+    }
 };
 
 TEST_F(Misuse, AForwardThatFailedLeavesNothingForBackward) {
@@ -224,7 +229,8 @@ TEST_F(Misuse, GroupsThatWereReplacedMustFit) {
 TEST_F(Misuse, ModulesOfOtherExtentsAreRefused) {
     const auto with = [](auto router, auto gate) {
         return message([&] {
-            moe::Layer{moe::Config{.model_dim = dim}, router, gate, moe::Swiglu{.count = 4, .ffn_dim = 4}};
+            moe::Layer{moe::Config{.model_dim = dim}, router, gate,
+                       moe::Swiglu{.count = 4, .ffn_dim = 4}};
         });
     };
     moe::Random random(1);

@@ -23,8 +23,7 @@ constexpr Index tokens = 9, dim = 4;
 struct Dropout {
     void forward(moe::In<float> x, moe::Out<float> y, const Call<float>& call) const {
         for (Index i = 0; i < x.rows(); ++i)
-            for (Index d = 0; d < x.cols(); ++d)
-                y(i, d) = keeps(call, i, d) ? x(i, d) : 0;
+            for (Index d = 0; d < x.cols(); ++d) y(i, d) = keeps(call, i, d) ? x(i, d) : 0;
     }
     void backward(moe::In<float>, moe::In<float> dy, moe::Out<float> dx, Dropout&,
                   const Call<float>& call) const {

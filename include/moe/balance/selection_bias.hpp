@@ -29,8 +29,9 @@ concept BalanceController = requires(C& controller, std::span<S> bias,
 
 /// A controller of a bias in the scalar of a layer.
 template <class C, class Layer>
-concept ControlsBiasOf =
+concept ControlsBiasOf =  // clang-format off
     BalanceController<std::remove_reference_t<C>, typename Layer::Scalar>;
+// clang-format on
 
 namespace detail {
 

@@ -38,8 +38,7 @@ public:
         }
         const auto input_weights = input_weights_.resize(scaled ? rows : 0);
         for (std::size_t r = 0; r < input_weights.size(); ++r)
-            input_weights[r] =
-                input_scale * static_cast<S>(assignment(numbers[r]).input_weight);
+            input_weights[r] = input_scale * static_cast<S>(assignment(numbers[r]).input_weight);
 
         const Index tokens = routing.num_tokens();
         tokens_.resize(tokens);

@@ -40,12 +40,15 @@ concept Recipe = requires(const X recipe, const Shape& shape, Random& random) {
 //     workspace_bytes(tokens, rows, keep, workers) const
 //                                       what such a call takes, for memory_budget(); 0
 
+// Version 14 of the formatter makes nothing of concepts.
+// clang-format off
+
 /// Tokens to logits. A router without any backward is good for inference. Optional:
 ///     flops_per_token() const           for statistics; 0
 template <class R, class S = float>
 concept Router =
     requires(const R router, R& grad, In<S> x, In<S> dlogits, Out<S> logits, Out<S> dx) {
-        router.forward(x, logits);  // x: [T, D], logits: [T, L], written
+        router.forward(x, logits);              // x: [T, D], logits: [T, L], written
         router.backward(x, dlogits, dx, grad);  // dx: [T, D], written; adds to grad
     } || requires(const R router, R& grad, In<S> x, In<S> dlogits, Out<S> logits, Out<S> dx,
                   const Call<S>& call) {
@@ -57,13 +60,15 @@ concept Router =
 /// any backward is good for inference. Optional:
 ///     flops_per_row() const             for statistics; 2 per parameter
 template <class E, class S = float>
-concept Expert = requires(const E expert, E& grad, In<S> x, In<S> dy, Out<S> y, Out<S> dx) {
-    expert.forward(x, y);              // x: [n, D], y: [n, D], written
-    expert.backward(x, dy, dx, grad);  // dx: [n, D], written; adds to grad
-} || requires(const E expert, E& grad, In<S> x, In<S> dy, Out<S> y, Out<S> dx, const Call<S>& call) {
-    expert.forward(x, y, call);
-    expert.backward(x, dy, dx, grad, call);
-};
+concept Expert =
+    requires(const E expert, E& grad, In<S> x, In<S> dy, Out<S> y, Out<S> dx) {
+        expert.forward(x, y);              // x: [n, D], y: [n, D], written
+        expert.backward(x, dy, dx, grad);  // dx: [n, D], written; adds to grad
+    } || requires(const E expert, E& grad, In<S> x, In<S> dy, Out<S> y, Out<S> dx,
+                  const Call<S>& call) {
+        expert.forward(x, y, call);
+        expert.backward(x, dy, dx, grad, call);
+    };
 
 namespace detail {
 
@@ -106,10 +111,12 @@ concept Gate =
 template <class G, class S = float>
 concept TrainableGate =
     Gate<G, S> &&
-    (requires(const G gate, In<S> logits, const Routing& routing, const WeightGradients<S>& dweights,
-              Out<S> dlogits) { gate.backward(logits, routing, dweights, dlogits); } ||
-     requires(const G gate, In<S> logits, const Routing& routing, const WeightGradients<S>& dweights,
-              Out<S> dlogits, G& grad, const Call<S>& call) {
+    (requires(const G gate, In<S> logits, const Routing& routing,
+              const WeightGradients<S>& dweights, Out<S> dlogits) {
+         gate.backward(logits, routing, dweights, dlogits);
+     } ||
+     requires(const G gate, In<S> logits, const Routing& routing,
+              const WeightGradients<S>& dweights, Out<S> dlogits, G& grad, const Call<S>& call) {
          gate.backward(logits, routing, dweights, dlogits, grad, call);
      });
 
@@ -120,7 +127,7 @@ concept TrainableGate =
 template <class G, class S = float>
 concept ExpertGroup =
     requires(const G group, In<S> x, const Rows<S>& rows, Out<S> y, const Call<S>& call) {
-        { group.num_experts() } -> std::convertible_to<Index>;  // routed experts; 0: sees all tokens
+        { group.num_experts() } -> std::convertible_to<Index>;  // routed; 0: it sees all tokens
         group.forward(x, rows, y, call);
     };
 
@@ -134,6 +141,8 @@ concept TrainableGroup =
         group.backward(x, rows, dy, dx, dweights, grad, call);
     };
 
+// clang-format on
+
 namespace detail {
 
 /// Has a member that is called backward, whatever it takes. Overloads and templates are not seen.
@@ -144,9 +153,8 @@ concept HasBackward = requires {
 template <class X, class S>
 concept HasForward = requires(const X part, In<S> x, Out<S> y) {
     part.forward(x, y);
-} || requires(const X part, In<S> x, Out<S> y, const Call<S>& call) {
-    part.forward(x, y, call);
-};
+}
+|| requires(const X part, In<S> x, Out<S> y, const Call<S>& call) { part.forward(x, y, call); };
 
 /// What a layer holds for an argument: the module a recipe builds, or the user's object itself.
 template <class X, class S>
@@ -157,8 +165,8 @@ auto built(const X& part, const Shape& shape, Random& random) {
         return part;
 }
 template <class X, class S>
-using built_t =
-    decltype(built<X, S>(std::declval<const X&>(), std::declval<const Shape&>(), std::declval<Random&>()));
+using built_t = decltype(built<X, S>(std::declval<const X&>(), std::declval<const Shape&>(),
+                                     std::declval<Random&>()));
 
 }  // namespace detail
 }  // namespace moe::inline MOE_ABI

@@ -275,8 +275,7 @@ S read_element(Dtype dtype, const std::byte* from) {
     const bool known = detail::with_dtype(dtype, [&](auto stored) {
         value = static_cast<S>(detail::decode<decltype(stored)::value>(from));
     });
-    if (!known)
-        detail::fail("moe::read_element: ", dtype_name(dtype), " has no value of its own");
+    if (!known) detail::fail("moe::read_element: ", dtype_name(dtype), " has no value of its own");
     return value;
 }
 

@@ -48,7 +48,8 @@ private:
 
 /// A number that says who filled a workspace with what, so that backward can refuse a workspace
 /// that belongs to another layer, batch or context. It looks at one element of every row of x, and
-/// at up to 64 of x and of each view in the context: a guard against mistakes, not a proof. Never 0.
+/// at up to 64 of x and of each view in the context: a guard against mistakes, not a proof. Never
+/// 0.
 class Fingerprint {
 public:
     explicit Fingerprint(const Identity& owner) { add(owner.number()); }

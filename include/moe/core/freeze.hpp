@@ -32,7 +32,8 @@ auto frozen(const Part& part, const FreezeOptions& options) {
         return part;
 }
 template <class Part>
-using frozen_t = decltype(frozen(std::declval<const Part&>(), std::declval<const FreezeOptions&>()));
+using frozen_t =
+    decltype(frozen(std::declval<const Part&>(), std::declval<const FreezeOptions&>()));
 
 }  // namespace detail
 }  // namespace moe::inline MOE_ABI

@@ -251,9 +251,9 @@ void copy_parameters(std::span<const typename Layer::Scalar> values, Layer& laye
 
 /// Moves all trainable and frozen values into `memory`, one after the other in visiting order,
 /// where the layer reads and writes them from now on. `memory` must outlive the layer; copies of
-/// the layer have memory of their own, and so has the layer after another was assigned to it. Call it
-/// on a gradient too and one loop over two spans is an optimiser; a gradient some of whose matrices
-/// are not wanted is shorter than the layer.
+/// the layer have memory of their own, and so has the layer after another was assigned to it. Call
+/// it on a gradient too and one loop over two spans is an optimiser; a gradient some of whose
+/// matrices are not wanted is shorter than the layer.
 /// @throws std::invalid_argument unless memory.size() is num_parameters(layer), or if a parameter
 ///         is not a moe::Parameter (an Eigen matrix cannot live in foreign memory)
 template <class Layer>

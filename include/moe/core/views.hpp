@@ -36,7 +36,8 @@ Eigen::Ref<const Matrix<S>> readable(const Eigen::DenseBase<Derived>& x) {
 }
 
 template <class X>
-concept IsMatrix = std::is_base_of_v<Eigen::DenseBase<std::remove_cvref_t<X>>, std::remove_cvref_t<X>>;
+concept IsMatrix =
+    std::is_base_of_v<Eigen::DenseBase<std::remove_cvref_t<X>>, std::remove_cvref_t<X>>;
 
 /// Does not compile: what is no matrix has no rows.
 template <class S, class X>

@@ -29,7 +29,8 @@ struct WeightView {
     Dtype dtype = Dtype::unknown;
     Index rows = 0, cols = 0;
     Index row_stride = 0, col_stride = 1;  ///< elements
-    const void* scales = nullptr;  ///< per row or per block, for dtypes that need them; not read yet
+    const void* scales =
+        nullptr;  ///< per row or per block, for dtypes that need them; not read yet
 };
 
 /// One matrix [rows, cols] per expert of a group: owned, stacked in one allocation, or views of
@@ -86,8 +87,12 @@ public:
     WeightView operator[](Index e) const {
         const auto i = number(e);
         if (is_bound()) return views_[i];
-        return {.data = owned_[i].data(), .dtype = dtype_of<S>, .rows = rows_, .cols = cols_,
-                .row_stride = cols_, .col_stride = 1};
+        return {.data = owned_[i].data(),
+                .dtype = dtype_of<S>,
+                .rows = rows_,
+                .cols = cols_,
+                .row_stride = cols_,
+                .col_stride = 1};
     }
 
     /// Expert e's own matrix; bound weights have none.

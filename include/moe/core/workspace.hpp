@@ -227,8 +227,8 @@ struct Call {
     /// The workspace of Context::previous, where an earlier layer left its logits.
     /// @throws std::invalid_argument if none was given, or that of a layer of the other scalar
     Workspace<S>& previous() const {
-        auto* const earlier = context.previous == nullptr ? nullptr
-                                                          : context.previous->template as<S>();
+        auto* const earlier =
+            context.previous == nullptr ? nullptr : context.previous->template as<S>();
         if (earlier == nullptr)
             detail::fail("moe::Context: previous is ",
                          context.previous == nullptr ? "empty" : "of another scalar",

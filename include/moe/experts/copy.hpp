@@ -39,12 +39,12 @@ struct CopyModule {
     void forward(In<S> x, const Rows<S>& rows, Out<S> y, const Call<S>& call) const {
         const KernelTable<S>& kernel = kernels<S>();
         const double flops = 2.0 * static_cast<double>(rows.num_rows() * x.cols());
-        detail::scatter_rows(
-            call.ws.executor(), rows, rows.to, y.rows(), flops, [&](Index, Index r) {
-                const auto i = static_cast<std::size_t>(r);
-                kernel.axpy(x.cols(), rows.weights[i] * rows.input_weight(r),
-                            row_data(x, rows.from[i]), row_data(y, rows.to[i]));
-            });
+        detail::scatter_rows(call.ws.executor(), rows, rows.to, y.rows(), flops,
+                             [&](Index, Index r) {
+                                 const auto i = static_cast<std::size_t>(r);
+                                 kernel.axpy(x.cols(), rows.weights[i] * rows.input_weight(r),
+                                             row_data(x, rows.from[i]), row_data(y, rows.to[i]));
+                             });
     }
 
     void backward(In<S> x, const Rows<S>& rows, In<S> dy, Out<S> dx,

@@ -29,9 +29,9 @@ namespace moe::inline MOE_ABI {
 /// from an expert arrives at the caller of the layer.
 ///
 /// An expert that takes a Call has a workspace node of its own, finds its number in call.expert and
-/// those of its tokens in call.ids, so that call.random() gives it numbers that do not depend on the
-/// rest of the batch. Its gradient always has all its matrices: where one is not wanted, the expert
-/// gets a scratch object in its place.
+/// those of its tokens in call.ids, so that call.random() gives it numbers that do not depend on
+/// the rest of the batch. Its gradient always has all its matrices: where one is not wanted, the
+/// expert gets a scratch object in its place.
 ///
 /// @tparam E  has forward(x, y) const and, to be trained, backward(x, dy, dx, grad) const; both may
 ///            take a last argument const Call<S>&
@@ -47,8 +47,8 @@ class EachModule {
         "scalar of the layer; with a last argument const moe::Call<S>& if forward has one");
 
     /// Whether experts get a Call, with a node, token numbers and a number of their own.
-    static constexpr bool takes_call = requires(const E expert, In<S> x, Out<S> y,
-                                                const Call<S>& call) {
+    static constexpr bool takes_call =
+        requires(const E expert, In<S> x, Out<S> y, const Call<S>& call) {
         expert.forward(x, y, call);
     };
 
@@ -95,11 +95,10 @@ public:
                 const Index begin = rows.begin(i), n = rows.size(i), e = rows.first_expert + i;
                 if (n == 0) return;
                 for (Index r = begin; r < begin + n; ++r)
-                    kernel.scale(x.cols(), rows.input_weight(r),
-                                 row_data(x, rows.from[at(r)]),
+                    kernel.scale(x.cols(), rows.input_weight(r), row_data(x, rows.from[at(r)]),
                                  state.inputs.data() + r * x.cols());
                 hooks::forward<S>(experts_[at(e)], inputs.middleRows(begin, n),
-                                      outputs.middleRows(begin, n), node(call, e, begin, n, state));
+                                  outputs.middleRows(begin, n), node(call, e, begin, n, state));
             });
         const double added = 2.0 * static_cast<double>(rows.num_rows() * y.cols());
         detail::scatter_rows(executor, rows, rows.to, y.rows(), added, [&](Index, Index r) {
@@ -128,20 +127,19 @@ public:
                 if (n == 0) return;
                 for (Index r = begin; r < begin + n; ++r) {
                     const S* dy_row = row_data(dy, rows.to[at(r)]);
-                    dweights.weights[at(r)] =
-                        kernel.dot(dy.cols(), dy_row, row_data(outputs, r));
+                    dweights.weights[at(r)] = kernel.dot(dy.cols(), dy_row, row_data(outputs, r));
                     kernel.scale(dy.cols(), rows.weights[at(r)], dy_row,
                                  state.douts.data() + r * dy.cols());
                 }
                 E* const given = at(e) < grad.experts_.size() ? &grad.experts_[at(e)] : nullptr;
                 state.gradients[at(e)].lend(experts_[at(e)], given, [&](E& gradient) {
                     hooks::backward<S>(experts_[at(e)], inputs.middleRows(begin, n),
-                                           douts.middleRows(begin, n), dins.middleRows(begin, n),
-                                           gradient, node(call, e, begin, n, state));
+                                       douts.middleRows(begin, n), dins.middleRows(begin, n),
+                                       gradient, node(call, e, begin, n, state));
                 });
                 for (Index r = begin; r < begin + n && !dweights.input_weights.empty(); ++r)
-                    dweights.input_weights[at(r)] = kernel.dot(
-                        x.cols(), row_data(dins, r), row_data(x, rows.from[at(r)]));
+                    dweights.input_weights[at(r)] =
+                        kernel.dot(x.cols(), row_data(dins, r), row_data(x, rows.from[at(r)]));
             });
         const double added = 2.0 * static_cast<double>(rows.num_rows() * x.cols());
         detail::scatter_rows(executor, rows, rows.from, dx.rows(), added, [&](Index, Index r) {

@@ -48,11 +48,12 @@ public:
     FeedForwardModule(Index count, const FeedForwardShape& shape, bool biased, Random& random)
         : shape_(shape), count_(count) {
         if (shape.gated && biased)
-            detail::fail("moe::FeedForwardModule: gated experts have no gate bias yet and so no "
-                         "biases; leave biased false, or gated");
+            detail::fail(
+                "moe::FeedForwardModule: gated experts have no gate bias yet and so no "
+                "biases; leave biased false, or gated");
         if (shape.activation < Activation::relu || shape.activation > Activation::silu)
-            detail::fail("moe::FeedForwardModule: activation is ", static_cast<int>(shape.activation),
-                         ", which is none of moe::Activation");
+            detail::fail("moe::FeedForwardModule: activation is ",
+                         static_cast<int>(shape.activation), ", which is none of moe::Activation");
         if (shape.gated) gate = Weights<S>(count, shape.ffn_dim, shape.model_dim);
         up = Weights<S>(count, shape.ffn_dim, shape.model_dim);
         down = Weights<S>(count, shape.output_dim, shape.ffn_dim);
@@ -77,8 +78,9 @@ public:
         detail::feed_forward<S>(shape_, operands(), x, rows, y, call);
     }
 
-    void backward(In<S> x, const Rows<S>& rows, In<S> dy, Out<S> dx, const RowGradients<S>& dweights,
-                  FeedForwardModule& grad, const Call<S>& call) const {
+    void backward(In<S> x, const Rows<S>& rows, In<S> dy, Out<S> dx,
+                  const RowGradients<S>& dweights, FeedForwardModule& grad,
+                  const Call<S>& call) const {
         check_matrices();
         check_gradient(grad);
         const detail::FeedForwardGradients<S> gradients{.gate = &grad.gate,
@@ -86,7 +88,8 @@ public:
                                                         .down = &grad.down,
                                                         .up_bias = &grad.up_bias,
                                                         .down_bias = &grad.down_bias};
-        detail::feed_forward_backward<S>(shape_, operands(), x, rows, dy, dx, dweights, gradients, call);
+        detail::feed_forward_backward<S>(shape_, operands(), x, rows, dy, dx, dweights, gradients,
+                                         call);
     }
 
     void reserve(Index, Index rows, Workspace<S>& ws) const {
@@ -113,14 +116,18 @@ public:
         }
     }
     void own_gradients() {
-        for (Weights<S>* weights : {&gate, &up, &down, &up_bias, &down_bias}) weights->own_gradients();
+        for (Weights<S>* weights : {&gate, &up, &down, &up_bias, &down_bias})
+            weights->own_gradients();
     }
 
 private:
     friend class PackedFeedForward<S>;
     detail::FeedForwardOperands<S> operands() const {
-        return {.gate = {&gate, nullptr}, .up = {&up, nullptr}, .down = {&down, nullptr},
-                .up_bias = &up_bias, .down_bias = &down_bias};
+        return {.gate = {&gate, nullptr},
+                .up = {&up, nullptr},
+                .down = {&down, nullptr},
+                .up_bias = &up_bias,
+                .down_bias = &down_bias};
     }
 
     /// Five comparisons of extents.
@@ -134,7 +141,8 @@ private:
     }
     static void check_matrix(const char* name, const Weights<S>& found, Index count, Index rows,
                              Index cols) {
-        if (found.count() == count && (count == 0 || (found.rows() == rows && found.cols() == cols)))
+        if (found.count() == count &&
+            (count == 0 || (found.rows() == rows && found.cols() == cols)))
             return;
         detail::fail("moe::FeedForwardModule: ", name, " holds ", found.count(), " matrices [",
                      found.rows(), ", ", found.cols(), "], these experts need ", count, " of [",
@@ -153,9 +161,10 @@ private:
         check_gradient("up_bias", grad.up_bias, up_bias);
         check_gradient("down_bias", grad.down_bias, down_bias);
     }
-    static void check_gradient(const char* name, const Weights<S>& found, const Weights<S>& wanted) {
-        if (found.count() == 0 || (found.count() == wanted.count() && found.rows() == wanted.rows() &&
-                                   found.cols() == wanted.cols()))
+    static void check_gradient(const char* name, const Weights<S>& found,
+                               const Weights<S>& wanted) {
+        if (found.count() == 0 || (found.count() == wanted.count() &&
+                                   found.rows() == wanted.rows() && found.cols() == wanted.cols()))
             return;
         detail::fail("moe::FeedForwardModule::backward: ", name, " of the gradient holds ",
                      found.count(), " matrices [", found.rows(), ", ", found.cols(),
@@ -175,7 +184,9 @@ public:
 
     PackedFeedForward() = default;
     PackedFeedForward(const FeedForwardModule<S>& source, const FreezeOptions&)
-        : up_bias(source.up_bias), down_bias(source.down_bias), shape_(source.shape_),
+        : up_bias(source.up_bias),
+          down_bias(source.down_bias),
+          shape_(source.shape_),
           count_(source.count_) {
         source.check_matrices();
         gate = pack(source.gate);

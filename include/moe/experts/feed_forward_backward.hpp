@@ -61,9 +61,11 @@ void feed_forward_nonlinearity(const FeedForwardShape& shape, const Rows<S>& row
         dweights.weights[row] = table.dot(n, dh, h);
         table.scale(n, rows.weights[row], dh, dh);
         if (shape.gated)
-            table.gate_backward(shape.activation, n, g, u, dh, dh, state.dup.data() + i * state.stride);
+            table.gate_backward(shape.activation, n, g, u, dh, dh,
+                                state.dup.data() + i * state.stride);
         else
-            table.activate_backward(shape.activation, n, u, dh, state.dup.data() + i * state.stride);
+            table.activate_backward(shape.activation, n, u, dh,
+                                    state.dup.data() + i * state.stride);
     }
 }
 
@@ -90,8 +92,8 @@ void feed_forward_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>
                         gate.columns_from(begin), block, width, false, packing);
             }
             product(table, count, width, shape.ffn_dim,
-                    Strided<S>{state.dup.data() + at, state.stride, 1}, up, block, width, shape.gated,
-                    packing);
+                    Strided<S>{state.dup.data() + at, state.stride, 1}, up, block, width,
+                    shape.gated, packing);
             for (Index i = 0; i < count; ++i) {
                 const auto row = static_cast<std::size_t>(first + i);
                 table.axpy(width, rows.input_weight(first + i), block + i * width,
@@ -118,7 +120,8 @@ void feed_forward_ddown(const FeedForwardShape& shape, const Rows<S>& rows, In<S
          begin += feed_forward_columns) {
         const Index width = std::min(feed_forward_columns, item.end - begin);
         S* const dy_block = scratch.resize(count * width + product_scratch(table)).data();
-        gather<S>(table, dy, rows.to, rows.weights, first, count, begin, begin + width, dy_block, width);
+        gather<S>(table, dy, rows.to, rows.weights, first, count, begin, begin + width, dy_block,
+                  width);
         product(table, width, shape.ffn_dim, count, Strided<S>{dy_block, 1, width}, h,
                 gradient + begin * shape.ffn_dim, shape.ffn_dim, true, dy_block + count * width);
     }
@@ -146,14 +149,14 @@ void feed_forward_dgate_dup(const FeedForwardShape& shape, In<S> x, const Rows<S
     for (Index begin = item.begin; begin < item.end && wanted; begin += feed_forward_columns) {
         const Index width = std::min(feed_forward_columns, item.end - begin);
         S* const x_block = scratch.resize(count * width + product_scratch(table)).data();
-        gather<S>(table, x, rows.from, rows.input_weights, first, count, begin, begin + width, x_block,
-                  width);
-        for (const auto& [source, gradient] : {std::pair{state.dgate.data(), dgate},
-                                               std::pair{state.dup.data(), dup}})
+        gather<S>(table, x, rows.from, rows.input_weights, first, count, begin, begin + width,
+                  x_block, width);
+        for (const auto& [source, gradient] :
+             {std::pair{state.dgate.data(), dgate}, std::pair{state.dup.data(), dup}})
             if (gradient != nullptr)
-                product(table, shape.ffn_dim, width, count, Strided<S>{source + at, 1, state.stride},
-                        Strided<S>{x_block, width, 1}, gradient + begin, shape.model_dim, true,
-                        x_block + count * width);
+                product(table, shape.ffn_dim, width, count,
+                        Strided<S>{source + at, 1, state.stride}, Strided<S>{x_block, width, 1},
+                        gradient + begin, shape.model_dim, true, x_block + count * width);
     }
     if (S* const gradient = item.begin == 0 ? grad.up_bias->gradient(expert) : nullptr)
         for (Index r = 0; r < count; ++r)
@@ -204,8 +207,7 @@ void feed_forward_backward(const FeedForwardShape& shape, const FeedForwardOpera
     const auto downs = static_cast<Index>(state.items.size());
     split_experts(rows, shape.model_dim, feed_forward_columns, workers, state.items);
     const auto all = static_cast<Index>(state.items.size());
-    const Index chunk =
-        column_chunk(shape.model_dim, panel, workers, 2, feed_forward_wide_columns);
+    const Index chunk = column_chunk(shape.model_dim, panel, workers, 2, feed_forward_wide_columns);
     const Index chunks = (shape.model_dim + chunk - 1) / chunk;
     parallel_for(executor, chunks + all, flops, [&](Index i, int worker) {
         if (i < chunks)
@@ -214,15 +216,16 @@ void feed_forward_backward(const FeedForwardShape& shape, const FeedForwardOpera
         else if (i < chunks + downs)
             feed_forward_ddown<S>(shape, rows, dy, state, item(i - chunks), grad, scratch(worker));
         else
-            feed_forward_dgate_dup<S>(shape, x, rows, state, item(i - chunks), grad, scratch(worker));
+            feed_forward_dgate_dup<S>(shape, x, rows, state, item(i - chunks), grad,
+                                      scratch(worker));
     });
 
     for (Index e = 0; e < rows.num_experts() && operands.down_bias->count() > 0; ++e) {
         const S* const bias = bias_row(*operands.down_bias, rows.first_expert + e);
         for (Index r = rows.begin(e); r < rows.end(e); ++r) {
             const auto row = static_cast<std::size_t>(r);
-            dweights.weights[row] += table.dot(
-                shape.output_dim, dy.data() + rows.to[row] * dy.outerStride(), bias);
+            dweights.weights[row] +=
+                table.dot(shape.output_dim, dy.data() + rows.to[row] * dy.outerStride(), bias);
         }
     }
     for (Index i = begin; i < end && state.dinput.size() > 0; ++i) {

@@ -73,8 +73,7 @@ template <class S>
 void prefetch_row(const Out<S>& y, std::span<const std::int32_t> index, Index row, Index begin,
                   Index columns) {
     constexpr Index line = 64 / static_cast<Index>(sizeof(S));
-    const S* const from =
-        y.data() + index[static_cast<std::size_t>(row)] * y.outerStride() + begin;
+    const S* const from = y.data() + index[static_cast<std::size_t>(row)] * y.outerStride() + begin;
     for (Index j = 0; j < columns; j += line) __builtin_prefetch(from + j, 1);
 }
 
@@ -88,7 +87,8 @@ void feed_forward_hidden(const FeedForwardShape& shape, const FeedForwardOperand
     const Index x_stride = FeedForwardState<S>::row_stride(dim);
     const Index block = std::min(feed_forward_rows, rows.size(item.expert));
     const Index width = std::min(feed_forward_columns, item.end - item.begin);
-    S* const x_block = scratch.resize(block * (x_stride + 2 * width) + product_scratch(table)).data();
+    S* const x_block =
+        scratch.resize(block * (x_stride + 2 * width) + product_scratch(table)).data();
     S* const gate_block = x_block + block * x_stride;
     S* const up_block = gate_block + block * width;
     S* const packing = up_block + block * width;
@@ -147,8 +147,8 @@ void feed_forward_down(const FeedForwardShape& shape, const FeedForwardOperands<
             const Strided<S> a{state.hidden.data() + first * state.stride, state.stride, 1};
             for (Index at = begin; at < end; at += width) {
                 const Index columns = std::min(width, end - at);
-                product(table, count, columns, shape.ffn_dim, a, down.columns_from(at), block, width,
-                        false, packing);
+                product(table, count, columns, shape.ffn_dim, a, down.columns_from(at), block,
+                        width, false, packing);
                 for (Index i = 0; i < count; ++i) {
                     if (const Index next = i + feed_forward_ahead; next < count)
                         prefetch_row<S>(y, rows.to, first + next, at, columns);

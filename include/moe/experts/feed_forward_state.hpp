@@ -49,8 +49,8 @@ inline constexpr Index feed_forward_rows = 256;
 /// Columns of the scratch between a product and what is done with its elements.
 inline constexpr Index feed_forward_columns = 128;
 
-/// Most columns of y that a task of the last phase owns. Each task reads all of the hidden layer: 64
-/// experts of 2048 x 1024 with 64 rows each took 139 ms in these products with 128 columns at a
+/// Most columns of y that a task of the last phase owns. Each task reads all of the hidden layer:
+/// 64 experts of 2048 x 1024 with 64 rows each took 139 ms in these products with 128 columns at a
 /// time and 123 ms with 512 (one core of a Sapphire Rapids).
 inline constexpr Index feed_forward_down_columns = 512;
 /// Rows of y that are asked for before they are added to, since they lie anywhere: 4.5 ms of the
@@ -71,11 +71,11 @@ struct FeedForwardItem {
 /// a call sees a part of them, so that each part finds its own again.
 template <class S>
 struct FeedForwardState {
-    Buffer<S> gate, up;        // [N, stride] before the nonlinearity
-    Buffer<S> hidden;          // [N, stride] act(gate) * up
-    Buffer<S> dgate;           // [N, stride] dh' until the nonlinearity has run, then dg
-    Buffer<S> dup;             // [N, stride]
-    Buffer<S> dinput;          // [N, D] only with input weights that want gradients
+    Buffer<S> gate, up;              // [N, stride] before the nonlinearity
+    Buffer<S> hidden;                // [N, stride] act(gate) * up
+    Buffer<S> dgate;                 // [N, stride] dh' until the nonlinearity has run, then dg
+    Buffer<S> dup;                   // [N, stride]
+    Buffer<S> dinput;                // [N, D] only with input weights that want gradients
     std::vector<Buffer<S>> scratch;  // one per worker
     std::vector<FeedForwardItem> items;
     Index stride = 0;
@@ -109,7 +109,8 @@ struct FeedForwardState {
     /// Bytes that such a call needs at most; see memory_budget().
     static Index bytes(const FeedForwardShape& shape, Index rows, bool keep, int workers) {
         const Index row = row_stride(shape.ffn_dim) * (keep ? (shape.gated ? 5 : 4) : 1);
-        return static_cast<Index>(sizeof(S)) * (rows * row + workers * scratch_size(shape, rows, keep));
+        return static_cast<Index>(sizeof(S)) *
+               (rows * row + workers * scratch_size(shape, rows, keep));
     }
     /// Elements of one worker's scratch, at most.
     /// @param rows  of one expert
@@ -117,14 +118,15 @@ struct FeedForwardState {
         const Index in = row_stride(std::max(shape.model_dim, shape.output_dim));
         const Index block = std::min(rows, feed_forward_rows) * (in + 2 * feed_forward_columns);
         // Backward gathers all rows of an expert for a block of columns.
-        const Index columns = std::max({feed_forward_rows * feed_forward_columns,
-                                        keep ? rows * feed_forward_columns : Index{0},
-                                        keep ? feed_forward_wide_rows * feed_forward_wide_columns : 0});
+        const Index columns =
+            std::max({feed_forward_rows * feed_forward_columns,
+                      keep ? rows * feed_forward_columns : Index{0},
+                      keep ? feed_forward_wide_rows * feed_forward_wide_columns : 0});
         return std::max(block, columns) + product_scratch(kernels<S>());
     }
 
-    /// Elements from row to row of `columns`: no power of two, rows that far apart would share one set
-    /// of the first cache.
+    /// Elements from row to row of `columns`: no power of two, rows that far apart would share one
+    /// set of the first cache.
     static Index row_stride(Index columns) { return columns + 16; }
 };
 
@@ -159,7 +161,8 @@ Index most_rows(const Rows<S>& rows) {
 /// at most `most` columns.
 inline Index column_chunk(Index columns, Index panel, int workers, Index tasks, Index most) {
     const Index panels = (columns + panel - 1) / panel;
-    return panel * std::clamp<Index>(panels / (tasks * workers), 1, std::max<Index>(1, most / panel));
+    return panel *
+           std::clamp<Index>(panels / (tasks * workers), 1, std::max<Index>(1, most / panel));
 }
 
 }  // namespace detail

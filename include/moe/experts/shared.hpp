@@ -145,9 +145,8 @@ public:
         return inner;
     }
     /// Bytes of packed weights, if the experts are packed.
-    Index bytes() const requires requires(const Group& group) { group.bytes(); } {
-        return experts_.bytes();
-    }
+    Index bytes() const requires requires(const Group& group) { group.bytes(); }
+    { return experts_.bytes(); }
 
     /// @throws std::invalid_argument if the gate's gradient is of another extent; those of the
     ///         experts are checked when they are used
@@ -238,8 +237,8 @@ private:
         if (grad.gate_.empty()) return;
         detail::for_column_runs(executor, x.cols(), flops, [&](Index d, Index width) {
             for (Index r = begin; r < end; ++r)
-                kernel.axpy(width, dlogits[at(r - begin)],
-                            row_data(x, rows.from[at(r)]) + d, grad.gate_.data() + d);
+                kernel.axpy(width, dlogits[at(r - begin)], row_data(x, rows.from[at(r)]) + d,
+                            grad.gate_.data() + d);
         });
     }
 

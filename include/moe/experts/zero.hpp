@@ -15,9 +15,9 @@ namespace moe::inline MOE_ABI {
 ///
 /// Nothing is read and nothing computed: a token that goes here is discarded to the extent of the
 /// weight, because gates that normalise count it. An expert that is left out of normalisation is
-/// Null. The gradient at the weight is 0. A weight or input weight that is NaN or infinite makes the
-/// token's output NaN, so that the fault shows.
-/// Source: MoE++ (arXiv:2410.07348) section 3.1, zero expert.
+/// Null. The gradient at the weight is 0. A weight or input weight that is NaN or infinite makes
+/// the token's output NaN, so that the fault shows. Source: MoE++ (arXiv:2410.07348) section 3.1,
+/// zero expert.
 template <class S>
 struct ZeroModule {
     using Scalar = S;

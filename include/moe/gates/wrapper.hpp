@@ -25,8 +25,9 @@ template <class S, class Inner>
 struct GateWrapper {
     using Scalar = S;
     static constexpr bool per_token = hooks::per_token<Inner>;
-    static constexpr bool skips_empty_gradients =
-        requires { requires Inner::skips_empty_gradients; };
+    static constexpr bool skips_empty_gradients = requires {
+        requires Inner::skips_empty_gradients;
+    };
 
     Inner inner;
 

@@ -51,7 +51,8 @@ struct Panels {
 template <class S>
 void pack_panels(const KernelTable<S>& table, Strided<S> b, Index k, Index cols, Index begin,
                  Index end, S* to) {
-    MOE_ASSERT(0 <= begin && begin <= end && end <= num_panels(table, cols), "panels of the matrix");
+    MOE_ASSERT(0 <= begin && begin <= end && end <= num_panels(table, cols),
+               "panels of the matrix");
     const Index width = table.panel_width;
     for (Index j = begin; j < end; ++j)
         table.pack(k, std::min(width, cols - j * width), b.data + j * width * b.col_stride,

@@ -56,14 +56,14 @@ struct Ahead {
 /// a part of what that will read for `group` panels from j on, to be prefetched in kb steps.
 ///
 /// While the tiles of one slice are computed, the next slice comes in, a share with each. Without
-/// it, 128 rows by 512 columns by 256 ran at 177 GFLOP/s from the second-level cache and at 130 from
-/// the third (one core of a Sapphire Rapids, AVX-512); with it at 175 and 163. Prefetching between
-/// the tiles gained nothing: a burst fills the line buffers and waits.
-/// Panels are the outer loop, slices of k the inner one. In groups it is the other way round, in
-/// short slices: B is then read along its rows as they lie in memory.
-/// Where C is added to, which is how weight gradients are made, the next block of C is asked for
-/// between the tiles: its rows are far apart, which no hardware prefetcher expects. (Asking for them
-/// from within the tiles, one row in each step, was 4 to 8 % slower.)
+/// it, 128 rows by 512 columns by 256 ran at 177 GFLOP/s from the second-level cache and at 130
+/// from the third (one core of a Sapphire Rapids, AVX-512); with it at 175 and 163. Prefetching
+/// between the tiles gained nothing: a burst fills the line buffers and waits. Panels are the outer
+/// loop, slices of k the inner one. In groups it is the other way round, in short slices: B is then
+/// read along its rows as they lie in memory. Where C is added to, which is how weight gradients
+/// are made, the next block of C is asked for between the tiles: its rows are far apart, which no
+/// hardware prefetcher expects. (Asking for them from within the tiles, one row in each step, was 4
+/// to 8 % slower.)
 template <class S, class Slice, class Next>
 void product_of_slices(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
                        S* c, Index c_row, bool add, Index group, const Slice& slice,

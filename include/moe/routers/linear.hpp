@@ -36,8 +36,9 @@ public:
     /// @param x  [T, D]   @param logits  [T, L], overwritten
     void forward(In<S> x, Out<S> logits, const Call<S>& call) const {
         const KernelTable<S>& table = packed_.empty() ? kernels<S>() : *packed_.front().table();
-        const Operand<S> w = packed_.empty() ? Operand<S>(Strided<S>{weight.data(), 1, weight.cols()})
-                                             : Operand<S>(packed_.front());
+        const Operand<S> w = packed_.empty()
+                                 ? Operand<S>(Strided<S>{weight.data(), 1, weight.cols()})
+                                 : Operand<S>(packed_.front());
         over_rows(x, call, [&](Index first, Index count, S* packing) {
             product(table, count, weight.rows(), x.cols(),
                     Strided<S>{row_data(x, first), x.outerStride(), 1}, w, row_data(logits, first),
@@ -59,7 +60,8 @@ public:
     }
 
     /// dx = dlogits W, dW += dlogits^T x, db += column sums of dlogits
-    void backward(In<S> x, In<S> dlogits, Out<S> dx, LinearRouterModule& grad, const Call<S>& call) const {
+    void backward(In<S> x, In<S> dlogits, Out<S> dx, LinearRouterModule& grad,
+                  const Call<S>& call) const {
         const KernelTable<S>& table = kernels<S>();
         const Strided<S> w{weight.data(), weight.cols(), 1};
         over_rows(x, call, [&](Index first, Index count, S* packing) {
@@ -139,9 +141,9 @@ private:
     bool biased_ = false;  // also where the gradient of the bias is not wanted
 };
 
-/// Recipe of the usual learned router, computed in the scalar of the layer, float at least. W starts
-/// as N(0, 1 / D), so that logits of normed tokens are N(0, 1); b starts at 0.
-/// Source: Shazeer et al. (arXiv:1701.06538) section 2.1, without its noise.
+/// Recipe of the usual learned router, computed in the scalar of the layer, float at least. W
+/// starts as N(0, 1 / D), so that logits of normed tokens are N(0, 1); b starts at 0. Source:
+/// Shazeer et al. (arXiv:1701.06538) section 2.1, without its noise.
 struct LinearRouter {
     bool bias = false;  ///< gpt-oss has one; most models do not
 
