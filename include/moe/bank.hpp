@@ -210,6 +210,7 @@ public:
             bytes += (2 * assignments + tokens) * static_cast<Index>(sizeof(S));
         for_each_group([&](std::size_t, const auto& group) {
             const Index rows = group.num_experts() > 0 ? assignments : tokens;
+            if (keep == Keep::everything) bytes += detail::gradient_bytes(group);
             if constexpr (requires { group.workspace_bytes(tokens, rows, keep, workers); })
                 bytes += group.workspace_bytes(tokens, rows, keep, workers);
         });

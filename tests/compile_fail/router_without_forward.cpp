@@ -1,4 +1,4 @@
-// expect: the router needs forward\(x, logits\) const and backward\(x, dlogits, dx, grad\)
+// expect: the router needs forward\(x, logits\) const with x: moe::In<S>
 // SPDX-License-Identifier: MIT
 // A router's missing member is named.
 #include <moe/experts/copy.hpp>

@@ -17,6 +17,9 @@ if(moe_has_avx2_flags)
     target_compile_definitions(moe_odr_test PRIVATE MOE_TEST_X86)
 endif()
 
+# Nothing is inlined, so that the linker chooses among all copies of a function.
+target_compile_options(moe_odr_test PRIVATE -O0)
+
 add_test(NAME odr COMMAND moe_odr_test)
 set_tests_properties(odr PROPERTIES ENVIRONMENT "${MOE_TEST_ENVIRONMENT}")
 
@@ -27,6 +30,7 @@ add_test(NAME odr.tags COMMAND ${CMAKE_COMMAND} -D COMPILER=${CMAKE_CXX_COMPILER
 # A program of another kind: no exceptions, no type information, errors in its own hands.
 add_executable(moe_no_exceptions_test odr/no_exceptions.cpp)
 target_link_libraries(moe_no_exceptions_test PRIVATE moe_developer)
+target_compile_options(moe_no_exceptions_test PRIVATE -O0)
 target_compile_options(moe_no_exceptions_test PRIVATE -fno-exceptions -fno-rtti)
 add_test(NAME no_exceptions COMMAND moe_no_exceptions_test)
 set_tests_properties(no_exceptions PROPERTIES ENVIRONMENT "${MOE_TEST_ENVIRONMENT}")

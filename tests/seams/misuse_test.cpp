@@ -241,10 +241,14 @@ TEST_F(Misuse, ModulesOfOtherExtentsAreRefused) {
     EXPECT_EQ(with(router, moe::TopK{.k = 1}),
               "moe::LinearRouter: weight is [16, 8], the layer wants [4, 8]: logits per token, "
               "model_dim");
-    EXPECT_EQ(with(moe::LinearRouter{}, gate),
-              "moe::TopK: the gate was built for 3 experts, the layer has 4");
-    EXPECT_EQ(with(moe::LinearRouter{}, top_p),
-              "moe::TopP: the gate was built for 3 experts, the layer has 4");
+    EXPECT_EQ(
+        with(moe::LinearRouter{}, gate),
+        "moe::TopK: the gate was built for 3 experts, the layer has 4; build it again from its "
+        "recipe");
+    EXPECT_EQ(
+        with(moe::LinearRouter{}, top_p),
+        "moe::TopP: the gate was built for 3 experts, the layer has 4; build it again from its "
+        "recipe");
 }
 
 TEST_F(Misuse, ALayerGrowsByMakingItOfItsModules) {

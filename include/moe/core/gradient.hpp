@@ -81,8 +81,11 @@ class WholeGradient {
 public:
     /// Room for the lists that lend() makes; a scratch object is made when it is needed.
     void reserve(const Part& part) {
-        all_.list(part);
-        wanted_.entries.reserve(all_.entries.size());
+        for (MatrixList* list : {&all_, &wanted_}) list->entries.reserve(num_matrices(part));
+    }
+    /// Bytes of that room.
+    static Index bytes(const Part& part) {
+        return static_cast<Index>(2 * num_matrices(part) * sizeof(MatrixList::Entry));
     }
 
     /// f(gradient) with `given` or, if it misses a matrix or is null, with a scratch object to and
@@ -122,6 +125,12 @@ public:
     }
 
 private:
+    static std::size_t num_matrices(const Part& part) {
+        std::size_t count = 0;
+        moe::visit_parameters(part, [&](std::string_view, const auto&, Role) { ++count; });
+        return count;
+    }
+
     /// copy(values in scratch_, the same in the gradient that was given or null, size)
     void exchange(auto&& copy) {
         moe::visit_parameters(*scratch_, [&](std::string_view name, auto& matrix, Role) {
@@ -146,6 +155,15 @@ void reserve_gradient(const Part& part, Workspace<S>& ws) {
         ws.template state<WholeGradient<Part>>().reserve(part);
     else
         ws.template state<WholeGradient<Part>>();
+}
+
+/// Bytes of that room.
+template <class Part>
+Index gradient_bytes(const Part& part) {
+    if constexpr (requires { part.check_gradient(part); })
+        return 0;
+    else
+        return WholeGradient<Part>::bytes(part);
 }
 
 /// f(gradient) with a gradient that `part` can take; see WholeGradient, which lives in `ws`.
