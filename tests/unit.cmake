@@ -12,11 +12,7 @@ target_compile_definitions(moe_test_options INTERFACE MOE_EXTERN_KERNELS)
 
 add_library(moe_test_main OBJECT support/main.cpp)
 target_link_libraries(moe_test_main PRIVATE moe_test_options)
-target_precompile_headers(moe_test_main PRIVATE
-    <gtest/gtest.h> <moe/moe.hpp> <moe/testing/gradient_check.hpp>)
-# What these test is how headers act in a file that has not seen others before.
-set_source_files_properties(config_test.cpp core/memory_test.cpp fwd_test.cpp
-    PROPERTIES SKIP_PRECOMPILE_HEADERS ON)
+target_precompile_headers(moe_test_main PRIVATE <gtest/gtest.h> <Eigen/Core>)
 
 moe_sources(files ${CMAKE_CURRENT_SOURCE_DIR} "*_test.cpp")
 set(folders "")
