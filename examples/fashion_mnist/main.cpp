@@ -13,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include <moe/io/file.hpp>
 #include <moe/moe.hpp>
 #include <moe/stats/svg.hpp>
 

@@ -49,6 +49,13 @@ TEST(SideVectors, KeepTheStrideOfTheirRows) {
     EXPECT_EQ(SideVectors(in).as<double>().data(), wide.data());
 }
 
+TEST(SideVectors, AreReadElementByElementToo) {
+    const moe::Matrix<double> wide = moe::Matrix<double>::Random(5, 9);
+    const moe::Matrix<float> f32 = moe::Matrix<float>::Random(2, 3);
+    EXPECT_EQ(SideVectors(wide.block(1, 2, 3, 4)).at(2, 3), wide(3, 5));
+    EXPECT_EQ(SideVectors(f32).at(1, 2), static_cast<double>(f32(1, 2)));
+}
+
 TEST(SideVectors, AreOfOneScalar) {
     static_assert(!std::is_constructible_v<SideVectors, moe::Matrix<int>>);
     const moe::Matrix<float> f32 = moe::Matrix<float>::Zero(2, 3);

@@ -13,6 +13,7 @@
 #include <gtest/gtest.h>
 
 #include <moe/moe.hpp>
+#include <moe/stats/report.hpp>
 
 #include "core/message.hpp"
 #include "seams/check.hpp"

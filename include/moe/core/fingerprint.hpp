@@ -81,8 +81,10 @@ public:
         elements(c.sequence_offsets).elements(c.allowed);
         elements(c.logit_offset).elements(c.gate_multiplier);
         add(c.side_vectors.rows()).add(c.side_vectors.cols());
-        if (c.side_vectors.holds<float>()) batch<float>(c.side_vectors.as<float>());
-        if (c.side_vectors.holds<double>()) batch<double>(c.side_vectors.as<double>());
+        add(c.side_vectors.holds<float>());
+        const Index columns = c.side_vectors.cols();
+        sample(c.side_vectors.rows() * columns,
+               [&](Index i) { return c.side_vectors.at(i / columns, i % columns); });
         return add(reinterpret_cast<std::uintptr_t>(c.previous));
     }
 

@@ -54,6 +54,13 @@ public:
         return kind_ == (std::is_same_v<S, float> ? Kind::f32 : Kind::f64);
     }
 
+    /// Element `column` of vector `row`, whichever scalar they hold.
+    double at(Index row, Index column) const {
+        const Index i = row * stride_ + column;
+        return kind_ == Kind::f32 ? static_cast<double>(static_cast<const float*>(data_)[i])
+                                  : static_cast<const double*>(data_)[i];
+    }
+
     /// The vectors as the scalar of the layer that reads them: a ConstView, or a View to write to.
     /// @throws std::invalid_argument if they hold the other scalar
     template <class S>

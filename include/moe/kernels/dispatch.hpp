@@ -34,33 +34,34 @@ enum class Isa { scalar, avx2, avx512 };
 namespace detail {
 
 /// The tables by Isa.
-struct KernelTables {
-    std::array<const KernelTable<float>*, 3> of_float;
-    std::array<const KernelTable<double>*, 3> of_double;
-};
+template <class S>
+using KernelTables = std::array<const KernelTable<S>*, 3>;
 
-// With MOE_EXTERN_KERNELS the tables are one symbol that only the translation unit which defines
-// MOE_IMPLEMENT_KERNELS gives a value, and that is all the others compile of the kernels.
+// Two symbols, so that a program of floats compiles no kernel for double. With MOE_EXTERN_KERNELS
+// only the translation unit which defines MOE_IMPLEMENT_KERNELS gives them a value, and they are
+// all that the others compile of the kernels.
 #if defined(MOE_EXTERN_KERNELS)
-extern const KernelTables tables;
+extern const KernelTables<float> float_tables;
+extern const KernelTables<double> double_tables;
+#define MOE_TABLES constexpr
+#else
+#define MOE_TABLES inline constexpr
 #endif
 
 #if !defined(MOE_EXTERN_KERNELS) || defined(MOE_IMPLEMENT_KERNELS)
-// clang-format off
-#if !defined(MOE_EXTERN_KERNELS)
-inline
-#endif
-constexpr KernelTables tables{
 #if defined(__x86_64__)
-    {&portable_float::table, &isa_avx2::table, &isa_avx512::table},
-    {&portable_double::table, &isa_avx2_double::table, &isa_avx2_double::table},
+MOE_TABLES KernelTables<float> float_tables{&portable_float::table, &isa_avx2::table,
+                                            &isa_avx512::table};
+MOE_TABLES KernelTables<double> double_tables{&portable_double::table, &isa_avx2_double::table,
+                                              &isa_avx2_double::table};
 #else
-    {&portable_float::table, &portable_float::table, &portable_float::table},
-    {&portable_double::table, &portable_double::table, &portable_double::table},
+MOE_TABLES KernelTables<float> float_tables{&portable_float::table, &portable_float::table,
+                                            &portable_float::table};
+MOE_TABLES KernelTables<double> double_tables{&portable_double::table, &portable_double::table,
+                                              &portable_double::table};
 #endif
-};
-// clang-format on
 #endif
+#undef MOE_TABLES
 
 /// The Isa in use as an int; -1 until the first question.
 inline constinit std::atomic<int> isa_in_use{-1};
@@ -154,9 +155,9 @@ template <class S>
 const KernelTable<S>& kernels(Isa isa) {
     static_assert(is_scalar<S>, "moe::kernels: there are tables for float and double");
     if constexpr (std::is_same_v<S, float>)
-        return *detail::tables.of_float[static_cast<std::size_t>(isa)];
+        return *detail::float_tables[static_cast<std::size_t>(isa)];
     else
-        return *detail::tables.of_double[static_cast<std::size_t>(isa)];
+        return *detail::double_tables[static_cast<std::size_t>(isa)];
 }
 
 /// The kernels in use. One relaxed load, which loops over rows make before they begin. Packed
