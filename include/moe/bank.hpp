@@ -148,8 +148,7 @@ public:
         if (state == nullptr || state->fingerprint != fingerprint(x, routing, context))
             detail::fail<std::logic_error>(
                 "moe::Layer::backward: the workspace does not hold this batch: call forward() of "
-                "the "
-                "same layer with the same x and context first, with Keep::everything");
+                "the same layer with the same x and context first, with Keep::everything");
         dx.setZero();
         state->rows.fill(routing, context, static_cast<S>(config_.input_scale));
         const auto by_row = state->dweights.assign(routing.num_kept(), S(0));

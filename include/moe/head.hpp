@@ -26,8 +26,7 @@ namespace moe::inline MOE_ABI {
 /// A router and a gate: tokens to a Routing. The first half of a layer.
 ///
 ///     logits = router(x) + offset,  -inf where a token is padding or an expert is not allowed
-///     plan   = gate(logits), without what would go from padding or to an expert that is not
-///     allowed
+///     plan   = gate(logits), without what crosses a mask: padding, experts not allowed
 ///
 /// It works in a workspace node of its own, whose first two children are the router's and the
 /// gate's. A Bank needs another node.
@@ -157,8 +156,7 @@ public:
         if (routed == nullptr || routed->fingerprint != fingerprint(x, context))
             detail::fail<std::logic_error>(
                 "moe::Layer::backward: the workspace does not hold this batch: call forward() of "
-                "the "
-                "same layer with the same x and context first, with Keep::everything");
+                "the same layer with the same x and context first, with Keep::everything");
         const auto assignments = static_cast<std::size_t>(routed->routing.num_assignments());
         if (dweights.output.size() != assignments ||
             (!dweights.input.empty() && dweights.input.size() != assignments))
@@ -173,7 +171,8 @@ public:
         take(context, *routed);  // its gradients may be others than those that forward saw
         const auto logits = ws.logits();
         auto dlogits = ws.dlogits();
-        Workspace<S>&of_router = ws.child(router_node), &of_gate = ws.child(gate_node);
+        Workspace<S>& of_router = ws.child(router_node);
+        Workspace<S>& of_gate = ws.child(gate_node);
         detail::lend_gradient(gate_, grad.gate_, of_gate, [&](GateModule& gate_grad) {
             hooks::backward<S>(gate_, logits, routed->routing, dweights, dlogits, gate_grad,
                                {routed->context, of_gate});
@@ -211,7 +210,8 @@ public:
             detail::reserve_gradient(gate_, ws.child(gate_node));
             detail::reserve_gradient(router_, ws.child(router_node));
         }
-        Workspace<S>&of_router = ws.child(router_node), &of_gate = ws.child(gate_node);
+        Workspace<S>& of_router = ws.child(router_node);
+        Workspace<S>& of_gate = ws.child(gate_node);
         if constexpr (requires { router_.reserve(tokens, assignments, of_router); })
             router_.reserve(tokens, assignments, of_router);
         if constexpr (requires { gate_.reserve(tokens, assignments, of_gate); })
