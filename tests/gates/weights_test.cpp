@@ -344,7 +344,7 @@ TYPED_TEST(Weights, OfATokenWithNothingButNullExpertsDoNotTouchTheOtherTokens) {
     moe::Matrix<S> z = random_spaced<S>(3, 6, 5, 0.3);
     z.array() += S(1.5);
     std::vector<moe::ExpertFacts> facts(6);
-    for (const std::size_t expert : {0, 3, 4})
+    for (const std::size_t expert : {std::size_t{0}, std::size_t{3}, std::size_t{4}})
         facts[expert].is_null = true;  // all that token 0 has
     const auto c = derivatives<S>(7);
     for_each_rule([&](const CombineRule& rule) {
