@@ -122,12 +122,15 @@ elseif(CASE MATCHES "^pkg_config")
         file(RENAME ${WORK}/prefix ${WORK}/moved)
         set(ENV{PKG_CONFIG_PATH} ${WORK}/moved/share/pkgconfig)
     else()
-        # Each folder by an absolute path, as some distributions give them.
-        install_moe(${WORK}/all -D CMAKE_INSTALL_INCLUDEDIR=${WORK}/all/include
-            -D CMAKE_INSTALL_DATADIR=${WORK}/all/share)
-        set(ENV{PKG_CONFIG_PATH} ${WORK}/all/share/pkgconfig)
+        # Each folder by an absolute path, as some distributions give them. CMake refuses such
+        # include folders inside the source tree, where WORK may be.
+        run(mktemp -d)
+        string(STRIP "${text}" all)
+        install_moe(${all} -D CMAKE_INSTALL_INCLUDEDIR=${all}/include
+            -D CMAKE_INSTALL_DATADIR=${all}/share)
+        set(ENV{PKG_CONFIG_PATH} ${all}/share/pkgconfig)
         run(${pkg_config} --variable=includedir moe)
-        if(NOT text STREQUAL "${WORK}/all/include\n")
+        if(NOT text STREQUAL "${all}/include\n")
             message(FATAL_ERROR "pkg-config says that headers are in ${text}")
         endif()
     endif()
@@ -140,6 +143,9 @@ elseif(CASE MATCHES "^pkg_config")
     message(STATUS "pkg-config: ${flags}")
     run(${COMPILER} -std=c++20 ${CMAKE_CURRENT_LIST_DIR}/main.cpp -o ${WORK}/consumer ${flags})
     run(${WORK}/consumer)
+    if(DEFINED all)
+        file(REMOVE_RECURSE ${all})
+    endif()
 
 elseif(CASE STREQUAL wrong_version)
     install_moe(${WORK}/prefix)
