@@ -3,7 +3,7 @@
 #define MOE_MOE_HPP
 
 /// Everything to build, run, train, freeze and count a layer. What fewer programs want is included
-/// by name, since it costs a compiler 0.6 s: files (moe/io), text reports and pictures
+/// by name, since parsing it takes time: files (moe/io), text reports and pictures
 /// (moe/stats/report.hpp, moe/stats/svg.hpp), tools for tests (moe/testing).
 
 #include <moe/any_layer.hpp>

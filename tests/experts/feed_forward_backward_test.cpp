@@ -127,7 +127,7 @@ TEST(FeedForwardBackward, RefusesGradientsOfOtherExtents) {
     grad.up = moe::Weights<double>(2, 9, 37);
     EXPECT_EQ(refusal(),
               "moe::FeedForwardModule::backward: up of the gradient holds 2 matrices [9, 37], "
-              "the experts have 2 of [37, 9]; make it with moe::zeros_like");
+              "the experts have 2 of [37, 9]; make it with zeros_like(layer)");
     grad.up = moe::Weights<double>(1, 37, 9);
     EXPECT_NE(refusal(), "");
     grad.up = {};
@@ -135,7 +135,7 @@ TEST(FeedForwardBackward, RefusesGradientsOfOtherExtents) {
     grad.down_bias = moe::Weights<double>(2, 1, 9);
     EXPECT_EQ(refusal(),
               "moe::FeedForwardModule::backward: down_bias of the gradient holds 2 matrices "
-              "[1, 9], the experts have 0 of [0, 0]; make it with moe::zeros_like");
+              "[1, 9], the experts have 0 of [0, 0]; make it with zeros_like(layer)");
 }
 
 }  // namespace

@@ -105,6 +105,15 @@ public:
         return PackedFeedForward<S>(*this, options);
     }
 
+    /// @throws std::invalid_argument unless each matrix of grad is absent or of the same extents
+    void check_gradient(const FeedForwardModule& grad) const {
+        check_gradient("gate", grad.gate, gate);
+        check_gradient("up", grad.up, up);
+        check_gradient("down", grad.down, down);
+        check_gradient("up_bias", grad.up_bias, up_bias);
+        check_gradient("down_bias", grad.down_bias, down_bias);
+    }
+
     /// <e>.gate, <e>.up, <e>.down, <e>.up_bias, <e>.down_bias
     void visit_parameters(auto&& visit) {
         for (Index e = 0; e < count_; ++e) {
@@ -154,13 +163,6 @@ private:
             detail::fail("moe::FeedForwardModule: a view in ", name,
                          " has a col_stride other than 1; copy the bias into a row and view that");
     }
-    void check_gradient(const FeedForwardModule& grad) const {
-        check_gradient("gate", grad.gate, gate);
-        check_gradient("up", grad.up, up);
-        check_gradient("down", grad.down, down);
-        check_gradient("up_bias", grad.up_bias, up_bias);
-        check_gradient("down_bias", grad.down_bias, down_bias);
-    }
     static void check_gradient(const char* name, const Weights<S>& found,
                                const Weights<S>& wanted) {
         if (found.count() == 0 || (found.count() == wanted.count() &&
@@ -169,7 +171,7 @@ private:
         detail::fail("moe::FeedForwardModule::backward: ", name, " of the gradient holds ",
                      found.count(), " matrices [", found.rows(), ", ", found.cols(),
                      "], the experts have ", wanted.count(), " of [", wanted.rows(), ", ",
-                     wanted.cols(), "]; make it with moe::zeros_like");
+                     wanted.cols(), "]; make it with zeros_like(layer)");
     }
 
     FeedForwardShape shape_;

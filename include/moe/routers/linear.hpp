@@ -142,8 +142,9 @@ private:
 };
 
 /// Recipe of the usual learned router, computed in the scalar of the layer, float at least. W
-/// starts as N(0, 1 / D), so that logits of normed tokens are N(0, 1); b starts at 0. Source:
-/// Shazeer et al. (arXiv:1701.06538) section 2.1, without its noise.
+/// starts as N(0, 1 / D), so that logits of normed tokens are N(0, 1); b starts at 0.
+///
+/// Source: Shazeer et al. (arXiv:1701.06538) section 2.1, without its noise.
 struct LinearRouter {
     bool bias = false;  ///< gpt-oss has one; most models do not
 
