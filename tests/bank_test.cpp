@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include <moe/bank.hpp>
 
+#include <cstdint>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -119,6 +121,50 @@ TEST(Bank, NumbersExpertsInArgumentOrder) {
     EXPECT_TRUE(facts[3].is_null);
     EXPECT_TRUE(facts[4].is_free && !facts[4].is_null);
     EXPECT_EQ(facts[5].capacity_class, 1);
+}
+
+/// Adds 1 to y where its expert is allowed, and to dx.
+struct AsksWhoIsAllowed {
+    Index num_experts() const { return 2; }
+    void forward(moe::In<double>, const moe::Rows<double>& rows, moe::Out<double> y,
+                 const moe::Call<double>& call) const {
+        add(rows, rows.to, y, call);
+    }
+    void backward(moe::In<double>, const moe::Rows<double>& rows, moe::In<double>,
+                  moe::Out<double> dx, const moe::RowGradients<double>&, AsksWhoIsAllowed&,
+                  const moe::Call<double>& call) const {
+        add(rows, rows.from, dx, call);
+    }
+
+private:
+    static void add(const moe::Rows<double>& rows, std::span<const std::int32_t> at,
+                    moe::Out<double> to, const moe::Call<double>& call) {
+        for (Index e = 0; e < rows.num_experts(); ++e)
+            for (Index r = rows.begin(e); r < rows.end(e); ++r) {
+                const Index token = at[static_cast<std::size_t>(r)];
+                if (call.context.is_allowed(token, rows.first_expert + e)) to(token, 0) += 1;
+            }
+    }
+};
+
+TEST(Bank, GroupsKnowWhichExpertsAreAllowed) {
+    const moe::Bank<double, AsksWhoIsAllowed> bank(moe::Config{.model_dim = 1}, AsksWhoIsAllowed{});
+    Routing both;
+    both.reset(3, 2);
+    for (Index t = 0; t < 3; ++t) both.add(t, 0, 1), both.add(t, 1, 1);
+    both.group();
+    const std::uint8_t allowed[] = {1, 1, 0, 1, 0, 0};
+    const moe::Context context{.allowed = allowed};
+    const auto x = random_matrix<double>(3, 1, 1);
+    Matrix<double> y(3, 1), dx(3, 1), want(3, 1);
+    want << 2, 1, 0;
+    Workspace<double> ws;
+    bank.apply(x, both, y, ws, context);
+    EXPECT_EQ(y, want);
+    auto grad = bank;
+    std::vector<double> dweight(6);
+    bank.apply_backward(x, both, y, dx, dweight, {}, grad, ws, context);
+    EXPECT_EQ(dx, want);
 }
 
 TEST(Bank, GroupsAreSummedInArgumentOrder) {

@@ -140,7 +140,8 @@ void tile(benchmark::State& state, Isa isa, Index rows, Index k, bool by_rows) {
 template <class S>
 void product(benchmark::State& state, Isa isa, Index rows, Index out, Index in, bool packed) {
     const KernelTable<S>& t = moe::kernels<S>(isa);
-    Buffer<S> x(rows * (in + 16)), w(out * in), y(rows * out), scratch(moe::product_scratch(t));
+    Buffer<S> x(rows * (in + 16)), w(out * in), y(rows * out),
+        scratch(moe::product_scratch(t, out));
     const moe::Strided<S> a{x.data(), in + 16, 1}, b{w.data(), 1, in};
     moe::PackedMatrix<S> matrix;
     matrix.pack(t, b, in, out);
@@ -149,6 +150,29 @@ void product(benchmark::State& state, Isa isa, Index rows, Index out, Index in, 
             moe::product(t, rows, out, in, a, matrix.view(), y.data(), out, false);
         else
             moe::product(t, rows, out, in, a, b, y.data(), out, false, scratch.data());
+        benchmark::ClobberMemory();
+    }
+    report_flops(state, 2.0 * static_cast<double>(rows * out * in), peak(isa, sizeof(S)));
+}
+
+/// What backward multiplies: dx = dy W, or dW += dy^T x (`gradient`), rows of dy [rows, out], W
+/// [out, in]. Four matrices in turn, so that they come from beyond the second-level cache.
+template <class S>
+void backward_product(benchmark::State& state, Isa isa, Index rows, Index out, Index in,
+                      bool gradient) {
+    const KernelTable<S>& t = moe::kernels<S>(isa);
+    constexpr Index matrices = 4;
+    Buffer<S> x(rows * (in + 16)), dy(rows * (out + 16)), w(matrices * out * in),
+        scratch(moe::product_scratch(t, in));
+    Index turn = 0;
+    for (auto _ : state) {
+        S* const weight = w.data() + turn++ % matrices * out * in;
+        if (gradient)
+            moe::product(t, out, in, rows, {dy.data(), 1, out + 16}, {x.data(), in + 16, 1}, weight,
+                         in, true, scratch.data());
+        else
+            moe::product(t, rows, in, out, {dy.data(), out + 16, 1}, {weight, in, 1}, x.data(),
+                         in + 16, false, scratch.data());
         benchmark::ClobberMemory();
     }
     report_flops(state, 2.0 * static_cast<double>(rows * out * in), peak(isa, sizeof(S)));
@@ -236,6 +260,11 @@ void add_benchmarks(const std::string& type) {
             const std::string shape = "qwen3_up/rows:" + std::to_string(rows);
             add("product/packed/" + shape + end, product<S>, isa, rows, 768, 2048, true);
             add("product/in_place/" + shape + end, product<S>, isa, rows, 768, 2048, false);
+        }
+        for (const Index rows : {2, 16, 128}) {
+            const std::string shape = "mixtral_mini_up/rows:" + std::to_string(rows);
+            add("dx/" + shape + end, backward_product<S>, isa, rows, 3584, 1024, false);
+            add("dw/" + shape + end, backward_product<S>, isa, rows, 3584, 1024, true);
         }
         for (const Index in : {256, 2048, 2056}) {
             add("pack/transposed/768x" + std::to_string(in) + end, pack<S>, isa, 768, in, true);

@@ -66,14 +66,7 @@ public:
     /// One entry per routed expert.
     std::vector<ExpertFacts> facts() const {
         std::vector<ExpertFacts> facts;
-        for_each_group([&](std::size_t, const auto& group) {
-            for (Index e = 0; e < group.num_experts(); ++e) {
-                if constexpr (requires { group.facts(e); })
-                    facts.push_back(group.facts(e));
-                else
-                    facts.emplace_back();
-            }
-        });
+        append_facts(facts);
         return facts;
     }
     /// Floating-point operations that every token costs in groups without routed experts, forward.
@@ -105,9 +98,10 @@ public:
         state.fingerprint = 0;  // until all is there
         y.setZero();
         state.rows.fill(routing, context, static_cast<S>(config_.input_scale));
+        const Context groups_context = with_facts(context, state);
         Index first = 0;
         for_each_group([&](std::size_t i, const auto& group) {
-            group.forward(x, rows_of(group, first, state), y, Call<S>{context, ws.child(i)});
+            group.forward(x, rows_of(group, first, state), y, Call<S>{groups_context, ws.child(i)});
             first += group.num_experts();
         });
         state.fingerprint = ws.keeps() ? fingerprint(x, routing, context) : 0;
@@ -155,6 +149,7 @@ public:
         const auto by_row_input =
             state->dinput.assign(dinput.empty() ? 0 : routing.num_kept(), S(0));
         const auto shared = state->shared_dweights.resize(x.rows());
+        const Context groups_context = with_facts(context, *state);
         Index first = 0;
         for_each_group([&](std::size_t i, const auto& group) {
             const bool routed = group.num_experts() > 0;
@@ -169,7 +164,7 @@ public:
                                  group.num_experts(), "; make it with zeros_like(layer)");
                 detail::lend_gradient(group, given, ws.child(i), [&](Group& group_grad) {
                     group.backward(x, rows_of(group, first, *state), dy, dx, gradients, group_grad,
-                                   Call<S>{context, ws.child(i)});
+                                   Call<S>{groups_context, ws.child(i)});
                 });
             });
             first += group.num_experts();
@@ -188,6 +183,7 @@ public:
     void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
         State& state = ws.template state<State>();
         state.rows.reserve(tokens, assignments);
+        state.facts.reserve(static_cast<std::size_t>(num_experts()));
         if (ws.keeps()) {
             state.dweights.resize(assignments);
             state.dinput.resize(assignments);
@@ -259,6 +255,7 @@ private:
         detail::BatchRows<S> rows;
         Buffer<S> dweights, dinput;  // [num_kept] gradients at the weights, row by row
         Buffer<S> shared_dweights;   // [T] of groups without routed experts; nobody asks
+        std::vector<ExpertFacts> facts;
         std::uint64_t fingerprint = 0;
     };
 
@@ -281,6 +278,25 @@ private:
         for_each_group([&](std::size_t, const auto& group) {
             if constexpr (requires { group.check(shape_); }) group.check(shape_);
         });
+    }
+
+    void append_facts(std::vector<ExpertFacts>& facts) const {
+        for_each_group([&](std::size_t, const auto& group) {
+            for (Index e = 0; e < group.num_experts(); ++e) {
+                if constexpr (requires { group.facts(e); })
+                    facts.push_back(group.facts(e));
+                else
+                    facts.emplace_back();
+            }
+        });
+    }
+    /// The context that groups get: Context::experts says what the bank knows of its experts.
+    Context with_facts(const Context& context, State& state) const {
+        state.facts.clear();
+        append_facts(state.facts);
+        Context filled = context;
+        filled.experts = state.facts;
+        return filled;
     }
 
     template <class F>

@@ -63,7 +63,7 @@ void products_and_sums(Isa isa, const char* type) {
     const Index rows = 29, cols = 71, k = 601;
     std::vector<S> a(static_cast<std::size_t>(rows * k)), b(static_cast<std::size_t>(k * cols));
     std::vector<S> c(static_cast<std::size_t>(rows * cols));
-    std::vector<S> scratch(static_cast<std::size_t>(moe::product_scratch(t)));
+    std::vector<S> scratch(static_cast<std::size_t>(moe::product_scratch(t, cols)));
     random.fill(rows * k, a.data());
     random.fill(k * cols, b.data());
     random.fill(rows * cols, c.data());

@@ -45,10 +45,11 @@ TYPED_TEST(Product, IsTheReferenceForAnyShapeAndStrides) {
     struct Shape {
         Index rows, cols, k;
     };
-    const Shape shapes[] = {{1, 1, 1},     {1, 33, 7},    {2, 3, 5},    {7, 31, 11},
-                            {13, 37, 29},  {14, 32, 64},  {15, 65, 3},  {31, 17, 61},
-                            {32, 64, 257}, {61, 97, 101}, {3, 5, 1031}, {29, 41, 607}};
-    Guarded<S> a_memory(70000), b_memory(80000), c_memory(10000), scratch_memory(60000);
+    const Shape shapes[] = {{1, 1, 1},      {1, 33, 7},    {2, 3, 5},    {7, 31, 11},
+                            {13, 37, 29},   {14, 32, 64},  {15, 65, 3},  {31, 17, 61},
+                            {32, 64, 257},  {61, 97, 101}, {3, 5, 1031}, {29, 41, 607},
+                            {15, 1130, 120}};
+    Guarded<S> a_memory(70000), b_memory(140000), c_memory(20000), scratch_memory(140000);
     this->each_isa([&](const KernelTable<S>& t) {
         Numbers random(1);
         for (const auto& [rows, cols, k] : shapes)
@@ -62,7 +63,7 @@ TYPED_TEST(Product, IsTheReferenceForAnyShapeAndStrides) {
                 S* a = a_memory.last(a_size);
                 S* b = b_memory.last(b_size);
                 S* c = c_memory.last(c_size);
-                S* scratch = scratch_memory.last(moe::product_scratch(t));
+                S* scratch = scratch_memory.last(moe::product_scratch(t, cols));
                 random.fill(a_size, a);
                 random.fill(b_size, b);
                 const Strided<S> left{a, a_row, a_col}, right{b, b_row, b_col};
@@ -102,7 +103,7 @@ TYPED_TEST(Product, PanelsMayBeComputedInAnyOrder) {
         const Index rows = 19, cols = 3 * t.panel_width + 5, k = 43;
         std::vector<S> a(static_cast<std::size_t>(rows * k)), b(static_cast<std::size_t>(k * cols));
         std::vector<S> whole(static_cast<std::size_t>(rows * cols)), parts(whole);
-        std::vector<S> scratch(static_cast<std::size_t>(moe::product_scratch(t)));
+        std::vector<S> scratch(static_cast<std::size_t>(moe::product_scratch(t, cols)));
         random.fill(rows * k, a.data());
         random.fill(k * cols, b.data());
         const Strided<S> left{a.data(), k, 1}, right{b.data(), 1, k};
@@ -165,7 +166,11 @@ TYPED_TEST(Product, DoesNotDependOnTheBatch) {
 TYPED_TEST(Product, OfNothingIsZeroOrUnchanged) {
     using S = TypeParam;
     this->each_isa([&](const KernelTable<S>& t) {
-        std::vector<S> c(15, S(7)), scratch(static_cast<std::size_t>(moe::product_scratch(t)));
+        std::vector<S> c(15, S(7)), scratch(static_cast<std::size_t>(moe::product_scratch(t, 5)));
+        const Index wide = 2 * t.panel_width + 1;
+        std::vector<S> c_wide(static_cast<std::size_t>(3 * wide), S(7));
+        PackedMatrix<S> empty;
+        empty.resize(t, 0, wide);
         const std::vector<S> data(64);
         const Strided<S> none{data.data(), 1, 1};
         moe::product(t, 0, 5, 4, none, none, c.data(), 5, false, scratch.data());
@@ -176,6 +181,10 @@ TYPED_TEST(Product, OfNothingIsZeroOrUnchanged) {
         EXPECT_EQ(c, std::vector<S>(15, S(7)));
         moe::product(t, 3, 5, 0, none, none, c.data(), 5, false, scratch.data());
         EXPECT_EQ(c, std::vector<S>(15, S(0)));
+        moe::product(t, 3, wide, 0, none, empty.view(), c_wide.data(), wide, true);
+        EXPECT_EQ(c_wide, std::vector<S>(c_wide.size(), S(7)));
+        moe::product(t, 3, wide, 0, none, empty.view(), c_wide.data(), wide, false);
+        EXPECT_EQ(c_wide, std::vector<S>(c_wide.size(), S(0)));
     });
 }
 
@@ -185,7 +194,9 @@ TYPED_TEST(Product, BlocksFitTheCacheTheyAreMadeFor) {
         const Index block = moe::k_block(t);
         EXPECT_GE(block, 16);
         EXPECT_LE(block * (t.panel_width + t.tile_rows) * static_cast<Index>(sizeof(S)), 46 * 1024);
-        EXPECT_GE(moe::product_scratch(t), block * t.panel_width);
+        EXPECT_GE(moe::product_scratch(t, 0), block * t.panel_width);
+        EXPECT_GE(moe::packed_elements<S>, moe::packed_rows * t.panel_width);
+        EXPECT_EQ(moe::product_scratch(t, 1 << 20), moe::product_scratch(t, 1 << 21));
     });
     if (moe::best_isa() == Isa::avx512) {
         EXPECT_EQ(moe::k_block(moe::kernels<float>(Isa::avx512)), 256);
@@ -202,7 +213,7 @@ TYPED_TEST(Product, GivesTheSameColumnsOfEitherOperand) {
         Numbers random(1);
         std::vector<S> a(static_cast<std::size_t>(m * k)), b(static_cast<std::size_t>(k * n));
         std::vector<S> whole(static_cast<std::size_t>(m * n));
-        std::vector<S> scratch(static_cast<std::size_t>(moe::product_scratch(t)));
+        std::vector<S> scratch(static_cast<std::size_t>(moe::product_scratch(t, n)));
         random.fill(m * k, a.data());
         random.fill(k * n, b.data());
         moe::exact::tile(m, n, k, a.data(), k, 1, b.data(), n, whole.data(), n, false);
@@ -240,7 +251,7 @@ TYPED_TEST(Product, ReadsTransposedWeights) {
         Numbers random(2);
         std::vector<S> x(static_cast<std::size_t>(m * k)), w(static_cast<std::size_t>(n * k));
         std::vector<S> y(static_cast<std::size_t>(m * n)), want(y), dense(w);
-        std::vector<S> scratch(static_cast<std::size_t>(moe::product_scratch(t)));
+        std::vector<S> scratch(static_cast<std::size_t>(moe::product_scratch(t, n)));
         random.fill(m * k, x.data());
         random.fill(n * k, w.data());
         moe::exact::pack(k, n, n, w.data(), 1, k, dense.data());

@@ -52,6 +52,34 @@ TEST(MemoryBudget, CountsWhatARouterHasPacked) {
     EXPECT_EQ(moe::memory_budget(l, 1, 1, Keep::nothing).packed, 1000);
 }
 
+TEST(MemoryBudget, CountsWhatAFrozenLinearRouterHasPacked) {
+    const moe::Layer l{moe::Config{.model_dim = 64}, moe::LinearRouter{}, moe::TopK{.k = 1},
+                       moe::Zero{.count = 32}};
+    const moe::MemoryBudget frozen = moe::memory_budget(moe::freeze(l), 1, 1, Keep::nothing);
+    EXPECT_EQ(frozen.packed, 4 * 64 * 32);
+    EXPECT_EQ(moe::memory_budget(l, 1, 1, Keep::nothing).packed, 0);
+}
+
+/// Gradients at input weights need room of their own.
+TEST(MemoryBudget, IsAllThatTheFirstStepTakesForEitherPlacement) {
+    if (!allocations::are_counted) GTEST_SKIP() << "a sanitizer brings its own operator new";
+    for (const moe::Placement placement : {moe::Placement::output, moe::Placement::input}) {
+        const moe::Layer l{moe::Config{.model_dim = 512}, moe::LinearRouter{},
+                           moe::TopK{.k = 2, .placement = placement},
+                           moe::Swiglu{.count = 4, .ffn_dim = 32}};
+        const Matrix<float> x = moe::Random(1).normal<float>(600, 512, 1);
+        Matrix<float> y(600, 512), dx(600, 512);
+        auto grad = moe::zeros_like(l);
+        moe::Workspace<float> ws;
+        ws.reserve(l, 600, 1200);
+        const long spent = bytes_in([&] {
+            l.forward(x, y, ws);
+            l.backward(x, y, dx, grad, ws);
+        });
+        EXPECT_LE(spent, 4096) << "placement " << static_cast<int>(placement);
+    }
+}
+
 TEST(MemoryBudget, OfAHeadAndABankIsWhatTheyReserve) {
     if (!allocations::are_counted) GTEST_SKIP() << "a sanitizer brings its own operator new";
     const auto on_input = [](moe::Placement placement) {

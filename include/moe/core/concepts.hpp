@@ -21,9 +21,14 @@ concept Recipe = requires(const X recipe, const Shape& shape, Random& random) {
     recipe.template build<S>(shape, random);
 };
 
-// Every hook below exists in two forms: as written, or with one more argument `const Call<S>&` at
-// the end that carries the context and the part's own workspace node. A type offers either; who
-// calls a part of a part uses moe::hooks, which finds the form.
+// The hooks of routers, gates and single experts exist in two forms: as written, or with one more
+// argument `const Call<S>&` at the end that carries the context and the part's own workspace node
+// (backward of a gate: two more, its gradient and the call). forward and backward of a part have
+// the same form. Expert groups always take the call. Who calls a part of a part uses moe::hooks,
+// which finds the form.
+//
+// A router, gate or group has a default constructor: it makes a part that holds nothing, a gradient
+// that is not wanted.
 //
 // What any part may offer besides, and what holds if it does not:
 //
@@ -35,10 +40,15 @@ concept Recipe = requires(const X recipe, const Shape& shape, Random& random) {
 //     check(shape) const                throws if the part does not fit the layer
 //     own_gradients()                   in a copy that is to become a gradient: views of memory are
 //                                       replaced by memory of its own; nothing
-//     freeze(options) const             the part for inference only; a copy of the part
-//     reserve(tokens, rows, ws) const   room for calls up to that size; the first call allocates
+// and of a router, a gate or a group, but not of a single expert:
+//
+//     reserve(tokens, rows, ws) const   room for calls up to that size (rows: assignments); the
+//                                       first call allocates
 //     workspace_bytes(tokens, rows, keep, workers) const
 //                                       what such a call takes, for memory_budget(); 0
+//     freeze(options) const             routers and groups: the part for inference only; a copy
+//     bytes() const                     routers and groups: of packed weights that are not visited
+//                                       as parameters; 0
 
 // Version 14 of the formatter makes nothing of concepts.
 // clang-format off
@@ -62,7 +72,7 @@ concept Router =
 template <class E, class S = float>
 concept Expert =
     requires(const E expert, E& grad, In<S> x, In<S> dy, Out<S> y, Out<S> dx) {
-        expert.forward(x, y);              // x: [n, D], y: [n, D], written
+        expert.forward(x, y);              // x: [n, D], y: [n, O], written
         expert.backward(x, dy, dx, grad);  // dx: [n, D], written; adds to grad
     } || requires(const E expert, E& grad, In<S> x, In<S> dy, Out<S> y, Out<S> dx,
                   const Call<S>& call) {
@@ -89,7 +99,13 @@ using other_scalar = std::conditional_t<std::is_same_v<S, float>, double, float>
 
 }  // namespace detail
 
-/// Logits to assignments and weights. Optional:
+/// Logits to assignments and weights.
+///
+/// select gets a routing that is reset to the batch, and adds; the layer groups it by expert
+/// afterwards, so a select that looks at experts' lists calls routing.group() itself. -inf is a
+/// logit that must not be chosen (the layer masks so, and drops what was chosen nevertheless). Null
+/// experts, call.context.experts[e].is_null, are for the gate to leave out of normalisation. To
+/// change another gate's choice, see GateWrapper. Optional:
 ///     weigh(logits, routing[, call]) const
 ///                                       sets the weights of the assignments that are there; all
 ///                                       that replay runs. Without it, select's weights stay
@@ -120,10 +136,14 @@ concept TrainableGate =
          gate.backward(logits, routing, dweights, dlogits, grad, call);
      });
 
-/// A run of consecutive experts served by one object; it **adds** to y. Optional:
+/// A run of consecutive experts served by one object; it **adds** to y.
+///
+/// Experts are numbered from 0 within the group (rows.first_expert is the first that `rows` is
+/// about), and the names of their parameters start with that number: "2.gate". A call may be about
+/// some of the rows only: what is kept for backward is as long as rows.weights, not num_rows(), and
+/// row r of it belongs to row r. Optional:
 ///     facts(e) const                    ExpertFacts of local expert e; all defaults
 ///     flops_per_token() const           of a group without routed experts: what every token costs
-///     bytes() const                     of packed weights that are not visited as parameters
 template <class G, class S = float>
 concept ExpertGroup =
     requires(const G group, In<S> x, const Rows<S>& rows, Out<S> y, const Call<S>& call) {

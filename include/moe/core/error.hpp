@@ -25,8 +25,8 @@ public:
 
 namespace detail {
 
-inline std::string text(const char* part) { return part; }
-inline std::string text(const std::string& part) { return part; }
+inline const char* text(const char* part) { return part; }
+inline const std::string& text(const std::string& part) { return part; }
 template <class N>
 concept Number = std::is_arithmetic_v<N>;
 template <Number N>
@@ -52,7 +52,9 @@ template <class Error>
 /// Throws `Error` with the parts joined into one sentence: who, what it got, what it wanted.
 template <class Error = std::invalid_argument, class... Parts>
 [[noreturn, gnu::noinline, gnu::cold]] void fail(const Parts&... parts) {
-    raise<Error>((text(parts) + ...));
+    std::string message;
+    ((message += text(parts)), ...);
+    raise<Error>(message);
 }
 
 /// a * b for extents.

@@ -15,8 +15,8 @@ enum class Storage { fp32 };
 /// bits as the layer that was frozen.
 enum class Compute { exact };
 
-/// What moe::freeze() makes of a layer. A part that has something to prepare for inference offers
-/// `freeze(const FreezeOptions&) const`; the others are copied as they are.
+/// What moe::freeze() makes of a layer. A router or group that has something to prepare for
+/// inference offers `freeze(const FreezeOptions&) const`; all else is copied as it is.
 struct FreezeOptions {
     Storage storage = Storage::fp32;
     Compute compute = Compute::exact;

@@ -64,7 +64,7 @@ std::unique_ptr<T, AlignedDelete> allocate(Index count) {
 }  // namespace detail
 
 /// Scratch that grows and never shrinks, so that the second call of the same size allocates
-/// nothing. The contents are unspecified after resize().
+/// nothing. resize() keeps the contents if they fit the memory that is there, else they are lost.
 template <class T>
 class Buffer {
     static_assert(std::is_trivially_copyable_v<T>);

@@ -3,6 +3,7 @@
 #define MOE_EXPERTS_FEED_FORWARD_BACKWARD_HPP
 
 #include <algorithm>
+#include <utility>
 
 #include <moe/experts/feed_forward_forward.hpp>
 
@@ -21,8 +22,8 @@ struct FeedForwardGradients {
 //     dx += input weight * (dg gate + du up)
 //     d(down) += (w dy)^T h,  d(gate) += dg^T x,  d(up) += du^T x    over the expert's rows
 //
-// Every product is over the rows of one expert, or over F, in ascending order, and every output
-// element belongs to one task: no sum depends on the number of threads.
+// Every product is over the rows of one expert, or over F or O, in ascending order, and every
+// output element belongs to one task: no sum depends on the number of threads.
 
 /// dh' = dy down for the columns of one item, into state.dgate.
 template <class S>
@@ -33,7 +34,8 @@ void feed_forward_dhidden(const FeedForwardShape& shape, const FeedForwardOperan
     const Index expert = rows.first_expert + item.expert, dim = shape.output_dim;
     const Index stride = FeedForwardState<S>::row_stride(dim);
     const Index block = std::min(feed_forward_rows, rows.size(item.expert));
-    S* const dy_block = scratch.resize(block * stride + product_scratch(table)).data();
+    S* const dy_block =
+        scratch.resize(block * stride + product_scratch(table, item.end - item.begin)).data();
     const auto down =
         Operand<S>(strided<S>((*operands.down.unpacked)[expert])).columns_from(item.begin);
     for (Index first = rows.begin(item.expert); first < rows.end(item.expert); first += block) {
@@ -69,21 +71,24 @@ void feed_forward_nonlinearity(const FeedForwardShape& shape, const Rows<S>& row
     }
 }
 
-/// dx[from] += input weight * (dg gate + du up) for some columns of dx, experts ascending.
+/// dx[from] += input weight * (dg gate + du up) for some columns of dx, experts ascending; and the
+/// parts of <dg gate + du up, x[from]> in these columns, where input weights want gradients.
 template <class S>
-void feed_forward_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands,
+void feed_forward_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands, In<S> x,
                      const Rows<S>& rows, Out<S> dx, FeedForwardState<S>& state, Index begin,
                      Index end, Buffer<S>& scratch) {
     const KernelTable<S>& table = kernels<S>();
-    const Index width = end - begin;
-    S* const block = scratch.resize(feed_forward_wide_rows * width + product_scratch(table)).data();
-    S* const packing = block + feed_forward_wide_rows * width;
+    const Index width = end - begin, part = feed_forward_dot_columns;
+    const Index parts = FeedForwardState<S>::dot_blocks(shape.model_dim);
+    const Index block_rows = std::min(feed_forward_wide_rows, most_rows(rows));
+    S* const block = scratch.resize(block_rows * width + product_scratch(table, width)).data();
+    S* const packing = block + block_rows * width;
     for (Index e = 0; e < rows.num_experts(); ++e) {
         if (rows.size(e) == 0) continue;
         const Index expert = rows.first_expert + e;
         const auto up = Operand<S>(strided<S>((*operands.up.unpacked)[expert])).columns_from(begin);
-        for (Index first = rows.begin(e); first < rows.end(e); first += feed_forward_wide_rows) {
-            const Index count = std::min(feed_forward_wide_rows, rows.end(e) - first);
+        for (Index first = rows.begin(e); first < rows.end(e); first += block_rows) {
+            const Index count = std::min(block_rows, rows.end(e) - first);
             const Index at = first * state.stride;
             if (shape.gated) {
                 const Operand<S> gate(strided<S>((*operands.gate.unpacked)[expert]));
@@ -98,9 +103,10 @@ void feed_forward_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>
                 const auto row = static_cast<std::size_t>(first + i);
                 table.axpy(width, rows.input_weight(first + i), block + i * width,
                            dx.data() + rows.from[row] * dx.outerStride() + begin);
-                if (state.dinput.size() > 0)
-                    std::copy_n(block + i * width, width,
-                                state.dinput.data() + (first + i) * shape.model_dim + begin);
+                for (Index c = 0; c < width && state.dinput.size() > 0; c += part)
+                    state.dinput.data()[(first + i) * parts + (begin + c) / part] =
+                        table.dot(std::min(part, width - c), block + i * width + c,
+                                  x.data() + rows.from[row] * x.outerStride() + begin + c);
             }
         }
     }
@@ -111,56 +117,61 @@ template <class S>
 void feed_forward_ddown(const FeedForwardShape& shape, const Rows<S>& rows, In<S> dy,
                         const FeedForwardState<S>& state, const FeedForwardItem& item,
                         const FeedForwardGradients<S>& grad, Buffer<S>& scratch) {
-    const Index expert = rows.first_expert + item.expert;
-    const Index count = rows.size(item.expert), first = rows.begin(item.expert);
+    const Index expert = rows.first_expert + item.expert, end = rows.end(item.expert);
     const KernelTable<S>& table = kernels<S>();
-    const Strided<S> h{state.hidden.data() + first * state.stride, state.stride, 1};
+    const Index width = item.end - item.begin;
+    const Index block = std::min(feed_forward_rows, rows.size(item.expert));
+    S* const dy_block =
+        scratch.resize(block * width + product_scratch(table, shape.ffn_dim)).data();
     S* const gradient = grad.down->gradient(expert);
-    for (Index begin = item.begin; begin < item.end && gradient != nullptr;
-         begin += feed_forward_columns) {
-        const Index width = std::min(feed_forward_columns, item.end - begin);
-        S* const dy_block = scratch.resize(count * width + product_scratch(table)).data();
-        gather<S>(table, dy, rows.to, rows.weights, first, count, begin, begin + width, dy_block,
+    for (Index first = rows.begin(item.expert); first < end && gradient != nullptr;
+         first += block) {
+        const Index count = std::min(block, end - first);
+        gather<S>(table, dy, rows.to, rows.weights, first, count, item.begin, item.end, dy_block,
                   width);
-        product(table, width, shape.ffn_dim, count, Strided<S>{dy_block, 1, width}, h,
-                gradient + begin * shape.ffn_dim, shape.ffn_dim, true, dy_block + count * width);
+        product(table, width, shape.ffn_dim, count, Strided<S>{dy_block, 1, width},
+                Strided<S>{state.hidden.data() + first * state.stride, state.stride, 1},
+                gradient + item.begin * shape.ffn_dim, shape.ffn_dim, true,
+                dy_block + block * width);
     }
     if (S* const bias_gradient = grad.down_bias->gradient(expert))
-        for (Index r = first; r < rows.end(item.expert); ++r) {
+        for (Index r = rows.begin(item.expert); r < end; ++r) {
             const auto row = static_cast<std::size_t>(r);
-            table.axpy(item.end - item.begin, rows.weights[row],
+            table.axpy(width, rows.weights[row],
                        dy.data() + rows.to[row] * dy.outerStride() + item.begin,
                        bias_gradient + item.begin);
         }
 }
 
-/// d(gate) += dg^T x and d(up) += du^T x for columns [begin, end) of one expert's matrices.
+/// d(gate) += dg^T x and d(up) += du^T x for rows [begin, end) of one expert's matrices.
 template <class S>
 void feed_forward_dgate_dup(const FeedForwardShape& shape, In<S> x, const Rows<S>& rows,
                             const FeedForwardState<S>& state, const FeedForwardItem& item,
                             const FeedForwardGradients<S>& grad, Buffer<S>& scratch) {
-    const Index expert = rows.first_expert + item.expert;
+    const Index expert = rows.first_expert + item.expert, end = rows.end(item.expert);
+    const Index dim = shape.model_dim, width = item.end - item.begin;
     S* const dgate = grad.gate->gradient(expert);
     S* const dup = grad.up->gradient(expert);
-    const KernelTable<S>& table = kernels<S>();
-    const Index count = rows.size(item.expert), first = rows.begin(item.expert);
-    const Index at = first * state.stride;
     const bool wanted = dgate != nullptr || dup != nullptr;
-    for (Index begin = item.begin; begin < item.end && wanted; begin += feed_forward_columns) {
-        const Index width = std::min(feed_forward_columns, item.end - begin);
-        S* const x_block = scratch.resize(count * width + product_scratch(table)).data();
-        gather<S>(table, x, rows.from, rows.input_weights, first, count, begin, begin + width,
-                  x_block, width);
+    const KernelTable<S>& table = kernels<S>();
+    const Index x_stride = FeedForwardState<S>::row_stride(dim);
+    const Index block = std::min(feed_forward_rows, rows.size(item.expert));
+    S* const x_block = scratch.resize(block * x_stride + product_scratch(table, dim)).data();
+    for (Index first = rows.begin(item.expert); first < end && wanted; first += block) {
+        const Index count = std::min(block, end - first);
+        gather<S>(table, x, rows.from, rows.input_weights, first, count, 0, dim, x_block, x_stride);
+        const Index at = first * state.stride + item.begin;
         for (const auto& [source, gradient] :
              {std::pair{state.dgate.data(), dgate}, std::pair{state.dup.data(), dup}})
             if (gradient != nullptr)
-                product(table, shape.ffn_dim, width, count,
-                        Strided<S>{source + at, 1, state.stride}, Strided<S>{x_block, width, 1},
-                        gradient + begin, shape.model_dim, true, x_block + count * width);
+                product(table, width, dim, count, Strided<S>{source + at, 1, state.stride},
+                        Strided<S>{x_block, x_stride, 1}, gradient + item.begin * dim, dim, true,
+                        x_block + block * x_stride);
     }
-    if (S* const gradient = item.begin == 0 ? grad.up_bias->gradient(expert) : nullptr)
-        for (Index r = 0; r < count; ++r)
-            table.axpy(shape.ffn_dim, S(1), state.dup.data() + at + r * state.stride, gradient);
+    if (S* const gradient = grad.up_bias->gradient(expert))
+        for (Index r = rows.begin(item.expert); r < end; ++r)
+            table.axpy(width, S(1), state.dup.data() + r * state.stride + item.begin,
+                       gradient + item.begin);
 }
 
 /// The backward pass of a group, from what feed_forward() left in the same node.
@@ -171,14 +182,14 @@ void feed_forward_backward(const FeedForwardShape& shape, const FeedForwardOpera
                            const Call<S>& call) {
     if (rows.num_rows() == 0) return;
     const KernelTable<S>& table = kernels<S>();
-    const Index n = rows.num_rows(), panel = table.panel_width;
+    const Index n = rows.num_rows(), parts = FeedForwardState<S>::dot_blocks(shape.model_dim);
     Executor& executor = call.ws.executor();
     const int workers = executor.concurrency();
     auto& state = call.ws.template state<FeedForwardState<S>>();
     const auto all_rows = static_cast<Index>(rows.weights.size());
     state.dgate.resize(all_rows * state.stride);
     state.dup.resize(all_rows * state.stride);
-    state.dinput.resize(dweights.input_weights.empty() ? 0 : all_rows * shape.model_dim);
+    state.dinput.resize(dweights.input_weights.empty() ? 0 : all_rows * parts);
     state.grow_scratch(shape, most_rows(rows), true, workers);
     state.reserve_items(rows.num_experts(), workers);
     const auto scratch = [&](int worker) -> Buffer<S>& {
@@ -190,7 +201,7 @@ void feed_forward_backward(const FeedForwardShape& shape, const FeedForwardOpera
     const double flops = shape.flops_per_row() * static_cast<double>(n);
 
     state.items.clear();
-    split_experts(rows, shape.ffn_dim, panel, workers, state.items);
+    split_experts(rows, shape.ffn_dim, table.panel_width, workers, state.items);
     parallel_for(executor, static_cast<Index>(state.items.size()), flops, [&](Index i, int worker) {
         feed_forward_dhidden<S>(shape, operands, rows, dy, state, item(i), scratch(worker));
     });
@@ -203,15 +214,16 @@ void feed_forward_backward(const FeedForwardShape& shape, const FeedForwardOpera
 
     // The rest depends on nothing else: one list of tasks of three kinds.
     state.items.clear();
-    split_experts(rows, shape.output_dim, feed_forward_columns, workers, state.items);
+    split_experts(rows, shape.output_dim, feed_forward_gradient_rows, workers, state.items);
     const auto downs = static_cast<Index>(state.items.size());
-    split_experts(rows, shape.model_dim, feed_forward_columns, workers, state.items);
+    split_experts(rows, shape.ffn_dim, feed_forward_gradient_rows, workers, state.items);
     const auto all = static_cast<Index>(state.items.size());
-    const Index chunk = column_chunk(shape.model_dim, panel, workers, 2, feed_forward_wide_columns);
+    const Index chunk = column_chunk(shape.model_dim, feed_forward_dot_columns, workers, 1,
+                                     feed_forward_wide_columns);
     const Index chunks = (shape.model_dim + chunk - 1) / chunk;
     parallel_for(executor, chunks + all, flops, [&](Index i, int worker) {
         if (i < chunks)
-            feed_forward_dx<S>(shape, operands, rows, dx, state, i * chunk,
+            feed_forward_dx<S>(shape, operands, x, rows, dx, state, i * chunk,
                                std::min(shape.model_dim, (i + 1) * chunk), scratch(worker));
         else if (i < chunks + downs)
             feed_forward_ddown<S>(shape, rows, dy, state, item(i - chunks), grad, scratch(worker));
@@ -230,9 +242,7 @@ void feed_forward_backward(const FeedForwardShape& shape, const FeedForwardOpera
     }
     for (Index i = begin; i < end && state.dinput.size() > 0; ++i) {
         const auto row = static_cast<std::size_t>(i);
-        dweights.input_weights[row] =
-            table.dot(shape.model_dim, state.dinput.data() + i * shape.model_dim,
-                      x.data() + rows.from[row] * x.outerStride());
+        dweights.input_weights[row] = table.sum(parts, state.dinput.data() + i * parts);
     }
 }
 

@@ -88,7 +88,7 @@ void feed_forward_hidden(const FeedForwardShape& shape, const FeedForwardOperand
     const Index block = std::min(feed_forward_rows, rows.size(item.expert));
     const Index width = std::min(feed_forward_columns, item.end - item.begin);
     S* const x_block =
-        scratch.resize(block * (x_stride + 2 * width) + product_scratch(table)).data();
+        scratch.resize(block * (x_stride + 2 * width) + product_scratch(table, width)).data();
     S* const gate_block = x_block + block * x_stride;
     S* const up_block = gate_block + block * width;
     S* const packing = up_block + block * width;
@@ -135,15 +135,16 @@ void feed_forward_down(const FeedForwardShape& shape, const FeedForwardOperands<
                        Index end, Buffer<S>& scratch) {
     const KernelTable<S>& table = operands.up.table();
     const Index width = std::min(feed_forward_columns, end - begin);
-    S* const block = scratch.resize(feed_forward_rows * width + product_scratch(table)).data();
-    S* const packing = block + feed_forward_rows * width;
+    const Index block_rows = std::min(feed_forward_rows, most_rows(rows));
+    S* const block = scratch.resize(block_rows * width + product_scratch(table, width)).data();
+    S* const packing = block + block_rows * width;
     for (Index e = 0; e < rows.num_experts(); ++e) {
         if (rows.size(e) == 0) continue;
         const Index expert = rows.first_expert + e;
         const Operand<S> down = operands.down.transposed(expert);
         const S* const bias = bias_row(*operands.down_bias, expert);
-        for (Index first = rows.begin(e); first < rows.end(e); first += feed_forward_rows) {
-            const Index count = std::min(feed_forward_rows, rows.end(e) - first);
+        for (Index first = rows.begin(e); first < rows.end(e); first += block_rows) {
+            const Index count = std::min(block_rows, rows.end(e) - first);
             const Strided<S> a{state.hidden.data() + first * state.stride, state.stride, 1};
             for (Index at = begin; at < end; at += width) {
                 const Index columns = std::min(width, end - at);

@@ -48,6 +48,11 @@ inline void check_feed_forward(const char* who, Index count, Index ffn_dim) {
 inline constexpr Index feed_forward_rows = 256;
 /// Columns of the scratch between a product and what is done with its elements.
 inline constexpr Index feed_forward_columns = 128;
+/// The rows of a weight's gradient are cut into items at multiples of this.
+inline constexpr Index feed_forward_gradient_rows = 128;
+/// Columns of one part of the product of a row of dx with one of x: a task has whole parts, so that
+/// the sum of them does not depend on the tasks.
+inline constexpr Index feed_forward_dot_columns = 64;
 
 /// Most columns of y that a task of the last phase owns. Each task reads all of the hidden layer:
 /// 64 experts of 2048 x 1024 with 64 rows each took 139 ms in these products with 128 columns at a
@@ -57,8 +62,8 @@ inline constexpr Index feed_forward_down_columns = 512;
 /// same call became 3.7 ms.
 inline constexpr Index feed_forward_ahead = 8;
 
-/// Both where weights are read along their rows: the wider the better, 16 rows by 1024 columns at a
-/// time ran twice as fast as by 128. Fewer rows then, for the same scratch.
+/// Columns and rows of the block of dx that a task makes at a time. Weights are read along their
+/// rows: the wider the better.
 inline constexpr Index feed_forward_wide_columns = 1024;
 inline constexpr Index feed_forward_wide_rows = 128;
 
@@ -75,7 +80,7 @@ struct FeedForwardState {
     Buffer<S> hidden;                // [N, stride] act(gate) * up
     Buffer<S> dgate;                 // [N, stride] dh' until the nonlinearity has run, then dg
     Buffer<S> dup;                   // [N, stride]
-    Buffer<S> dinput;                // [N, D] only with input weights that want gradients
+    Buffer<S> dinput;                // [N, D / 64] parts of the gradients at input weights
     std::vector<Buffer<S>> scratch;  // one per worker
     std::vector<FeedForwardItem> items;
     Index stride = 0;
@@ -93,6 +98,7 @@ struct FeedForwardState {
         resize(shape, rows, keep);
         dgate.resize(keep ? rows * stride : 0);
         dup.resize(keep ? rows * stride : 0);
+        dinput.resize(keep ? rows * dot_blocks(shape.model_dim) : 0);
         reserve_items(experts, workers);
         grow_scratch(shape, rows, keep, workers);
     }
@@ -108,7 +114,8 @@ struct FeedForwardState {
     }
     /// Bytes that such a call needs at most; see memory_budget().
     static Index bytes(const FeedForwardShape& shape, Index rows, bool keep, int workers) {
-        const Index row = row_stride(shape.ffn_dim) * (keep ? (shape.gated ? 5 : 4) : 1);
+        const Index row = row_stride(shape.ffn_dim) * (keep ? (shape.gated ? 5 : 4) : 1) +
+                          (keep ? dot_blocks(shape.model_dim) : 0);
         return static_cast<Index>(sizeof(S)) *
                (rows * row + workers * scratch_size(shape, rows, keep));
     }
@@ -117,22 +124,26 @@ struct FeedForwardState {
     static Index scratch_size(const FeedForwardShape& shape, Index rows, bool keep) {
         const Index in = row_stride(std::max(shape.model_dim, shape.output_dim));
         const Index block = std::min(rows, feed_forward_rows) * (in + 2 * feed_forward_columns);
-        // Backward gathers all rows of an expert for a block of columns.
-        const Index columns =
-            std::max({feed_forward_rows * feed_forward_columns,
-                      keep ? rows * feed_forward_columns : Index{0},
-                      keep ? feed_forward_wide_rows * feed_forward_wide_columns : 0});
-        return std::max(block, columns) + product_scratch(kernels<S>());
+        const Index wide = std::min(rows, feed_forward_wide_rows) *
+                           std::min(shape.model_dim, feed_forward_wide_columns);
+        // Forward packs a few columns, if any; backward reads matrices along their rows.
+        const Index packed = keep ? std::max({shape.model_dim, shape.ffn_dim, shape.output_dim})
+                                  : feed_forward_columns;
+        return std::max(block, keep ? wide : 0) + product_scratch(kernels<S>(), packed);
     }
 
     /// Elements from row to row of `columns`: no power of two, rows that far apart would share one
     /// set of the first cache.
     static Index row_stride(Index columns) { return columns + 16; }
+    /// Parts of the product of a row of dx with one of x.
+    static Index dot_blocks(Index columns) {
+        return (columns + feed_forward_dot_columns - 1) / feed_forward_dot_columns;
+    }
 };
 
 /// Cuts every expert that has rows into pieces of `unit`, so that there are a few pieces of about
 /// equal cost per worker, hot experts or not.
-/// @param extent  what is cut: columns of a matrix, the same for all experts
+/// @param extent  what is cut: columns of a matrix or rows of a gradient, the same for all experts
 template <class S>
 void split_experts(const Rows<S>& rows, Index extent, Index unit, int workers,
                    std::vector<FeedForwardItem>& items) {

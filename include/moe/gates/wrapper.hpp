@@ -11,16 +11,31 @@ namespace moe::inline MOE_ABI {
 /// A gate around a gate that hands every hook on. Derive from it and write the hook that differs: a
 /// capacity limit, for example, selects as the inner gate does and then drops what is too much.
 ///
-///     struct Mine : moe::GateWrapper<float, moe::TopKModule<float>> {
-///         void select(moe::In<float> logits, moe::Routing& routing,
-///                     const moe::Call<float>& call) const {
-///             moe::hooks::select<float>(inner, logits, routing, call);
-///             ...
+///     template <class S, class Inner>
+///     struct FirstCome : moe::GateWrapper<S, Inner> {
+///         static constexpr bool per_token = false;  // a choice depends on those of other tokens
+///         moe::Index capacity = 0;
+///
+///         void select(moe::In<S> logits, moe::Routing& routing, const moe::Call<S>& call) const {
+///             moe::hooks::select<S>(this->inner, logits, routing, call);
+///             routing.group();  // by expert
+///             std::vector<moe::Index> refused;  // dropping moves what is kept: first all numbers
+///             for (moe::Index e = 0; e < routing.num_experts(); ++e)
+///                 for (auto i = std::size_t(capacity); i < routing.assignments_of(e).size(); ++i)
+///                     refused.push_back(routing.assignments_of(e)[i]);
+///             for (const moe::Index a : refused) routing.set_dropped(a, moe::Dropped::capacity);
 ///         }
 ///     };
+///     struct FirstComeTopK {  // the recipe that goes into a layer
+///         moe::TopK inner;
+///         moe::Index capacity = 0;
 ///
-/// A wrapper whose choice for one token depends on the others says so:
-/// `static constexpr bool per_token = false;`.
+///         template <class S>
+///         auto build(const moe::Shape& shape, moe::Random& random) const {
+///             auto gate = inner.build<S>(shape, random);
+///             return FirstCome<S, decltype(gate)>{{gate}, capacity};
+///         }
+///     };
 template <class S, class Inner>
 struct GateWrapper {
     using Scalar = S;

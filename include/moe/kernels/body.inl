@@ -13,6 +13,7 @@
 /// Columns of a V, and partials of a sum.
 inline constexpr Index lanes = 16;
 inline constexpr Index panel_width = tile_vectors * lanes;
+static_assert(64 % panel_width == 0, "layers cut columns into 64s and 128s");
 /// Elements of a buffer on the stack, for what needs a second pass; a multiple of 16.
 inline constexpr Index block = 256;
 

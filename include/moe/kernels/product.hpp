@@ -10,23 +10,31 @@
 
 namespace moe::inline MOE_ABI {
 
-/// Rows of B that one pass of the tile covers: the slice of B and that of A, k_block rows of
-/// panel_width and of tile_rows elements, take at most 46 KiB, so that both stay in a first-level
-/// cache of 48 KiB (256 for AVX-512 in float, 528 for AVX2). The split does not change the result.
+/// Rows of B that one pass of the tile covers where the panels of B are outermost: the slice of B
+/// and that of A, k_block rows of panel_width and of tile_rows elements, take at most 46 KiB, so
+/// that both stay in a first-level cache of 48 KiB (256 for AVX-512 in float, 528 for AVX2). The
+/// split does not change the result.
 template <class S>
 Index k_block(const KernelTable<S>& table) {
     const Index bytes = (table.panel_width + table.tile_rows) * static_cast<Index>(sizeof(S));
     return std::max<Index>(16, Index{46 * 1024} / bytes / 16 * 16);
 }
 
-/// Panels that are packed together where the rows of B are contiguous: wider pieces of each row,
-/// since rows may be a page apart.
-inline constexpr Index packed_together = 4;
-
-/// Elements of the scratch that `product` needs to pack B as it goes.
+/// Where the rows of B are contiguous, what is packed at once: this many rows of B at most, and as
+/// many columns as fit the elements below, 512 KiB, a part of the second-level cache. Of 64 to 256
+/// rows by 512 to 4096 columns, 128 by 1024 was the quickest or within 3 % of it, for C += A B too
+/// (one core of a Sapphire Rapids, AVX-512, 2048 x 1024 and 3584 x 1024).
+inline constexpr Index packed_rows = 128;
 template <class S>
-Index product_scratch(const KernelTable<S>& table) {
-    return k_block(table) * table.panel_width * packed_together;
+inline constexpr Index packed_elements = 512 * 1024 / static_cast<Index>(sizeof(S));
+
+/// Elements of the scratch that `product` needs to pack B, and some rows of A, as it goes.
+/// @param cols  columns of B, or more
+template <class S>
+Index product_scratch(const KernelTable<S>& table, Index cols) {
+    const Index panel = packed_rows * table.panel_width, slice = k_block(table) * table.panel_width;
+    const Index block = std::min(packed_elements<S>, num_panels(table, cols) * panel);
+    return std::max(slice, block) + packed_rows * table.tile_rows;
 }
 
 namespace detail {
@@ -45,6 +53,12 @@ struct EvenSplit {
     Index begin(Index i) const { return size * i + std::min(i, longer); }
 };
 
+inline void check_product([[maybe_unused]] Index rows, [[maybe_unused]] Index cols,
+                          [[maybe_unused]] Index k, [[maybe_unused]] Index c_row) {
+    MOE_ASSERT(rows >= 0 && cols >= 0 && k >= 0, "extents of a product");
+    MOE_ASSERT(rows < 2 || c_row >= cols, "rows of a product do not overlap");
+}
+
 /// Where the next tiles' share of B lies, for the tile's prefetch.
 template <class S>
 struct Ahead {
@@ -52,60 +66,125 @@ struct Ahead {
     Index step = 0;
 };
 
-/// `slice(j, k0, kb, &b_row)` gives rows [k0, k0 + kb) of panel j; `next(j, k0, kb, part, parts)`
-/// a part of what that will read for `group` panels from j on, to be prefetched in kb steps.
+/// C = A B with the panels of B outermost: `slice(j, k0, kb)` gives rows [k0, k0 + kb) of panel j;
+/// `next(j, k0, kb, part, parts)` a part of what that will read, to be prefetched in kb steps.
 ///
 /// While the tiles of one slice are computed, the next slice comes in, a share with each. Without
 /// it, 128 rows by 512 columns by 256 ran at 177 GFLOP/s from the second-level cache and at 130
 /// from the third (one core of a Sapphire Rapids, AVX-512); with it at 175 and 163. Prefetching
-/// between the tiles gained nothing: a burst fills the line buffers and waits. Panels are the outer
-/// loop, slices of k the inner one. In groups it is the other way round, in short slices: B is then
-/// read along its rows as they lie in memory. Where C is added to, which is how weight gradients
-/// are made, the next block of C is asked for between the tiles: its rows are far apart, which no
-/// hardware prefetcher expects. (Asking for them from within the tiles, one row in each step, was 4
-/// to 8 % slower.)
+/// between the tiles gained nothing: a burst fills the line buffers and waits.
 template <class S, class Slice, class Next>
 void product_of_slices(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
-                       S* c, Index c_row, bool add, Index group, const Slice& slice,
-                       const Next& next) {
-    MOE_ASSERT(rows >= 0 && cols >= 0 && k >= 0, "extents of a product");
-    MOE_ASSERT(rows < 2 || c_row >= cols, "rows of a product do not overlap");
+                       S* c, Index c_row, bool add, const Slice& slice, const Next& next) {
+    check_product(rows, cols, k, c_row);
+    if (rows == 0) return;
+    const EvenSplit row_blocks(rows, table.tile_rows);
+    const EvenSplit k_blocks(k, k_block(table));
+    const Index steps = num_panels(table, cols) * k_blocks.count;
+    for (Index step = 0; step < steps; ++step) {
+        const Index j = step / k_blocks.count, s = step % k_blocks.count;
+        const Index k0 = k_blocks.begin(s), kb = k_blocks.part(s);
+        const Index first_col = j * table.panel_width;
+        const Index width = std::min(table.panel_width, cols - first_col);
+        const S* const b = slice(j, k0, kb);
+        Index row = 0;
+        for (Index r = 0; r < row_blocks.count; ++r) {
+            Ahead<S> ahead{b, 0};
+            if (step + 1 < steps)
+                ahead = next((step + 1) / k_blocks.count,
+                             k_blocks.begin((step + 1) % k_blocks.count), kb, r, row_blocks.count);
+            table.tile(row_blocks.part(r), width, kb,
+                       a.data + row * a.row_stride + k0 * a.col_stride, a.row_stride, a.col_stride,
+                       b, table.panel_width, c + row * c_row + first_col, c_row, add || s > 0,
+                       ahead.address, ahead.step);
+            row += row_blocks.part(r);
+        }
+    }
+}
+
+/// C = A B where the rows of B are contiguous: a block of B outermost, then rows of A, and the
+/// panels of the block innermost, so that B is read, and C read and written, along rows as they lie
+/// in memory. Weights are read this way in dX, and their gradients are made this way, which are
+/// larger than the caches: per expert 3584 x 1024 += [3584, 128] [128, 1024] ran at 70 GFLOP/s with
+/// panels outermost, and at 146 so (one core of a Sapphire Rapids, AVX-512).
+///
+/// Columns of A that are contiguous, as in dy^T, are packed for each block of rows: elements of one
+/// row lie in as many pages as there are columns (129 GFLOP/s without it in the same example). The
+/// next block of B is not prefetched: one line of each row with each tile, a page apart, made
+/// [128, 3584] [3584, 1024] slower (137 to 113 GFLOP/s), lines along the rows gained nothing.
+template <class S>
+void product_by_rows(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
+                     Strided<S> b, S* c, Index c_row, bool add, S* scratch) {
+    check_product(rows, cols, k, c_row);
     if (rows == 0) return;
     constexpr Index line = 64 / static_cast<Index>(sizeof(S));
-    const bool by_row = group > 1;
-    const EvenSplit row_blocks(rows, table.tile_rows);
-    const EvenSplit k_blocks(k, by_row ? k_block(table) / 4 : k_block(table));
-    const Index all_panels = num_panels(table, cols);
-    const Index groups = (all_panels + group - 1) / group;
-    const Index steps = groups * k_blocks.count;
-    for (Index step = 0; step < steps; ++step) {
-        const auto first_panel = [&](Index i) {
-            return group * (by_row ? i % groups : i / k_blocks.count);
-        };
-        const auto slice_of = [&](Index i) { return by_row ? i / groups : i % k_blocks.count; };
-        const Index first = first_panel(step), panels = std::min(group, all_panels - first);
-        const Index s = slice_of(step), k0 = k_blocks.begin(s), kb = k_blocks.part(s);
-        for (Index j = first; j < first + panels; ++j) {
-            const Index first_col = j * table.panel_width;
-            const Index width = std::min(table.panel_width, cols - first_col);
-            Index b_row = 0;
-            const S* b = slice(j, k0, kb, b_row);
+    const Index width = table.panel_width;
+    const EvenSplit row_blocks(rows, table.tile_rows), k_blocks(k, packed_rows);
+    const Index longest = std::max<Index>(1, k_blocks.part(0));
+    const EvenSplit panel_blocks(num_panels(table, cols),
+                                 std::max<Index>(1, packed_elements<S> / (longest * width)));
+    const bool pack_a = a.row_stride == 1 && a.col_stride != 1;
+    S* const packed_a = scratch + panel_blocks.part(0) * longest * width;
+    for (Index block = 0; block < panel_blocks.count; ++block)
+        for (Index s = 0; s < k_blocks.count; ++s) {
+            const Index first = panel_blocks.begin(block), panels = panel_blocks.part(block);
+            const Index k0 = k_blocks.begin(s), kb = k_blocks.part(s);
+            const auto columns = [&](Index j) { return std::min(width, cols - j * width); };
+            const S* const from = b.data + k0 * b.row_stride + first * width;
+            constexpr Index together = 16;  // rows of B, of all panels: they may be a page apart
+            for (Index p = 0; p < kb; p += together)
+                for (Index j = 0; j < panels; ++j)
+                    table.pack(std::min(together, kb - p), columns(first + j),
+                               from + p * b.row_stride + j * width, b.row_stride, 1,
+                               scratch + (j * kb + p) * width);
             Index row = 0;
             for (Index r = 0; r < row_blocks.count; ++r) {
                 const Index height = row_blocks.part(r);
-                Ahead<S> ahead{b, 0};
-                if (step + 1 < steps)
-                    ahead = next(first_panel(step + 1), k_blocks.begin(slice_of(step + 1)), kb,
-                                 (j - first) * row_blocks.count + r, panels * row_blocks.count);
-                if (add && s == 0 && r + 1 < row_blocks.count)
-                    for (Index i = row + height; i < row + height + row_blocks.part(r + 1); ++i)
-                        for (Index at = 0; at < width; at += line)
-                            __builtin_prefetch(c + i * c_row + first_col + at, 1);
-                table.tile(height, width, kb, a.data + row * a.row_stride + k0 * a.col_stride,
-                           a.row_stride, a.col_stride, b, b_row, c + row * c_row + first_col, c_row,
-                           add || s > 0, ahead.address, ahead.step);
+                Strided<S> a_block{a.data + row * a.row_stride + k0 * a.col_stride, a.row_stride,
+                                   a.col_stride};
+                if (pack_a) {
+                    for (Index p = 0; p < kb; ++p)
+                        std::copy_n(a_block.data + p * a.col_stride, height, packed_a + p * height);
+                    a_block = {packed_a, 1, height};
+                }
+                S* const c_block = c + row * c_row + first * width;
+                for (Index j = 0; j < panels; ++j) {
+                    if (add && s == 0 && j + 1 < panels)
+                        for (Index i = 0; i < height; ++i)
+                            for (Index at = 0; at < width; at += line)
+                                __builtin_prefetch(c_block + i * c_row + (j + 1) * width + at, 1);
+                    table.tile(height, columns(first + j), kb, a_block.data, a_block.row_stride,
+                               a_block.col_stride, scratch + j * kb * width, width,
+                               c_block + j * width, c_row, add || s > 0, scratch, 0);
+                }
                 row += height;
             }
+        }
+}
+
+/// The same for one block of rows of A: each element of B is read once, so it is not packed. Few
+/// rows of B at a time, along all columns: 2 rows by 768 by 2048 read B at 13 GB/s, with long
+/// slices of one panel at 6.
+template <class S>
+void product_in_place(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
+                      Strided<S> b, S* c, Index c_row, bool add, S* scratch) {
+    check_product(rows, cols, k, c_row);
+    if (rows == 0) return;
+    const Index width = table.panel_width, panels = num_panels(table, cols);
+    const EvenSplit k_blocks(k, 16);
+    for (Index s = 0; s < k_blocks.count; ++s) {
+        const Index k0 = k_blocks.begin(s), kb = k_blocks.part(s);
+        for (Index j = 0; j < panels; ++j) {
+            const S* from = b.data + k0 * b.row_stride + j * width;
+            const S* const next = from + width;
+            const Index here = std::min(width, cols - j * width);
+            if (here < width) {  // columns behind the last must not be read
+                table.pack(kb, here, from, b.row_stride, 1, scratch);
+                from = scratch;
+            }
+            table.tile(rows, here, kb, a.data + k0 * a.col_stride, a.row_stride, a.col_stride, from,
+                       here < width ? width : b.row_stride, c + j * width, c_row, add || s > 0,
+                       next, b.row_stride);
         }
     }
 }
@@ -130,60 +209,44 @@ template <class S>
 void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
              Panels<S> b, S* c, Index c_row, bool add) {
     detail::product_of_slices(
-        table, rows, cols, k, a, c, c_row, add, Index{1},
-        [&](Index j, Index k0, Index, Index& b_row) {
-            b_row = table.panel_width;
-            return b.data + (j * k + k0) * table.panel_width;
-        },
+        table, rows, cols, k, a, c, c_row, add,
+        [&](Index j, Index k0, Index) { return b.data + (j * k + k0) * table.panel_width; },
         [&](Index j, Index k0, Index kb, Index part, Index parts) -> detail::Ahead<S> {
             const Index size = kb * table.panel_width;
             return {b.data + (j * k + k0) * table.panel_width + size * part / parts,
-                    (size / parts + kb - 1) / kb};
+                    (size / parts + kb - 1) / std::max<Index>(1, kb)};
         });
 }
 
-/// The same with B as it lies in memory. Each slice is packed once for all rows, into scratch,
-/// except where it is read once only: contiguous rows of B and one block of rows of A.
+/// The same with B as it lies in memory. It is packed in pieces, each once for all rows, into
+/// scratch, except where it is read once only: contiguous rows of B and one block of rows of A.
 ///
 /// Weights W [out, in], row-major, are B in three ways: x W^T is {W, 1, in}, dy W is {W, in, 1},
 /// and in dW = dy^T x the left side is {dy, 1, out}.
 ///
-/// @param scratch  product_scratch(table) elements, best aligned to 64 bytes; one per task
+/// @param scratch  product_scratch(table, cols) elements, best aligned to 64 bytes; one per task
 template <class S>
 void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
              Strided<S> b, S* c, Index c_row, bool add, S* scratch) {
     MOE_ASSERT(scratch != nullptr, "a product needs room to pack what is not packed");
-    const Index width = table.panel_width, all_panels = num_panels(table, cols);
-    const bool by_row = b.col_stride == 1, in_place = by_row && rows <= table.tile_rows;
-    const Index group = by_row && !in_place ? packed_together : 1;
+    if (b.col_stride == 1 && rows <= table.tile_rows)
+        return detail::product_in_place(table, rows, cols, k, a, b, c, c_row, add, scratch);
+    if (b.col_stride == 1)
+        return detail::product_by_rows(table, rows, cols, k, a, b, c, c_row, add, scratch);
+    const Index width = table.panel_width;
     const auto at = [&](Index j, Index p) {
         return b.data + p * b.row_stride + j * width * b.col_stride;
     };
-    const auto pack = [&](Index j, Index k0, Index kb, Index panels) {
-        constexpr Index step = 16;  // rows of B at a time, all panels of the group
-        for (Index p = 0; p < kb; p += panels == 1 ? kb : step)
-            for (Index g = 0; g < panels; ++g)
-                table.pack(panels == 1 ? kb : std::min(step, kb - p),
-                           std::min(width, cols - (j + g) * width), at(j + g, k0 + p), b.row_stride,
-                           b.col_stride, scratch + (g * kb + p) * width);
-    };
     detail::product_of_slices(
-        table, rows, cols, k, a, c, c_row, add, group,
-        [&](Index j, Index k0, Index kb, Index& b_row) -> const S* {
-            if (in_place && (j + 1) * width <= cols) {
-                b_row = b.row_stride;
-                return at(j, k0);
-            }
-            const Index g = j % group;
-            if (g == 0) pack(j, k0, kb, std::min(group, all_panels - j));
-            b_row = width;
-            return scratch + g * kb * width;
+        table, rows, cols, k, a, c, c_row, add,
+        [&](Index j, Index k0, Index kb) -> const S* {
+            table.pack(kb, std::min(width, cols - j * width), at(j, k0), b.row_stride, b.col_stride,
+                       scratch);
+            return scratch;
         },
-        [&](Index j, Index k0, Index, Index part, Index) -> detail::Ahead<S> {
-            // Rows of B, one line of each per tile; columns are left to the hardware.
-            constexpr Index line = 64 / static_cast<Index>(sizeof(S));
-            if (!by_row || part * line >= group * width) return {at(j, k0), 0};
-            return {at(j, k0) + part * line, b.row_stride};
+        // Columns are left to the hardware.
+        [&](Index j, Index k0, Index, Index, Index) {
+            return detail::Ahead<S>{at(j, k0), 0};
         });
 }
 
@@ -212,7 +275,7 @@ struct Operand {
 };
 
 /// The same with either.
-/// @param scratch  product_scratch(table) elements; may be null if B is packed
+/// @param scratch  product_scratch(table, cols) elements; may be null if B is packed
 template <class S>
 void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
              const Operand<S>& b, S* c, Index c_row, bool add, S* scratch) {

@@ -14,9 +14,9 @@ namespace moe::inline MOE_ABI {
 ///     gelu_tanh     a (1 + tanh(sqrt(2 / pi) (a + 0.044715 a^3))) / 2
 ///     silu          a sigmoid(a)
 ///
-/// A new one goes at the end, and into both evaluate() of body.inl, into reference.hpp (plain::act,
-/// plain::slope, exact::evaluate), into the range check of FeedForwardModule and into the lists of
-/// tests/kernels/table_test.cpp, bits_main.cpp and tests/experts/mlp_test.cpp.
+/// A new one goes at the end, and into body.inl (the formula and the switch), into reference.hpp
+/// (plain::act, plain::slope, exact::evaluate), into the range check of FeedForwardModule and into
+/// the lists of tests/kernels/table_test.cpp, bits_main.cpp and tests/experts/mlp_test.cpp.
 enum class Activation { relu, relu_squared, gelu, gelu_tanh, silu };
 
 /// Everything arithmetic that a layer does per element, as plain functions over pointers, strides
@@ -35,12 +35,13 @@ enum class Activation { relu, relu_squared, gelu, gelu_tanh, silu };
 ///
 /// A new kernel goes here, into body.inl (the function and the initialiser of `table`), twice into
 /// reference.hpp (in double, and exact), and into tests/kernels/table_test.cpp, bits_main.cpp and
-/// bench/kernels/tile_bench.cpp. What it needs of V or E is added to lanes.inl, single.inl,
-/// portable.hpp and each file in x86/.
+/// bench/kernels/tile_bench.cpp (elementwise(), names). It ends with finish(). What it needs of V
+/// or E is added to lanes.inl, single.inl, portable.hpp and each avx file in x86/; a new function
+/// of one element, like exp, to math_float.inl and math_double.inl.
 template <class S>
 struct KernelTable {
     const char* name;   ///< "scalar", "avx2", "avx512"
-    Index panel_width;  ///< columns of one packed panel
+    Index panel_width;  ///< columns of one packed panel, a divisor of 64
     Index tile_rows;    ///< most rows that one `tile` call takes
 
     /// C = A B, or C += A B if `add`, for one tile.

@@ -88,9 +88,12 @@ public:
     }
 
     Index workspace_bytes(Index, Index, Keep, int workers) const {
-        return workers * product_scratch(kernels<S>()) * static_cast<Index>(sizeof(S));
+        return workers * scratch_size() * static_cast<Index>(sizeof(S));
     }
     double flops_per_token() const { return 2 * static_cast<double>(weight.size()); }
+
+    /// Of what freeze() packed.
+    Index bytes() const { return packed_.empty() ? 0 : packed_.front().bytes(); }
 
     /// The same router with W packed once, for inference.
     LinearRouterModule freeze(const FreezeOptions&) const {
@@ -102,7 +105,7 @@ public:
     }
 
     void reserve(Index, Index, Workspace<S>& ws) const {
-        ws.template state<State>().reserve(ws.executor().concurrency());
+        ws.template state<State>().reserve(ws.executor().concurrency(), scratch_size());
     }
 
     void visit_parameters(auto&& visit) {
@@ -115,11 +118,16 @@ private:
     struct State {
         std::vector<Buffer<S>> packing;  // one per worker
 
-        void reserve(int workers) {
+        void reserve(int workers, Index scratch) {
             packing.resize(std::max(packing.size(), static_cast<std::size_t>(workers)));
-            for (Buffer<S>& buffer : packing) buffer.resize(product_scratch(kernels<S>()));
+            for (Buffer<S>& buffer : packing) buffer.resize(scratch);
         }
     };
+
+    /// Elements that the widest of the three products needs.
+    Index scratch_size() const {
+        return product_scratch(kernels<S>(), std::max(weight.rows(), weight.cols()));
+    }
 
     double flops(In<S> x) const { return flops_per_token() * static_cast<double>(x.rows()); }
 
@@ -129,7 +137,7 @@ private:
         constexpr Index step = 64;
         Executor& executor = call.ws.executor();
         auto& state = call.ws.template state<State>();
-        state.reserve(executor.concurrency());
+        state.reserve(executor.concurrency(), scratch_size());
         detail::parallel_for(executor, (x.rows() + step - 1) / step, flops(x),
                              [&](Index i, int worker) {
                                  f(i * step, std::min(step, x.rows() - i * step),
