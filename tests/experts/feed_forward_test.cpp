@@ -79,6 +79,13 @@ TYPED_TEST(FeedForward, IsRightWithMoreRowsThanABlockHolds) {
     expert_group::expect_like_dense(group, dense_experts(group), expert_group::Batch<S>(e));
 }
 
+TYPED_TEST(FeedForward, IsRightWithMoreColumnsThanABlockHolds) {
+    using S = TypeParam;
+    const expert_group::Extents e{.tokens = 25, .model_dim = 1100, .output_dim = 270, .experts = 2};
+    const auto group = swiglu<S>(2, 140, e);
+    expert_group::expect_like_dense(group, dense_experts(group), expert_group::Batch<S>(e));
+}
+
 TYPED_TEST(FeedForward, WorksWithoutRows) {
     using S = TypeParam;
     const expert_group::Extents e{.tokens = 0, .experts = 3};
