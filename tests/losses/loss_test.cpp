@@ -2,12 +2,9 @@
 // What all losses have in common.
 #include <moe/losses/loss.hpp>
 
-#include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <limits>
-#include <new>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -21,42 +18,7 @@
 #include <moe/testing/compare.hpp>
 
 #include "losses/example.hpp"
-
-namespace {
-
-std::atomic<long> allocations{0};
-
-void* counted(std::size_t size, std::size_t alignment) {
-    ++allocations;
-    const std::size_t rounded = (size + alignment - 1) / alignment * alignment;
-    if (void* memory = std::aligned_alloc(alignment, rounded == 0 ? alignment : rounded))
-        return memory;
-    throw std::bad_alloc();
-}
-
-}  // namespace
-
-[[gnu::noinline]] void* operator new(std::size_t size) {
-    return counted(size, alignof(std::max_align_t));
-}
-[[gnu::noinline]] void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
-    ++allocations;
-    return std::malloc(size == 0 ? 1 : size);
-}
-[[gnu::noinline]] void* operator new(std::size_t size, std::align_val_t alignment) {
-    return counted(size, static_cast<std::size_t>(alignment));
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, const std::nothrow_t&) noexcept {
-    std::free(memory);
-}
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::align_val_t) noexcept {
-    std::free(memory);
-}
-[[gnu::noinline]] void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
-    std::free(memory);
-}
+#include "support/allocations.hpp"
 
 namespace {
 
@@ -169,12 +131,9 @@ TEST_P(EveryLoss, ShortFormAllocatesNothingTheSecondTime) {
     Workspace<double> ws;
     example::fill(ws, example::logits<double>(), example::two_best());
     GetParam().short_form(ws, 0.3);
-    const long before = allocations;
-    const double value = GetParam().short_form(ws, 0.3);
-    EXPECT_EQ(allocations, before);
+    double value = 0;
+    EXPECT_EQ(allocations::in([&] { value = GetParam().short_form(ws, 0.3); }), 0);
     EXPECT_GT(value, 0);
-    ::operator delete(::operator new(1));  // the counter works
-    EXPECT_GT(allocations, before);
 }
 
 TEST_P(EveryLoss, ShowsNaN) {
