@@ -177,11 +177,12 @@ private:
                 const double value = panel.values(r, c);
                 if (std::isnan(value)) continue;
                 const bool is_dark = ramp_color(scale_.place(value)).luminance() < 0.3;
+                // Appended, not added up: g++ 12 warns of array bounds in the sum.
+                std::string style =
+                    "font-size=\"10\" text-anchor=\"middle\" pointer-events=\"none\" ";
+                style += is_dark ? "fill=\"#ffffff\" " : "fill=\"#1f2328\" ";
                 text(x + (wide(c) + 0.5) * cell_width_ - inset_ / 2,
-                     y + (wide(r) + 0.5) * cell_ + 3.5, fixed(value, scale_.places),
-                     std::string("font-size=\"10\" text-anchor=\"middle\" pointer-events=\"none\" "
-                                 "fill=\"") +
-                         (is_dark ? "#ffffff" : "#1f2328") + "\" ");
+                     y + (wide(r) + 0.5) * cell_ + 3.5, fixed(value, scale_.places), style);
             }
     }
 
