@@ -23,9 +23,9 @@ concept Recipe = requires(const X recipe, const Shape& shape, Random& random) {
 
 // The hooks of routers, gates and single experts exist in two forms: as written, or with one more
 // argument `const Call<S>&` at the end that carries the context and the part's own workspace node
-// (backward of a gate: two more, its gradient and the call). forward and backward of a part have
-// the same form. Expert groups always take the call. Who calls a part of a part uses moe::hooks,
-// which finds the form.
+// (backward of a gate: two more, its gradient and the call). forward and backward of a router or an
+// expert have the same form. Expert groups always take the call. Who calls a part of a part uses
+// moe::hooks, which finds the form.
 //
 // A part that is to come with the library, gates/mine.hpp, is also included by moe.hpp, declared in
 // fwd.hpp, listed in README.md, and has its tests in tests/gates/mine_test.cpp.
@@ -43,6 +43,7 @@ concept Recipe = requires(const X recipe, const Shape& shape, Random& random) {
 //     check(shape) const                throws if the part does not fit the layer
 //     own_gradients()                   in a copy that is to become a gradient: views of memory are
 //                                       replaced by memory of its own; nothing
+//
 // and of a router, a gate or a group, but not of a single expert:
 //
 //     reserve(tokens, rows, ws) const   room for calls up to that size (rows: assignments); the
