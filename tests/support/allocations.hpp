@@ -11,20 +11,21 @@
 /// Counts what a piece of code allocates with operator new, in all threads, and lets one of its
 /// allocations fail.
 
-namespace allocations {
-
-/// Sanitizers bring an operator new of their own; nothing is counted there.
+// Sanitizers bring an operator new of their own, which is left alone; nothing is counted there.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline constexpr bool are_counted = false;
+#define MOE_TESTS_COUNT_ALLOCATIONS 0
 #elif defined(__has_feature)
 #if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-inline constexpr bool are_counted = false;
-#else
-inline constexpr bool are_counted = true;
+#define MOE_TESTS_COUNT_ALLOCATIONS 0
 #endif
-#else
-inline constexpr bool are_counted = true;
 #endif
+#ifndef MOE_TESTS_COUNT_ALLOCATIONS
+#define MOE_TESTS_COUNT_ALLOCATIONS 1
+#endif
+
+namespace allocations {
+
+inline constexpr bool are_counted = MOE_TESTS_COUNT_ALLOCATIONS != 0;
 
 inline std::atomic<long> count{0};
 inline std::atomic<long> bytes_asked_for{0};
@@ -73,6 +74,7 @@ bool fails_at(long n, F&& f) {
 
 }  // namespace allocations
 
+#if MOE_TESTS_COUNT_ALLOCATIONS
 // Weak, so that every test of a program may include this file.
 [[gnu::weak]] void* operator new(std::size_t bytes) {
     return allocations::obtain(bytes, alignof(std::max_align_t));
@@ -98,5 +100,6 @@ bool fails_at(long n, F&& f) {
 [[gnu::weak]] void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept {
     std::free(memory);
 }
+#endif
 
 #endif  // MOE_TESTS_SUPPORT_ALLOCATIONS_HPP
