@@ -165,6 +165,8 @@ TEST(Bank, GroupsKnowWhichExpertsAreAllowed) {
     std::vector<double> dweight(6);
     bank.apply_backward(x, both, y, dx, dweight, {}, grad, ws, context);
     EXPECT_EQ(dx, want);
+    const moe::Context too_few{.allowed = std::span(allowed).first(4)};
+    EXPECT_THROW(bank.apply(x, both, y, ws, too_few), std::invalid_argument);
 }
 
 TEST(Bank, GroupsAreSummedInArgumentOrder) {

@@ -64,11 +64,7 @@ public:
     Index output_dim() const { return shape_.output_dim; }
     Index num_experts() const { return shape_.num_experts; }
     /// One entry per routed expert.
-    std::vector<ExpertFacts> facts() const {
-        std::vector<ExpertFacts> facts;
-        append_facts(facts);
-        return facts;
-    }
+    const std::vector<ExpertFacts>& facts() const { return facts_; }
     /// Floating-point operations that every token costs in groups without routed experts, forward.
     double shared_flops_per_token() const {
         double flops = 0;
@@ -98,7 +94,7 @@ public:
         state.fingerprint = 0;  // until all is there
         y.setZero();
         state.rows.fill(routing, context, static_cast<S>(config_.input_scale));
-        const Context groups_context = with_facts(context, state);
+        const Context groups_context = with_facts(context);
         Index first = 0;
         for_each_group([&](std::size_t i, const auto& group) {
             group.forward(x, rows_of(group, first, state), y, Call<S>{groups_context, ws.child(i)});
@@ -149,7 +145,7 @@ public:
         const auto by_row_input =
             state->dinput.assign(dinput.empty() ? 0 : routing.num_kept(), S(0));
         const auto shared = state->shared_dweights.resize(x.rows());
-        const Context groups_context = with_facts(context, *state);
+        const Context groups_context = with_facts(context);
         Index first = 0;
         for_each_group([&](std::size_t i, const auto& group) {
             const bool routed = group.num_experts() > 0;
@@ -183,7 +179,6 @@ public:
     void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
         State& state = ws.template state<State>();
         state.rows.reserve(tokens, assignments);
-        state.facts.reserve(static_cast<std::size_t>(num_experts()));
         if (ws.keeps()) {
             state.dweights.resize(assignments);
             state.dinput.resize(assignments);
@@ -255,7 +250,6 @@ private:
         detail::BatchRows<S> rows;
         Buffer<S> dweights, dinput;  // [num_kept] gradients at the weights, row by row
         Buffer<S> shared_dweights;   // [T] of groups without routed experts; nobody asks
-        std::vector<ExpertFacts> facts;
         std::uint64_t fingerprint = 0;
     };
 
@@ -277,25 +271,19 @@ private:
         shape_ = detail::shape_of(config, experts_now());
         for_each_group([&](std::size_t, const auto& group) {
             if constexpr (requires { group.check(shape_); }) group.check(shape_);
-        });
-    }
-
-    void append_facts(std::vector<ExpertFacts>& facts) const {
-        for_each_group([&](std::size_t, const auto& group) {
             for (Index e = 0; e < group.num_experts(); ++e) {
                 if constexpr (requires { group.facts(e); })
-                    facts.push_back(group.facts(e));
+                    facts_.push_back(group.facts(e));
                 else
-                    facts.emplace_back();
+                    facts_.emplace_back();
             }
         });
     }
+
     /// The context that groups get: Context::experts says what the bank knows of its experts.
-    Context with_facts(const Context& context, State& state) const {
-        state.facts.clear();
-        append_facts(state.facts);
+    Context with_facts(const Context& context) const {
         Context filled = context;
-        filled.experts = state.facts;
+        filled.experts = facts_;
         return filled;
     }
 
@@ -349,6 +337,9 @@ private:
                          " experts, the layer was made for ", num_experts(),
                          "; make another with Layer::of_modules");
         detail::check_extent("padding", context.padding.size(), x.rows(), "one per token");
+        detail::check_extent("allowed", context.allowed.size(),
+                             detail::checked_product(x.rows(), num_experts()),
+                             "one per token and expert");
         detail::check_extent("gate_multiplier", context.gate_multiplier.size(), num_experts(),
                              "one per expert");
         if (context.gradients != nullptr)
@@ -383,6 +374,7 @@ private:
     Config config_;
     Shape shape_;
     GroupTuple groups_;
+    std::vector<ExpertFacts> facts_;
 };
 
 template <class... Groups>

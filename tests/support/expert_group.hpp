@@ -212,6 +212,16 @@ void expect_like_dense(const Group& group, const std::vector<dense::Expert>& exp
     });
     EXPECT_TRUE(compare(dweights, expected_dweights, tolerance<S>(), options)) << "dweights";
     EXPECT_TRUE(compare(dinput, expected_dinput, tolerance<S>(), options)) << "dinput_weights";
+
+    std::vector<double> gradient;  // in visiting order, as values_of() has it
+    for (dense::Expert expert : wanted.experts)
+        expert.visit([&](std::string_view, const dense::Matrix& matrix) {
+            gradient.insert(gradient.end(), matrix.data(), matrix.data() + matrix.size());
+        });
+    ASSERT_EQ(got.gradient.size(), gradient.size());
+    if (!gradient.empty()) {
+        EXPECT_TRUE(compare(got.gradient, gradient, tolerance<S>(), options)) << "gradient";
+    }
 }
 
 /// Central differences of the sum of dy * y, at x, weights, input weights and every parameter.

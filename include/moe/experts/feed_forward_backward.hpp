@@ -80,6 +80,7 @@ void feed_forward_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>
     const KernelTable<S>& table = kernels<S>();
     const Index width = end - begin, part = feed_forward_dot_columns;
     const Index parts = FeedForwardState<S>::dot_blocks(shape.model_dim);
+    const bool input_gradients = state.dinput.size() > 0;
     const Index block_rows = std::min(feed_forward_wide_rows, most_rows(rows));
     S* const block = scratch.resize(block_rows * width + product_scratch(table, width)).data();
     S* const packing = block + block_rows * width;
@@ -103,7 +104,7 @@ void feed_forward_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>
                 const auto row = static_cast<std::size_t>(first + i);
                 table.axpy(width, rows.input_weight(first + i), block + i * width,
                            dx.data() + rows.from[row] * dx.outerStride() + begin);
-                for (Index c = 0; c < width && state.dinput.size() > 0; c += part)
+                for (Index c = 0; input_gradients && c < width; c += part)
                     state.dinput.data()[(first + i) * parts + (begin + c) / part] =
                         table.dot(std::min(part, width - c), block + i * width + c,
                                   x.data() + rows.from[row] * x.outerStride() + begin + c);

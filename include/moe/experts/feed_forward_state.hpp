@@ -168,12 +168,11 @@ Index most_rows(const Rows<S>& rows) {
     return most;
 }
 
-/// Columns that one task of a column-stationary phase owns: `tasks` tasks per worker, whole panels,
-/// at most `most` columns.
-inline Index column_chunk(Index columns, Index panel, int workers, Index tasks, Index most) {
-    const Index panels = (columns + panel - 1) / panel;
-    return panel *
-           std::clamp<Index>(panels / (tasks * workers), 1, std::max<Index>(1, most / panel));
+/// Columns that one task of a column-stationary phase owns: `tasks` tasks per worker, whole
+/// multiples of `unit`, at most `most` columns.
+inline Index column_chunk(Index columns, Index unit, int workers, Index tasks, Index most) {
+    const Index units = (columns + unit - 1) / unit;
+    return unit * std::clamp<Index>(units / (tasks * workers), 1, std::max<Index>(1, most / unit));
 }
 
 }  // namespace detail

@@ -19,7 +19,7 @@ namespace moe::inline MOE_ABI {
 ///         void select(moe::In<S> logits, moe::Routing& routing, const moe::Call<S>& call) const {
 ///             moe::hooks::select<S>(this->inner, logits, routing, call);
 ///             routing.group();  // by expert
-///             std::vector<moe::Index> refused;  // dropping moves what is kept: first all numbers
+///             std::vector<moe::Index> refused;  // set_dropped ends the lists
 ///             for (moe::Index e = 0; e < routing.num_experts(); ++e)
 ///                 for (auto i = std::size_t(capacity); i < routing.assignments_of(e).size(); ++i)
 ///                     refused.push_back(routing.assignments_of(e)[i]);

@@ -66,8 +66,8 @@ struct Ahead {
     Index step = 0;
 };
 
-/// C = A B with the panels of B outermost: `slice(j, k0, kb)` gives rows [k0, k0 + kb) of panel j;
-/// `next(j, k0, kb, part, parts)` a part of what that will read, to be prefetched in kb steps.
+/// C (+)= A B with the panels of B outermost: `slice(j, k0, kb)` gives rows [k0, k0 + kb) of panel
+/// j; `next(j, k0, kb, part, parts)` a part of what that will read, to be prefetched in kb steps.
 ///
 /// While the tiles of one slice are computed, the next slice comes in, a share with each. Without
 /// it, 128 rows by 512 columns by 256 ran at 177 GFLOP/s from the second-level cache and at 130
@@ -76,8 +76,6 @@ struct Ahead {
 template <class S, class Slice, class Next>
 void product_of_slices(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
                        S* c, Index c_row, bool add, const Slice& slice, const Next& next) {
-    check_product(rows, cols, k, c_row);
-    if (rows == 0) return;
     const EvenSplit row_blocks(rows, table.tile_rows);
     const EvenSplit k_blocks(k, k_block(table));
     const Index steps = num_panels(table, cols) * k_blocks.count;
@@ -102,7 +100,7 @@ void product_of_slices(const KernelTable<S>& table, Index rows, Index cols, Inde
     }
 }
 
-/// C = A B where the rows of B are contiguous: a block of B outermost, then rows of A, and the
+/// C (+)= A B where the rows of B are contiguous: a block of B outermost, then rows of A, and the
 /// panels of the block innermost, so that B is read, and C read and written, along rows as they lie
 /// in memory. Weights are read this way in dX, and their gradients are made this way, which are
 /// larger than the caches: per expert 3584 x 1024 += [3584, 128] [128, 1024] ran at 70 GFLOP/s with
@@ -115,14 +113,11 @@ void product_of_slices(const KernelTable<S>& table, Index rows, Index cols, Inde
 template <class S>
 void product_by_rows(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
                      Strided<S> b, S* c, Index c_row, bool add, S* scratch) {
-    check_product(rows, cols, k, c_row);
-    if (rows == 0) return;
     constexpr Index line = 64 / static_cast<Index>(sizeof(S));
     const Index width = table.panel_width;
     const EvenSplit row_blocks(rows, table.tile_rows), k_blocks(k, packed_rows);
     const Index longest = std::max<Index>(1, k_blocks.part(0));
-    const EvenSplit panel_blocks(num_panels(table, cols),
-                                 std::max<Index>(1, packed_elements<S> / (longest * width)));
+    const EvenSplit panel_blocks(num_panels(table, cols), packed_elements<S> / (longest * width));
     const bool pack_a = a.row_stride == 1 && a.col_stride != 1;
     S* const packed_a = scratch + panel_blocks.part(0) * longest * width;
     for (Index block = 0; block < panel_blocks.count; ++block)
@@ -168,8 +163,6 @@ void product_by_rows(const KernelTable<S>& table, Index rows, Index cols, Index 
 template <class S>
 void product_in_place(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
                       Strided<S> b, S* c, Index c_row, bool add, S* scratch) {
-    check_product(rows, cols, k, c_row);
-    if (rows == 0) return;
     const Index width = table.panel_width, panels = num_panels(table, cols);
     const EvenSplit k_blocks(k, 16);
     for (Index s = 0; s < k_blocks.count; ++s) {
@@ -208,6 +201,8 @@ void product_in_place(const KernelTable<S>& table, Index rows, Index cols, Index
 template <class S>
 void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
              Panels<S> b, S* c, Index c_row, bool add) {
+    detail::check_product(rows, cols, k, c_row);
+    if (rows == 0) return;
     detail::product_of_slices(
         table, rows, cols, k, a, c, c_row, add,
         [&](Index j, Index k0, Index) { return b.data + (j * k + k0) * table.panel_width; },
@@ -228,7 +223,9 @@ void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strid
 template <class S>
 void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
              Strided<S> b, S* c, Index c_row, bool add, S* scratch) {
+    detail::check_product(rows, cols, k, c_row);
     MOE_ASSERT(scratch != nullptr, "a product needs room to pack what is not packed");
+    if (rows == 0) return;
     if (b.col_stride == 1 && rows <= table.tile_rows)
         return detail::product_in_place(table, rows, cols, k, a, b, c, c_row, add, scratch);
     if (b.col_stride == 1)
