@@ -54,12 +54,10 @@ inline constexpr Index feed_forward_gradient_rows = 128;
 /// the sum of them does not depend on the tasks.
 inline constexpr Index feed_forward_dot_columns = 64;
 
-/// Most columns of y that a task of the last phase owns. Each task reads all of the hidden layer:
-/// 64 experts of 2048 x 1024 with 64 rows each took 139 ms in these products with 128 columns at a
-/// time and 123 ms with 512 (one core of a Sapphire Rapids).
+/// Most columns of y that a task of the last phase owns. Each task reads all of the hidden layer,
+/// so few wide tasks read it less often.
 inline constexpr Index feed_forward_down_columns = 512;
-/// Rows of y that are asked for before they are added to, since they lie anywhere: 4.5 ms of the
-/// same call became 3.7 ms.
+/// Rows of y that are asked for before they are added to, since they lie anywhere.
 inline constexpr Index feed_forward_ahead = 8;
 
 /// Columns and rows of the block of dx that a task makes at a time. Weights are read along their

@@ -21,9 +21,7 @@ Index k_block(const KernelTable<S>& table) {
 }
 
 /// Where the rows of B are contiguous, what is packed at once: this many rows of B at most, and as
-/// many columns as fit the elements below, 512 KiB, a part of the second-level cache. Of 64 to 256
-/// rows by 512 to 4096 columns, 128 by 1024 was the quickest or within 3 % of it, for C += A B too
-/// (one core of a Sapphire Rapids, AVX-512, 2048 x 1024 and 3584 x 1024).
+/// many columns as fit the elements below, 512 KiB, a part of the second-level cache.
 inline constexpr Index packed_rows = 128;
 template <class S>
 inline constexpr Index packed_elements = 512 * 1024 / static_cast<Index>(sizeof(S));
@@ -69,10 +67,10 @@ struct Ahead {
 /// C (+)= A B with the panels of B outermost: `slice(j, k0, kb)` gives rows [k0, k0 + kb) of panel
 /// j; `next(j, k0, kb, part, parts)` a part of what that will read, to be prefetched in kb steps.
 ///
-/// While the tiles of one slice are computed, the next slice comes in, a share with each. Without
-/// it, 128 rows by 512 columns by 256 ran at 177 GFLOP/s from the second-level cache and at 130
-/// from the third (one core of a Sapphire Rapids, AVX-512); with it at 175 and 163. Prefetching
-/// between the tiles gained nothing: a burst fills the line buffers and waits.
+/// While the tiles of one slice are computed, the next slice comes in, a share with each: 16 and 64
+/// rows of 768 x 2048 ran at 172 and 185 GFLOP/s with it and at 125 and 174 without. Prefetching
+/// between the tiles gained nothing: a burst fills the line buffers and waits. (Figures of this
+/// file are those of bench/kernels/tile_bench, AVX-512 in float, one core of a Sapphire Rapids.)
 template <class S, class Slice, class Next>
 void product_of_slices(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
                        S* c, Index c_row, bool add, const Slice& slice, const Next& next) {
@@ -103,13 +101,14 @@ void product_of_slices(const KernelTable<S>& table, Index rows, Index cols, Inde
 /// C (+)= A B where the rows of B are contiguous: a block of B outermost, then rows of A, and the
 /// panels of the block innermost, so that B is read, and C read and written, along rows as they lie
 /// in memory. Weights are read this way in dX, and their gradients are made this way, which are
-/// larger than the caches: per expert 3584 x 1024 += [3584, 128] [128, 1024] ran at 70 GFLOP/s with
-/// panels outermost, and at 146 so (one core of a Sapphire Rapids, AVX-512).
+/// larger than the caches: 3584 x 1024 += [3584, 128] [128, 1024] ran at 77 GFLOP/s with panels
+/// outermost, and at 152 so; 16 columns of A instead of 128 at 52 and 106.
 ///
 /// Columns of A that are contiguous, as in dy^T, are packed for each block of rows: elements of one
-/// row lie in as many pages as there are columns (129 GFLOP/s without it in the same example). The
+/// row lie in as many pages as there are columns (131 GFLOP/s without it in the first example). The
 /// next block of B is not prefetched: one line of each row with each tile, a page apart, made
-/// [128, 3584] [3584, 1024] slower (137 to 113 GFLOP/s), lines along the rows gained nothing.
+/// [128, 3584] [3584, 1024] slower, 114 GFLOP/s instead of 139. With 16 rows it is 77, where narrow
+/// groups of panels in short slices, prefetched, gave 91.
 template <class S>
 void product_by_rows(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
                      Strided<S> b, S* c, Index c_row, bool add, S* scratch) {
@@ -158,8 +157,8 @@ void product_by_rows(const KernelTable<S>& table, Index rows, Index cols, Index 
 }
 
 /// The same for one block of rows of A: each element of B is read once, so it is not packed. Few
-/// rows of B at a time, along all columns: 2 rows by 768 by 2048 read B at 13 GB/s, with long
-/// slices of one panel at 6.
+/// rows of B at a time, along all columns: 2 rows by 3584 by 1024 ran at 26 GFLOP/s, in long slices
+/// of one panel at 11.
 template <class S>
 void product_in_place(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
                       Strided<S> b, S* c, Index c_row, bool add, S* scratch) {
