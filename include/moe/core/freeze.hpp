@@ -4,16 +4,9 @@
 
 #include <utility>
 
-#include <moe/core/types.hpp>
+#include <moe/core/storage.hpp>
 
 namespace moe::inline MOE_ABI {
-
-/// How frozen weights are stored. fp32: in the scalar of the layer, as they are.
-enum class Storage { fp32 };
-
-/// How frozen weights are multiplied. exact: one fused multiply-add chain per element, the same
-/// bits as the layer that was frozen.
-enum class Compute { exact };
 
 /// What moe::freeze() makes of a layer. A router or group that has something to prepare for
 /// inference offers `freeze(const FreezeOptions&) const`; all else is copied as it is.

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_CORE_STORAGE_HPP
+#define MOE_CORE_STORAGE_HPP
+
+#include <moe/core/types.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// How frozen weights are stored. Each weight is rounded to nearest once, when it is frozen.
+///
+///     fp32        as trained, in the scalar of the layer
+///     bf16        the upper half of a float
+///     f16         IEEE half precision, up to 65504
+///     int8        q s: q in [-127, 127], one float s per output
+///     int8_block  q s: the same, one f16 s per output and 32 inputs (GGUF's Q8_0)
+///     int4        (q - 8) s: q in [0, 15], one f16 s per output and 32 inputs (Q4_0)
+///     int4_zero   (q - z) s: q and z in [0, 15], one f16 s and one z per output and 32 inputs
+///     ternary     q s: q in {-1, 0, 1}, one float s per output (BitNet b1.58, arXiv 2402.17764)
+enum class Storage { fp32, bf16, f16, int8, int8_block, int4, int4_zero, ternary };
+
+/// How frozen weights are multiplied.
+///
+///     exact  one chain of fused multiply-adds in float per element on the decoded weights, which
+///            are q s rounded once: the bits of a layer that holds the decoded weights. Any
+///            storage.
+///     bf16   inputs are rounded to bf16, products are exact, sums in float in the order of AMX
+///            tiles (kernels/storage_table.hpp). Storage bf16.
+///     int8   inputs are rounded to 8 bits with one scale per row; products and their sums are
+///            exact integers. Storage int8, int8_block, int4, int4_zero or ternary.
+enum class Compute { exact, bf16, int8 };
+
+constexpr const char* name(Storage storage) {
+    constexpr const char* names[] = {"fp32",       "bf16", "f16",       "int8",
+                                     "int8_block", "int4", "int4_zero", "ternary"};
+    return names[static_cast<int>(storage)];
+}
+
+constexpr const char* name(Compute compute) {
+    constexpr const char* names[] = {"exact", "bf16", "int8"};
+    return names[static_cast<int>(compute)];
+}
+
+/// Whether weights are integers times a scale.
+constexpr bool is_coded(Storage storage) { return storage >= Storage::int8; }
+
+/// Whether there is a scale for every 32 inputs, and not one per output.
+constexpr bool has_block_scales(Storage storage) {
+    return storage == Storage::int8_block || storage == Storage::int4 ||
+           storage == Storage::int4_zero;
+}
+
+/// Whether weights stored so can be multiplied so.
+constexpr bool fits(Storage storage, Compute compute) {
+    return compute == Compute::exact ||
+           (compute == Compute::bf16 ? storage == Storage::bf16 : is_coded(storage));
+}
+
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_CORE_STORAGE_HPP
