@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include <moe/kernels/dispatch.hpp>
 
+#include <fstream>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -29,7 +31,7 @@ TEST(Dispatch, HandsOutTheTableOfTheForcedInstructionSet) {
         EXPECT_EQ(moe::isa(), isa);
         EXPECT_EQ(&moe::kernels<float>(), &moe::kernels<float>(isa));
         EXPECT_EQ(&moe::kernels<double>(), &moe::kernels<double>(isa));
-        EXPECT_STREQ(moe::kernels<float>().name, moe::name(isa));
+        EXPECT_STREQ(moe::kernels<float>().name, moe::name(isa == Isa::amx ? Isa::avx512 : isa));
     }
 }
 
@@ -61,14 +63,15 @@ TEST(Dispatch, RefusesWhatTheMachineLacks) {
 
 TEST(Dispatch, ReadsTheEnvironmentsWord) {
     using moe::detail::requested_isa;
-    EXPECT_EQ(requested_isa("scalar", Isa::avx512), Isa::scalar);
-    EXPECT_EQ(requested_isa("avx2", Isa::avx512), Isa::avx2);
-    EXPECT_EQ(requested_isa("avx512", Isa::avx512), Isa::avx512);
-    EXPECT_EQ(requested_isa("amx", Isa::avx512), Isa::avx512);
+    EXPECT_EQ(requested_isa("scalar", Isa::amx), Isa::scalar);
+    EXPECT_EQ(requested_isa("avx2", Isa::amx), Isa::avx2);
+    EXPECT_EQ(requested_isa("avx512", Isa::amx), Isa::avx512);
+    EXPECT_EQ(requested_isa("amx", Isa::amx), Isa::amx);
 }
 
 TEST(Dispatch, ClampsTheEnvironmentsWordToTheMachine) {
     using moe::detail::requested_isa;
+    EXPECT_EQ(requested_isa("amx", Isa::avx512), Isa::avx512);
     EXPECT_EQ(requested_isa("avx512", Isa::avx2), Isa::avx2);
     EXPECT_EQ(requested_isa("avx2", Isa::scalar), Isa::scalar);
     EXPECT_EQ(requested_isa("amx", Isa::scalar), Isa::scalar);
@@ -76,8 +79,8 @@ TEST(Dispatch, ClampsTheEnvironmentsWordToTheMachine) {
 
 TEST(Dispatch, IgnoresAWordItDoesNotKnow) {
     using moe::detail::requested_isa;
-    for (const char* word : {"", "AVX2", "sse", "avx2 "})
-        EXPECT_EQ(requested_isa(word, Isa::avx512), Isa::avx512) << word;
+    for (const char* word : {"", "AVX2", "sse", "avx2 ", "unknown"})
+        EXPECT_EQ(requested_isa(word, Isa::amx), Isa::amx) << word;
     EXPECT_EQ(requested_isa(nullptr, Isa::avx2), Isa::avx2);
 }
 
@@ -88,5 +91,27 @@ TEST(Dispatch, GivesAllThreadsTheSameAnswer) {
     for (auto& thread : threads) thread.join();
     for (const void* table : seen) EXPECT_EQ(table, seen.front());
 }
+
+#if defined(__x86_64__) && defined(__linux__)
+TEST(Dispatch, SeesWhatLinuxSees) {
+    std::ifstream file("/proc/cpuinfo");
+    std::string line;
+    while (std::getline(file, line) && line.rfind("flags", 0) != 0) continue;
+    if (line.empty()) GTEST_SKIP() << "/proc/cpuinfo has no flags";
+    line += ' ';
+    const auto has = [&](const char* words) {  // all of them
+        std::istringstream stream(words);
+        for (std::string word; stream >> word;)
+            if (line.find(' ' + word + ' ') == std::string::npos) return false;
+        return true;
+    };
+    const moe::CpuFeatures features = moe::cpu_features();
+    EXPECT_EQ(features.avx2, has("avx2 fma f16c"));
+    EXPECT_EQ(features.avx_vnni, features.avx2 && has("avx_vnni"));
+    EXPECT_EQ(features.avx512, features.avx2 && has("avx512f avx512bw avx512dq avx512vl"));
+    EXPECT_EQ(features.vnni, features.avx512 && has("avx512_vnni"));
+    EXPECT_EQ(features.amx, features.vnni && has("amx_tile amx_int8 amx_bf16"));
+}
+#endif
 
 }  // namespace

@@ -27,15 +27,16 @@
 
 namespace moe::inline MOE_ABI {
 
-/// Instruction sets that kernels are written for, each containing the ones before it. Double has a
-/// table for scalar and one for avx2, which avx512 uses too.
-enum class Isa { scalar, avx2, avx512 };
+/// Instruction sets that kernels are written for, each containing the ones before it. Where one has
+/// no table of its own, that of the set before it is used: double has scalar and avx2, float has
+/// avx512 too, and only products with stored weights (storage_dispatch.hpp) have amx.
+enum class Isa { scalar, avx2, avx512, amx };
 
 namespace detail {
 
 /// The tables by Isa.
 template <class S>
-using KernelTables = std::array<const KernelTable<S>*, 3>;
+using KernelTables = std::array<const KernelTable<S>*, 4>;
 
 // Two symbols, so that a program of floats compiles no kernel for double. With MOE_EXTERN_KERNELS
 // only the translation unit which defines MOE_IMPLEMENT_KERNELS gives them a value, and they are
@@ -51,14 +52,14 @@ extern const KernelTables<double> double_tables;
 #if !defined(MOE_EXTERN_KERNELS) || defined(MOE_IMPLEMENT_KERNELS)
 #if defined(__x86_64__)
 MOE_TABLES KernelTables<float> float_tables{&portable_float::table, &isa_avx2::table,
-                                            &isa_avx512::table};
+                                            &isa_avx512::table, &isa_avx512::table};
 MOE_TABLES KernelTables<double> double_tables{&portable_double::table, &isa_avx2_double::table,
-                                              &isa_avx2_double::table};
+                                              &isa_avx2_double::table, &isa_avx2_double::table};
 #else
 MOE_TABLES KernelTables<float> float_tables{&portable_float::table, &portable_float::table,
-                                            &portable_float::table};
+                                            &portable_float::table, &portable_float::table};
 MOE_TABLES KernelTables<double> double_tables{&portable_double::table, &portable_double::table,
-                                              &portable_double::table};
+                                              &portable_double::table, &portable_double::table};
 #endif
 #endif
 #undef MOE_TABLES
@@ -76,23 +77,38 @@ inline const char* name(Isa isa) {
             return "avx2";
         case Isa::avx512:
             return "avx512";
+        case Isa::amx:
+            return "amx";
     }
     return "unknown";
 }
 
+#if defined(__x86_64__)
+namespace detail {
+
+/// cpu_features(), asked once.
+inline const CpuFeatures& machine() {
+    static const CpuFeatures features = cpu_features();
+    return features;
+}
+
+}  // namespace detail
+#endif
+
 /// The best that processor and operating system support.
 inline Isa best_isa() {
 #if defined(__x86_64__)
-    static const CpuFeatures features = cpu_features();
-    return features.avx512 ? Isa::avx512 : features.avx2 ? Isa::avx2 : Isa::scalar;
-#else
-    return Isa::scalar;
+    const CpuFeatures& features = detail::machine();
+    if (features.amx) return Isa::amx;
+    if (features.avx512) return Isa::avx512;
+    if (features.avx2) return Isa::avx2;
 #endif
+    return Isa::scalar;
 }
 
 /// Everything this machine can run, worst first.
 inline std::span<const Isa> supported_isas() {
-    static constexpr std::array<Isa, 3> all{Isa::scalar, Isa::avx2, Isa::avx512};
+    static constexpr std::array all{Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx};
     return std::span(all).first(static_cast<std::size_t>(best_isa()) + 1);
 }
 
@@ -101,9 +117,9 @@ namespace detail {
 /// What the environment variable MOE_ISA asks for, and no more than `best`.
 inline Isa requested_isa(const char* word, Isa best) {
     const std::string_view text = word == nullptr ? "" : word;
-    if (text == "scalar") return Isa::scalar;
-    if (text == "avx2") return best < Isa::avx2 ? best : Isa::avx2;
-    return best;  // avx512, amx, nothing, or a word we do not know
+    for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512})
+        if (text == name(isa)) return isa < best ? isa : best;
+    return best;  // amx, nothing, or a word we do not know
 }
 
 }  // namespace detail
@@ -111,8 +127,8 @@ inline Isa requested_isa(const char* word, Isa best) {
 /// The instruction set in use.
 ///
 /// Chosen at the first call: the best one, or what the environment variable MOE_ISA says (scalar,
-/// avx2, avx512 or amx). A word above what the machine has means the best it has, as does `amx`
-/// while no kernel uses tiles; an unknown word is ignored.
+/// avx2, avx512 or amx). A word above what the machine has means the best it has; an unknown word
+/// is ignored.
 inline Isa isa() {
     int chosen = detail::isa_in_use.load(std::memory_order_relaxed);
     if (chosen < 0) [[unlikely]] {

@@ -13,8 +13,11 @@ namespace moe::inline MOE_ABI {
 /// What the processor has and the operating system saves on a context switch. Both are needed: a
 /// hypervisor or an old kernel may leave AVX-512 registers out.
 struct CpuFeatures {
-    bool avx2 = false;    ///< AVX2, FMA and F16C
-    bool avx512 = false;  ///< the above and AVX-512 F, BW, DQ, VL
+    bool avx2 = false;      ///< AVX2, FMA and F16C
+    bool avx_vnni = false;  ///< avx2 and AVX-VNNI
+    bool avx512 = false;    ///< avx2 and AVX-512 F, BW, DQ, VL
+    bool vnni = false;      ///< avx512 and AVX512_VNNI
+    bool amx = false;       ///< vnni and AMX-TILE, AMX-INT8, AMX-BF16
 };
 
 /// Asks CPUID and XGETBV; a few hundred cycles, more under a hypervisor.
@@ -27,7 +30,8 @@ inline CpuFeatures cpu_features() {
     const bool fma = bit(c, 12), osxsave = bit(c, 27), f16c = bit(c, 29);
     if (!osxsave) return features;
 
-    // XCR0: bits 1 and 2 are xmm and ymm; 5, 6 and 7 the masks and the two parts of zmm.
+    // XCR0: bits 1 and 2 are xmm and ymm; 5, 6 and 7 the masks and the two parts of zmm; 17 and 18
+    // the configuration of tiles and the tiles.
     std::uint32_t saved = 0, unused = 0;
     __asm__("xgetbv" : "=a"(saved), "=d"(unused) : "c"(0));
 
@@ -35,6 +39,12 @@ inline CpuFeatures cpu_features() {
     features.avx2 = fma && f16c && bit(b, 5) && (saved & 0x06U) == 0x06U;
     features.avx512 = features.avx2 && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31) &&
                       (saved & 0xE6U) == 0xE6U;
+    features.vnni = features.avx512 && bit(c, 11);
+    features.amx =
+        features.vnni && bit(d, 22) && bit(d, 24) && bit(d, 25) && (saved & 0x60000U) == 0x60000U;
+
+    if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0)  // 7.0 said that there is a 7.1
+        features.avx_vnni = features.avx2 && bit(a, 4);
     return features;
 }
 
