@@ -66,6 +66,7 @@ struct Ahead {
 
 /// C (+)= A B with the panels of B outermost: `slice(j, k0, kb)` gives rows [k0, k0 + kb) of panel
 /// j; `next(j, k0, kb, part, parts)` a part of what that will read, to be prefetched in kb steps.
+/// k is cut at multiples of `unit`.
 ///
 /// While the tiles of one slice are computed, the next slice comes in, a share with each: 16 and 64
 /// rows of 768 x 2048 ran at 172 and 185 GFLOP/s with it and at 125 and 174 without. Prefetching
@@ -73,13 +74,14 @@ struct Ahead {
 /// file are those of bench/kernels/tile_bench, AVX-512 in float, one core of a Sapphire Rapids.)
 template <class S, class Slice, class Next>
 void product_of_slices(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
-                       S* c, Index c_row, bool add, const Slice& slice, const Next& next) {
+                       S* c, Index c_row, bool add, const Slice& slice, const Next& next,
+                       Index unit = 1) {
     const EvenSplit row_blocks(rows, table.tile_rows);
-    const EvenSplit k_blocks(k, k_block(table));
+    const EvenSplit k_blocks((k + unit - 1) / unit, std::max<Index>(1, k_block(table) / unit));
     const Index steps = num_panels(table, cols) * k_blocks.count;
     for (Index step = 0; step < steps; ++step) {
         const Index j = step / k_blocks.count, s = step % k_blocks.count;
-        const Index k0 = k_blocks.begin(s), kb = k_blocks.part(s);
+        const Index k0 = unit * k_blocks.begin(s), kb = std::min(k - k0, unit * k_blocks.part(s));
         const Index first_col = j * table.panel_width;
         const Index width = std::min(table.panel_width, cols - first_col);
         const S* const b = slice(j, k0, kb);
@@ -88,7 +90,8 @@ void product_of_slices(const KernelTable<S>& table, Index rows, Index cols, Inde
             Ahead<S> ahead{b, 0};
             if (step + 1 < steps)
                 ahead = next((step + 1) / k_blocks.count,
-                             k_blocks.begin((step + 1) % k_blocks.count), kb, r, row_blocks.count);
+                             unit * k_blocks.begin((step + 1) % k_blocks.count), kb, r,
+                             row_blocks.count);
             table.tile(row_blocks.part(r), width, kb,
                        a.data + row * a.row_stride + k0 * a.col_stride, a.row_stride, a.col_stride,
                        b, table.panel_width, c + row * c_row + first_col, c_row, add || s > 0,
