@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <moe/kernels/dispatch.hpp>
 
+#include <algorithm>
 #include <fstream>
 #include <sstream>
 #include <stdexcept>
@@ -15,12 +16,28 @@ namespace {
 using moe::Isa;
 using moe::ScopedIsa;
 
+constexpr Isa every[] = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx, Isa::neon};
+
 TEST(Dispatch, SupportsEverythingUpToTheBest) {
     const auto all = moe::supported_isas();
     ASSERT_FALSE(all.empty());
     EXPECT_EQ(all.front(), Isa::scalar);
     EXPECT_EQ(all.back(), moe::best_isa());
-    for (std::size_t i = 0; i < all.size(); ++i) EXPECT_EQ(static_cast<std::size_t>(all[i]), i);
+    for (std::size_t i = 1; i < all.size(); ++i) EXPECT_LT(all[i - 1], all[i]);
+#if defined(__aarch64__)
+    EXPECT_EQ(all.size(), 2U);
+    EXPECT_EQ(moe::best_isa(), Isa::neon);
+#else
+    for (std::size_t i = 0; i < all.size(); ++i) EXPECT_EQ(all[i], every[i]);
+    EXPECT_LT(moe::best_isa(), Isa::neon);
+#endif
+}
+
+TEST(Dispatch, NamesEveryInstructionSetDifferently) {
+    for (const Isa a : every) {
+        EXPECT_STRNE(moe::name(a), "unknown");
+        for (const Isa b : every) EXPECT_EQ(std::string(moe::name(a)) == moe::name(b), a == b);
+    }
 }
 
 TEST(Dispatch, UsesNothingTheMachineLacks) { EXPECT_LE(moe::isa(), moe::best_isa()); }
@@ -58,8 +75,30 @@ TEST(Dispatch, RefusesWhatTheMachineLacks) {
         EXPECT_NE(std::string(error.what()).find(moe::name(moe::best_isa())), std::string::npos);
     }
     EXPECT_THROW(moe::force_isa(static_cast<Isa>(-1)), std::invalid_argument);
+    const auto all = moe::supported_isas();
+    for (const Isa isa : every) {
+        if (std::find(all.begin(), all.end(), isa) != all.end()) continue;
+        EXPECT_THROW(moe::force_isa(isa), std::invalid_argument) << moe::name(isa);
+    }
     EXPECT_EQ(moe::isa(), before);
 }
+
+#if defined(__aarch64__)
+
+TEST(Dispatch, ReadsTheEnvironmentsWord) {
+    using moe::detail::requested_isa;
+    EXPECT_EQ(requested_isa("scalar", Isa::neon), Isa::scalar);
+    EXPECT_EQ(requested_isa("neon", Isa::neon), Isa::neon);
+    EXPECT_EQ(requested_isa(nullptr, Isa::neon), Isa::neon);
+}
+
+TEST(Dispatch, IgnoresAWordItDoesNotKnow) {
+    using moe::detail::requested_isa;
+    for (const char* word : {"", "NEON", "sve", "neon ", "unknown", "avx2", "avx512", "amx"})
+        EXPECT_EQ(requested_isa(word, Isa::neon), Isa::neon) << word;
+}
+
+#else
 
 TEST(Dispatch, ReadsTheEnvironmentsWord) {
     using moe::detail::requested_isa;
@@ -79,10 +118,12 @@ TEST(Dispatch, ClampsTheEnvironmentsWordToTheMachine) {
 
 TEST(Dispatch, IgnoresAWordItDoesNotKnow) {
     using moe::detail::requested_isa;
-    for (const char* word : {"", "AVX2", "sse", "avx2 ", "unknown"})
+    for (const char* word : {"", "AVX2", "sse", "avx2 ", "unknown", "neon"})
         EXPECT_EQ(requested_isa(word, Isa::amx), Isa::amx) << word;
     EXPECT_EQ(requested_isa(nullptr, Isa::avx2), Isa::avx2);
 }
+
+#endif
 
 TEST(Dispatch, GivesAllThreadsTheSameAnswer) {
     std::vector<const void*> seen(8);

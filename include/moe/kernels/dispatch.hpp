@@ -22,21 +22,25 @@
 #include <moe/kernels/x86/avx2.hpp>
 #include <moe/kernels/x86/avx2_double.hpp>
 #include <moe/kernels/x86/avx512.hpp>
+#elif defined(__aarch64__)
+#include <moe/kernels/arm/neon.hpp>
+#include <moe/kernels/arm/neon_double.hpp>
 #endif
 #endif
 
 namespace moe::inline MOE_ABI {
 
-/// Instruction sets that kernels are written for, each containing the ones before it. Where one has
-/// no table of its own, that of the set before it is used: double has scalar and avx2, float has
+/// Instruction sets that kernels are written for: scalar on every processor, then avx2, avx512 and
+/// amx on x86-64, each containing the ones before it, and neon on 64-bit ARM. Where one has no
+/// table of its own, that of the set before it is used: double has scalar, avx2 and neon, float has
 /// avx512 too, and only products with stored weights (storage_dispatch.hpp) have amx.
-enum class Isa { scalar, avx2, avx512, amx };
+enum class Isa { scalar, avx2, avx512, amx, neon };
 
 namespace detail {
 
-/// The tables by Isa.
+/// The tables by Isa; null for those of other processors.
 template <class S>
-using KernelTables = std::array<const KernelTable<S>*, 4>;
+using KernelTables = std::array<const KernelTable<S>*, 5>;
 
 // Two symbols, so that a program of floats compiles no kernel for double. With MOE_EXTERN_KERNELS
 // only the translation unit which defines MOE_IMPLEMENT_KERNELS gives them a value, and they are
@@ -55,11 +59,14 @@ MOE_TABLES KernelTables<float> float_tables{&portable_float::table, &isa_avx2::t
                                             &isa_avx512::table, &isa_avx512::table};
 MOE_TABLES KernelTables<double> double_tables{&portable_double::table, &isa_avx2_double::table,
                                               &isa_avx2_double::table, &isa_avx2_double::table};
+#elif defined(__aarch64__)
+MOE_TABLES KernelTables<float> float_tables{&portable_float::table, nullptr, nullptr, nullptr,
+                                            &isa_neon::table};
+MOE_TABLES KernelTables<double> double_tables{&portable_double::table, nullptr, nullptr, nullptr,
+                                              &isa_neon_double::table};
 #else
-MOE_TABLES KernelTables<float> float_tables{&portable_float::table, &portable_float::table,
-                                            &portable_float::table, &portable_float::table};
-MOE_TABLES KernelTables<double> double_tables{&portable_double::table, &portable_double::table,
-                                              &portable_double::table, &portable_double::table};
+MOE_TABLES KernelTables<float> float_tables{&portable_float::table};
+MOE_TABLES KernelTables<double> double_tables{&portable_double::table};
 #endif
 #endif
 #undef MOE_TABLES
@@ -79,6 +86,8 @@ inline const char* name(Isa isa) {
             return "avx512";
         case Isa::amx:
             return "amx";
+        case Isa::neon:
+            return "neon";
     }
     return "unknown";
 }
@@ -102,24 +111,41 @@ inline Isa best_isa() {
     if (features.amx) return Isa::amx;
     if (features.avx512) return Isa::avx512;
     if (features.avx2) return Isa::avx2;
-#endif
     return Isa::scalar;
+#elif defined(__aarch64__)
+    return Isa::neon;  // every processor of the architecture has it
+#else
+    return Isa::scalar;
+#endif
 }
 
-/// Everything this machine can run, worst first.
-inline std::span<const Isa> supported_isas() {
+namespace detail {
+
+/// Those of this kind of processor that are no better than `best`, worst first.
+inline std::span<const Isa> isas_up_to(Isa best) {
+#if defined(__aarch64__)
+    static constexpr std::array all{Isa::scalar, Isa::neon};
+#else
     static constexpr std::array all{Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx};
-    return std::span(all).first(static_cast<std::size_t>(best_isa()) + 1);
+#endif
+    std::size_t count = 1;
+    while (count < all.size() && all[count] <= best) ++count;
+    return std::span(all).first(count);
 }
+
+}  // namespace detail
+
+/// Everything this machine can run, worst first.
+inline std::span<const Isa> supported_isas() { return detail::isas_up_to(best_isa()); }
 
 namespace detail {
 
 /// What the environment variable MOE_ISA asks for, and no more than `best`.
 inline Isa requested_isa(const char* word, Isa best) {
     const std::string_view text = word == nullptr ? "" : word;
-    for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512})
-        if (text == name(isa)) return isa < best ? isa : best;
-    return best;  // amx, nothing, or a word we do not know
+    for (const Isa isa : isas_up_to(best))
+        if (text == name(isa)) return isa;
+    return best;  // one above, one of other processors, nothing, or a word we do not know
 }
 
 }  // namespace detail
@@ -127,8 +153,8 @@ inline Isa requested_isa(const char* word, Isa best) {
 /// The instruction set in use.
 ///
 /// Chosen at the first call: the best one, or what the environment variable MOE_ISA says (scalar,
-/// avx2, avx512 or amx). A word above what the machine has means the best it has; an unknown word
-/// is ignored.
+/// avx2, avx512, amx or neon). A word above what the machine has means the best it has; an unknown
+/// word is ignored.
 inline Isa isa() {
     int chosen = detail::isa_in_use.load(std::memory_order_relaxed);
     if (chosen < 0) [[unlikely]] {
@@ -145,10 +171,11 @@ inline Isa isa() {
 /// another table must be packed again.
 /// @throws std::invalid_argument if this machine does not support it
 inline void force_isa(Isa wanted) {
-    if (wanted < Isa::scalar || wanted > best_isa())
-        detail::fail("moe::force_isa: this machine does not support ", name(wanted), ", only ",
-                     name(best_isa()), " and below");
-    detail::isa_in_use.store(static_cast<int>(wanted), std::memory_order_relaxed);
+    for (const Isa isa : supported_isas())
+        if (isa == wanted)
+            return detail::isa_in_use.store(static_cast<int>(wanted), std::memory_order_relaxed);
+    detail::fail("moe::force_isa: this machine does not support ", name(wanted), ", only ",
+                 name(best_isa()), " and below");
 }
 
 /// Forces an instruction set while it lives, then puts the previous one back.
