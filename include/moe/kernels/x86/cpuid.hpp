@@ -40,11 +40,16 @@ inline CpuFeatures cpu_features() {
     features.avx512 = features.avx2 && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31) &&
                       (saved & 0xE6U) == 0xE6U;
     features.vnni = features.avx512 && bit(c, 11);
-    features.amx =
+    const bool tiles =
         features.vnni && bit(d, 22) && bit(d, 24) && bit(d, 25) && (saved & 0x60000U) == 0x60000U;
 
     if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0)  // 7.0 said that there is a 7.1
         features.avx_vnni = features.avx2 && bit(a, 4);
+
+    // Some hypervisors announce tiles without a palette to configure them with: the one we use has
+    // 8 tiles of 16 rows of 64 bytes.
+    features.amx = tiles && __get_cpuid_count(0x1D, 1, &a, &b, &c, &d) != 0 && b >> 16 >= 8 &&
+                   (b & 0xFFFFU) >= 64 && (c & 0xFFFFU) >= 16;
     return features;
 }
 
