@@ -13,7 +13,9 @@ namespace moe::inline MOE_ABI {
 
 /// A layer for inference: weights packed once for this machine's kernels. Made by freeze().
 ///
-/// The same bits as the layer it came from. It keeps nothing for backward and has none.
+/// The same bits as the layer it came from, if its weights are stored as fp32; else, with
+/// Compute::exact, those of a layer that holds the rounded weights. It keeps nothing for backward
+/// and has none.
 /// @tparam R, G, Groups  modules
 template <class S, class R, class G, class... Groups>
 class FrozenLayer {
@@ -120,35 +122,50 @@ FrozenLayer<S, R, G, Groups...> make_frozen(const Config& config, const R& route
 /// Packs the weights of a layer for inference; the layer stays as it is.
 ///
 ///     const auto frozen = moe::freeze(layer);
+///     const auto small = moe::freeze(layer, {.storage = moe::Storage::int8});
+///
+/// @throws std::invalid_argument if the options do not fit each other, the layer or its weights
 template <class S, class R, class G, class... Groups>
 auto freeze(const Layer<S, R, G, Groups...>& layer, const FreezeOptions& options = {}) {
+    detail::check_experts(options, "the layer", layer.num_experts());
+    Index first = 0;
+    const auto pack = [&](const auto& group) {
+        return detail::frozen(group, detail::next_options(options, first, group.num_experts()));
+    };
     return std::apply(
         [&](const auto&... groups) {
             return detail::make_frozen<S>(
                 layer.config(), detail::frozen(layer.router(), options), layer.gate(),
-                std::tuple<detail::frozen_t<std::remove_cvref_t<decltype(groups)>>...>(
-                    detail::frozen(groups, options)...),
+                std::tuple<detail::frozen_t<std::remove_cvref_t<decltype(groups)>>...>{
+                    pack(groups)...},  // braces: left to right
                 num_parameters(layer));
         },
         layer.bank().groups());
 }
 
-/// Packs the weights of a layer that is not needed any more: each group's originals are released
-/// as soon as it is packed, so that both copies never exist as a whole.
+/// Packs the weights of a layer that is not needed any more: originals are released as soon as they
+/// are packed, one matrix of a group after the other, so that both copies never exist as a whole.
+/// @throws std::invalid_argument as the other; the layer is unchanged then
 template <class S, class R, class G, class... Groups>
 auto freeze(Layer<S, R, G, Groups...>&& layer, const FreezeOptions& options = {}) {
+    detail::check_experts(options, "the layer", layer.num_experts());
+    Index first = 0;
+    layer.bank().for_each_group([&](std::size_t, const auto& group) {
+        detail::check_freeze(group, detail::next_options(options, first, group.num_experts()));
+    });
     const Config config = layer.config();
     const Index count = num_parameters(layer);
     auto router = detail::frozen(layer.router(), options);
     auto gate = std::move(layer.gate());
-    const auto consume = [&options](auto& group) {
-        const auto source = std::exchange(group, {});
-        return detail::frozen(source, options);
+    first = 0;
+    const auto consume = [&](auto& group) {
+        const auto own = detail::next_options(options, first, group.num_experts());
+        return detail::frozen(std::exchange(group, {}), own);
     };
     auto packed = std::apply(
         [&](auto&... groups) {
             return std::tuple<detail::frozen_t<std::remove_cvref_t<decltype(groups)>>...>{
-                consume(groups)...};  // braces: left to right
+                consume(groups)...};
         },
         layer.bank().groups());
     return detail::make_frozen<S>(config, router, gate, std::move(packed), count);

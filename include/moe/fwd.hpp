@@ -106,6 +106,8 @@ template <class S>
 class FeedForwardModule;
 template <class S>
 class PackedFeedForward;
+template <class S>
+class FrozenWeights;
 struct Zero;
 template <class S>
 struct ZeroModule;
@@ -162,6 +164,12 @@ template <class S>
 struct Operand;
 template <class S>
 class PackedMatrix;
+struct PanelLayout;
+struct Int8Rows;
+struct StorageTable;
+class StoredMatrix;
+template <class S>
+struct WeightOperand;
 
 namespace testing {
 

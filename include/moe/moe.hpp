@@ -26,6 +26,7 @@
 #include <moe/core/rows.hpp>
 #include <moe/core/shape.hpp>
 #include <moe/core/side_vectors.hpp>
+#include <moe/core/storage.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/views.hpp>
 #include <moe/core/weights.hpp>

@@ -2,31 +2,104 @@
 #ifndef MOE_CORE_FREEZE_HPP
 #define MOE_CORE_FREEZE_HPP
 
+#include <type_traits>
 #include <utility>
+#include <vector>
 
+#include <moe/core/error.hpp>
+#include <moe/core/executor.hpp>
 #include <moe/core/storage.hpp>
+#include <moe/core/types.hpp>
 
 namespace moe::inline MOE_ABI {
 
 /// What moe::freeze() makes of a layer. A router or group that has something to prepare for
-/// inference offers `freeze(const FreezeOptions&) const`; all else is copied as it is.
+/// inference offers `freeze(const FreezeOptions&) const`; all else is copied as it is. One that may
+/// refuse also offers `check_freeze(const FreezeOptions&) const`, which is asked of every part
+/// before the first is frozen.
+///
+/// Storage is that of the matrices of feed-forward experts. Routers and biases stay in the scalar
+/// of the layer.
 struct FreezeOptions {
     Storage storage = Storage::fp32;
     Compute compute = Compute::exact;
+    /// One per routed expert of the layer, in its order; experts without weights ignore theirs.
+    /// Empty: all as `storage`. A group is handed its own part, shared experts none.
+    std::vector<Storage> experts{};
+    /// Packs in parallel if given.
+    Executor* executor = nullptr;
+
+    /// That of expert e.
+    Storage of(Index e) const {
+        return experts.empty() ? storage : experts[static_cast<std::size_t>(e)];
+    }
 };
 
 namespace detail {
 
 template <class Part>
-auto frozen(const Part& part, const FreezeOptions& options) {
-    if constexpr (requires { part.freeze(options); })
-        return part.freeze(options);
+auto frozen(Part&& part, const FreezeOptions& options) {
+    if constexpr (requires { std::forward<Part>(part).freeze(options); })
+        return std::forward<Part>(part).freeze(options);
     else
-        return part;
+        return std::remove_cvref_t<Part>(std::forward<Part>(part));
 }
 template <class Part>
 using frozen_t =
     decltype(frozen(std::declval<const Part&>(), std::declval<const FreezeOptions&>()));
+
+template <class Part>
+void check_freeze(const Part& part, const FreezeOptions& options) {
+    if constexpr (requires { part.check_freeze(options); }) part.check_freeze(options);
+}
+
+/// What is wanted of the next `count` experts, from `first` on, which is moved behind them.
+inline FreezeOptions next_options(const FreezeOptions& options, Index& first, Index count) {
+    FreezeOptions part = options;
+    if (!options.experts.empty()) {
+        const auto begin = options.experts.begin() + first;
+        part.experts.assign(begin, begin + count);
+    }
+    first += count;
+    return part;
+}
+
+/// @throws std::invalid_argument unless there is one storage for each of `count` experts, or none
+inline void check_experts(const FreezeOptions& options, const char* whose, Index count) {
+    const auto found = static_cast<Index>(options.experts.size());
+    if (found != 0 && found != count)
+        fail("moe::freeze: FreezeOptions::experts has ", found, " entries, ", whose, " has ", count,
+             " experts; give each one entry, or leave it empty and set storage");
+}
+
+/// For experts with weights of scalar S.
+/// @throws std::invalid_argument if their storage and compute do not go together
+template <class S>
+void check_options(const FreezeOptions& options, Index count) {
+    check_experts(options, "this group", count);
+    if (options.compute < Compute::exact || options.compute > Compute::int8)
+        fail("moe::freeze: compute is ", static_cast<int>(options.compute),
+             ", which is none of moe::Compute");
+    for (Index e = 0; e < count; ++e) {
+        const Storage storage = options.of(e);
+        if (storage < Storage::fp32 || storage > Storage::ternary)
+            fail("moe::freeze: the storage of expert ", e, " is ", static_cast<int>(storage),
+                 ", which is none of moe::Storage");
+        if (sizeof(S) != sizeof(float) &&
+            (storage != Storage::fp32 || options.compute != Compute::exact))
+            fail("moe::freeze: storage ", name(storage), " and compute ", name(options.compute),
+                 " are for layers of float; one of double keeps its weights: leave storage fp32 "
+                 "and compute exact");
+        if (!fits(storage, options.compute))
+            fail("moe::freeze: compute ", name(options.compute),
+                 " does not multiply weights "
+                 "stored as ",
+                 name(storage), ", as expert ", e, "'s are to be; store them as ",
+                 options.compute == Compute::bf16 ? "bf16"
+                                                  : "int8, int8_block, int4, int4_zero or ternary",
+                 ", or use Compute::exact");
+    }
+}
 
 }  // namespace detail
 }  // namespace moe::inline MOE_ABI

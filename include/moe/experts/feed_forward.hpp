@@ -14,13 +14,10 @@
 #include <moe/experts/feed_forward_backward.hpp>
 #include <moe/experts/feed_forward_forward.hpp>
 #include <moe/experts/feed_forward_state.hpp>
-#include <moe/kernels/dispatch.hpp>
-#include <moe/kernels/pack.hpp>
+#include <moe/experts/frozen_weights.hpp>
+#include <moe/experts/packed_feed_forward.hpp>
 
 namespace moe::inline MOE_ABI {
-
-template <class S>
-class PackedFeedForward;
 
 /// A group of equal feed-forward experts, the module of the recipes Swiglu and Mlp:
 ///
@@ -101,8 +98,33 @@ public:
         return detail::FeedForwardState<S>::bytes(shape_, rows, keep == Keep::everything, workers);
     }
 
-    PackedFeedForward<S> freeze(const FreezeOptions& options) const {
-        return PackedFeedForward<S>(*this, options);
+    /// @throws std::invalid_argument if the options do not fit each other or the weights
+    void check_freeze(const FreezeOptions& options) const {
+        check_matrices();
+        detail::check_options<S>(options, count_);
+        detail::check_storable(gate, "gate", options);
+        detail::check_storable(up, "up", options);
+        detail::check_storable(down, "down", options);
+    }
+    /// The same group for inference.
+    /// @throws std::invalid_argument as check_freeze()
+    PackedFeedForward<S> freeze(const FreezeOptions& options) const& {
+        check_freeze(options);
+        return PackedFeedForward<S>(shape_, FrozenWeights<S>(gate, options),
+                                    FrozenWeights<S>(up, options), FrozenWeights<S>(down, options),
+                                    up_bias, down_bias, options.compute);
+    }
+    /// Releases each matrix as soon as it is packed.
+    PackedFeedForward<S> freeze(const FreezeOptions& options) && {
+        check_freeze(options);
+        const auto consume = [&](Weights<S>& weights) {
+            const Weights<S> source = std::exchange(weights, {});
+            return FrozenWeights<S>(source, options);
+        };
+        auto packed_gate = consume(gate), packed_up = consume(up), packed_down = consume(down);
+        return PackedFeedForward<S>(shape_, std::move(packed_gate), std::move(packed_up),
+                                    std::move(packed_down), std::move(up_bias),
+                                    std::move(down_bias), options.compute);
     }
 
     /// @throws std::invalid_argument unless each matrix of grad is absent or of the same extents
@@ -130,11 +152,10 @@ public:
     }
 
 private:
-    friend class PackedFeedForward<S>;
     detail::FeedForwardOperands<S> operands() const {
-        return {.gate = {&gate, nullptr},
-                .up = {&up, nullptr},
-                .down = {&down, nullptr},
+        return {.gate = {.unpacked = &gate},
+                .up = {.unpacked = &up},
+                .down = {.unpacked = &down},
                 .up_bias = &up_bias,
                 .down_bias = &down_bias};
     }
@@ -174,67 +195,6 @@ private:
                      wanted.cols(), "]; make it with zeros_like(layer)");
     }
 
-    FeedForwardShape shape_;
-    Index count_ = 0;
-};
-
-/// The same group for inference, weights packed in the panels that the kernels read.
-template <class S>
-class PackedFeedForward {
-public:
-    using Scalar = S;
-
-    PackedFeedForward() = default;
-    PackedFeedForward(const FeedForwardModule<S>& source, const FreezeOptions&)
-        : up_bias(source.up_bias),
-          down_bias(source.down_bias),
-          shape_(source.shape_),
-          count_(source.count_) {
-        source.check_matrices();
-        gate = pack(source.gate);
-        up = pack(source.up);
-        down = pack(source.down);
-    }
-
-    Index num_experts() const { return count_; }
-    ExpertFacts facts(Index) const { return {.flops_per_row = shape_.flops_per_row()}; }
-    void check(const Shape& layer) const { shape_.check(layer); }
-    /// Bytes of the packed weights.
-    Index bytes() const {
-        Index sum = 0;
-        for (const auto* panels : {&gate, &up, &down})
-            for (const PackedMatrix<S>& matrix : *panels) sum += matrix.bytes();
-        return sum;
-    }
-
-    void forward(In<S> x, const Rows<S>& rows, Out<S> y, const Call<S>& call) const {
-        const detail::FeedForwardOperands<S> operands{.gate = {nullptr, &gate},
-                                                      .up = {nullptr, &up},
-                                                      .down = {nullptr, &down},
-                                                      .up_bias = &up_bias,
-                                                      .down_bias = &down_bias};
-        detail::feed_forward<S>(shape_, operands, x, rows, y, call);
-    }
-
-    void reserve(Index, Index rows, Workspace<S>& ws) const {
-        ws.template state<detail::FeedForwardState<S>>().reserve(shape_, count_, rows, false,
-                                                                 ws.executor().concurrency());
-    }
-    Index workspace_bytes(Index, Index rows, Keep, int workers) const {
-        return detail::FeedForwardState<S>::bytes(shape_, rows, false, workers);
-    }
-
-private:
-    static std::vector<PackedMatrix<S>> pack(const Weights<S>& weights) {
-        std::vector<PackedMatrix<S>> packed;
-        for (Index e = 0; e < weights.count(); ++e)
-            packed.emplace_back().pack(kernels<S>(), detail::strided<S>(weights[e]).transpose(),
-                                       weights.cols(), weights.rows());
-        return packed;
-    }
-
-    std::vector<PackedMatrix<S>> gate, up, down;
-    Weights<S> up_bias, down_bias;
     FeedForwardShape shape_;
     Index count_ = 0;
 };

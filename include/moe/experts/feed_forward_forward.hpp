@@ -11,17 +11,10 @@
 #include <moe/core/concepts.hpp>
 #include <moe/core/weights.hpp>
 #include <moe/experts/feed_forward_state.hpp>
+#include <moe/experts/frozen_weights.hpp>
 #include <moe/kernels/dispatch.hpp>
-#include <moe/kernels/product.hpp>
 
 namespace moe::inline MOE_ABI::detail {
-
-/// A matrix of weights; Weights sees to it that it is stored in the scalar of the layer.
-template <class S>
-Strided<S> strided(const WeightView& w) {
-    MOE_ASSERT(w.dtype == dtype_of<S>, "weights are stored in the scalar of the layer");
-    return {static_cast<const S*>(w.data), w.row_stride, w.col_stride};
-}
 
 /// The row vector of expert e, null if there is none.
 template <class S>
@@ -29,20 +22,20 @@ const S* bias_row(const Weights<S>& biases, Index e) {
     return biases.count() > 0 ? strided<S>(biases[e]).data : nullptr;
 }
 
-/// One weight matrix per expert, row-major as trained or packed.
+/// One weight matrix per expert, as trained or frozen.
 template <class S>
 struct ExpertMatrices {
     const Weights<S>* unpacked = nullptr;
-    const std::vector<PackedMatrix<S>>* packed = nullptr;
+    const FrozenWeights<S>* frozen = nullptr;
 
-    /// The kernels to use: packed weights are read by those they were packed for.
+    /// The kernels to use.
     const KernelTable<S>& table() const {
-        return packed != nullptr && !packed->empty() ? *packed->front().table() : kernels<S>();
+        return frozen != nullptr ? frozen->kernels() : kernels<S>();
     }
     /// W^T as the right-hand side of X W^T, for W [out, in].
-    Operand<S> transposed(Index e) const {
-        if (packed != nullptr) return Operand<S>((*packed)[static_cast<std::size_t>(e)]);
-        return Operand<S>(strided<S>((*unpacked)[e]).transpose());
+    WeightOperand<S> transposed(Index e) const {
+        if (frozen != nullptr) return frozen->transposed(e);
+        return WeightOperand<S>(Operand<S>(strided<S>((*unpacked)[e]).transpose()));
     }
 };
 
@@ -92,8 +85,8 @@ void feed_forward_hidden(const FeedForwardShape& shape, const FeedForwardOperand
     S* const gate_block = x_block + block * x_stride;
     S* const up_block = gate_block + block * width;
     S* const packing = up_block + block * width;
-    const Operand<S> up = operands.up.transposed(expert);
-    const Operand<S> gate = shape.gated ? operands.gate.transposed(expert) : up;
+    const WeightOperand<S> up = operands.up.transposed(expert);
+    const WeightOperand<S> gate = shape.gated ? operands.gate.transposed(expert) : up;
     const S* const bias = bias_row(*operands.up_bias, expert);
 
     for (Index first = rows.begin(item.expert); first < rows.end(item.expert); first += block) {
@@ -141,7 +134,7 @@ void feed_forward_down(const FeedForwardShape& shape, const FeedForwardOperands<
     for (Index e = 0; e < rows.num_experts(); ++e) {
         if (rows.size(e) == 0) continue;
         const Index expert = rows.first_expert + e;
-        const Operand<S> down = operands.down.transposed(expert);
+        const WeightOperand<S> down = operands.down.transposed(expert);
         const S* const bias = bias_row(*operands.down_bias, expert);
         for (Index first = rows.begin(e); first < rows.end(e); first += block_rows) {
             const Index count = std::min(block_rows, rows.end(e) - first);

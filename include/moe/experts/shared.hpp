@@ -106,6 +106,11 @@ public:
         if (gated()) gate_backward(x, rows, dx, dlogits, grad, call.ws.executor());
     }
 
+    template <class Options>
+        requires requires(const Group& group, const Options& options) {
+            group.check_freeze(options);
+        }
+    void check_freeze(const Options& options) const { experts_.check_freeze(options); }
     /// The same group for inference only.
     template <class Options>
         requires requires(const Group& group, const Options& options) { group.freeze(options); }

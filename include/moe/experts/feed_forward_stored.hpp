@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_EXPERTS_FEED_FORWARD_STORED_HPP
+#define MOE_EXPERTS_FEED_FORWARD_STORED_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <vector>
+
+#include <moe/core/concepts.hpp>
+#include <moe/core/executor.hpp>
+#include <moe/experts/feed_forward_forward.hpp>
+#include <moe/experts/feed_forward_state.hpp>
+#include <moe/experts/frozen_weights.hpp>
+
+namespace moe::inline MOE_ABI::detail {
+
+/// Scratch of feed_forward_stored(). Rows are numbered from the first of the call.
+struct FeedForwardStoredState {
+    /// One worker's.
+    struct Scratch {
+        Buffer<std::byte> rows;  // of x, encoded, of one expert
+        Buffer<float> scales;
+        Buffer<float> products;
+    };
+
+    Buffer<std::byte> x_rows, hidden_rows;  // encoded
+    Buffer<float> x_scales, hidden_scales;
+    Buffer<float> hidden;  // [N, stride] act(gate) * up
+    std::vector<Scratch> scratch;
+    std::vector<FeedForwardItem> items;
+
+    /// @param inputs  rows of x that are encoded
+    /// @param most    rows of one expert
+    void resize(const FeedForwardShape& shape, const RowEncoding& x, const RowEncoding& h,
+                Index inputs, Index rows, Index most, Index experts, int workers) {
+        x_rows.resize(checked_product(inputs, x.stride()));
+        x_scales.resize(inputs);
+        hidden.resize(checked_product(rows, FeedForwardState<float>::row_stride(shape.ffn_dim)));
+        hidden_rows.resize(checked_product(rows, h.stride()));
+        hidden_scales.resize(rows);
+        const Index block = std::min(most, feed_forward_rows);
+        scratch.resize(std::max(scratch.size(), static_cast<std::size_t>(workers)));
+        for (Scratch& of : scratch) {
+            of.rows.resize(block * x.stride());
+            of.scales.resize(block);
+            of.products.resize(std::max(block * 2 * feed_forward_columns, shape.model_dim));
+        }
+        items.reserve(2 * static_cast<std::size_t>(8 * Index{workers} + experts));
+    }
+    /// Bytes that such a call needs at most.
+    static Index bytes(const FeedForwardShape& shape, const RowEncoding& x, const RowEncoding& h,
+                       Index inputs, Index rows, int workers) {
+        const Index row = 4 * FeedForwardState<float>::row_stride(shape.ffn_dim) + h.stride() + 4;
+        const Index block = x.stride() + 4 + 4 * 2 * feed_forward_columns;  // of one row
+        return inputs * (x.stride() + 4) + rows * row +
+               workers * (std::min(rows, feed_forward_rows) * block + 4 * shape.model_dim);
+    }
+    EncodedRows x() { return {x_rows.data(), x_scales.data()}; }
+    EncodedRows h() { return {hidden_rows.data(), hidden_scales.data()}; }
+};
+
+/// Experts whose weights are all stored, none as fp32.
+struct StoredFeedForward {
+    const FrozenWeights<float>*gate, *up, *down;
+    const Weights<float>*up_bias, *down_bias;
+    RowEncoding x, hidden;  ///< of inputs and of hidden rows
+};
+
+/// Rows of x that a call encodes: each once, or, if they are weighted or fewer so, one for each row
+/// of an expert.
+inline bool encodes_by_row(Index tokens, const Rows<float>& rows) {
+    return !rows.input_weights.empty() || rows.num_rows() <= tokens;
+}
+
+/// Encodes inputs [first, last): rows of x, or, by row, what the rows of the experts read.
+inline void encode_inputs(const RowEncoding& encoding, const KernelTable<float>& table, In<float> x,
+                          const Rows<float>& rows, bool by_row, Index first, Index last,
+                          FeedForwardStoredState& state, float* scaled) {
+    for (Index i = first; i < last; ++i) {
+        const auto row = static_cast<std::size_t>(rows.offsets.front() + i);
+        const float* from = row_data(x, by_row ? rows.from[row] : i);
+        if (!rows.input_weights.empty()) {
+            table.scale(encoding.n, rows.input_weights[row], from, scaled);
+            from = scaled;
+        }
+        encoding.encode(from, state.x().from(i, encoding.stride()));
+    }
+}
+
+/// hidden = act(gate x) * (up x), or act(up x + bias), for the columns of one item.
+inline void stored_hidden(const FeedForwardShape& shape, const StoredFeedForward& experts,
+                          bool by_row, const Rows<float>& rows, const FeedForwardItem& item,
+                          FeedForwardStoredState& state, FeedForwardStoredState::Scratch& scratch) {
+    const KernelTable<float>& table = experts.up->kernels();
+    const Index expert = rows.first_expert + item.expert, base = rows.offsets.front();
+    const StoredMatrix& up = experts.up->stored(expert);
+    const StoredMatrix& gate = shape.gated ? experts.gate->stored(expert) : up;
+    const float* const bias = bias_row(*experts.up_bias, expert);
+    const Index panel_width = table.panel_width, width = feed_forward_columns;
+    const Index stride = experts.x.stride(), block = feed_forward_rows;
+    const Index hidden_stride = FeedForwardState<float>::row_stride(shape.ffn_dim);
+    float* const up_block = scratch.products.data();
+    float* const gate_block = up_block + std::min(block, rows.size(item.expert)) * width;
+
+    for (Index first = rows.begin(item.expert); first < rows.end(item.expert); first += block) {
+        const Index count = std::min(block, rows.end(item.expert) - first);
+        EncodedRows a = state.x().from(first - base, stride);
+        if (!by_row && count == 1)
+            a = state.x().from(rows.from[static_cast<std::size_t>(first)], stride);
+        else if (!by_row) {
+            a = {scratch.rows.data(), scratch.scales.data()};
+            for (Index i = 0; i < count; ++i) {
+                const Index token = rows.from[static_cast<std::size_t>(first + i)];
+                const EncodedRows from = state.x().from(token, stride);
+                std::memcpy(a.data + i * stride, from.data, static_cast<std::size_t>(stride));
+                a.scales[i] = *from.scales;
+            }
+        }
+        for (Index begin = item.begin; begin < item.end; begin += width) {
+            const Index columns = std::min(width, item.end - begin);
+            for (Index at = 0; at < columns; at += panel_width) {
+                const Index panel = (begin + at) / panel_width;
+                const Index here = std::min(panel_width, columns - at);
+                const Index next = begin + at + here < item.end ? panel + 1 : panel;
+                const std::byte* const next_up = up.panel(next);
+                experts.x.multiply(count, here, a, up, panel, up_block + at, width,
+                                   shape.gated ? gate.panel(panel) : next_up);
+                if (shape.gated)
+                    experts.x.multiply(count, here, a, gate, panel, gate_block + at, width,
+                                       next_up);
+            }
+            for (Index i = 0; i < count; ++i) {
+                float* const u = up_block + i * width;
+                float* const to = state.hidden.data() + (first - base + i) * hidden_stride + begin;
+                if (bias != nullptr) table.axpy(columns, 1, bias + begin, u);
+                if (shape.gated)
+                    table.gate(shape.activation, columns, gate_block + i * width, u, to);
+                else
+                    table.activate(shape.activation, columns, u, to);
+            }
+        }
+    }
+}
+
+/// y[to] = fma(weight, down hidden + bias, y[to]), experts ascending, for some columns of y that
+/// are nobody else's.
+inline void stored_down(const StoredFeedForward& experts, const Rows<float>& rows, Out<float> y,
+                        Index begin, Index end, FeedForwardStoredState& state,
+                        FeedForwardStoredState::Scratch& scratch) {
+    const KernelTable<float>& table = experts.down->kernels();
+    const Index panel_width = table.panel_width, stride = experts.hidden.stride();
+    const Index width = std::min(feed_forward_columns, end - begin), base = rows.offsets.front();
+    float* const block = scratch.products.data();
+    for (Index e = 0; e < rows.num_experts(); ++e) {
+        if (rows.size(e) == 0) continue;
+        const Index expert = rows.first_expert + e;
+        const StoredMatrix& down = experts.down->stored(expert);
+        const float* const bias = bias_row(*experts.down_bias, expert);
+        Index after = e + 1;  // the next expert that has rows, or this one
+        while (after < rows.num_experts() && rows.size(after) == 0) ++after;
+        const std::byte* const then =
+            (after < rows.num_experts() ? experts.down->stored(rows.first_expert + after) : down)
+                .panel(begin / panel_width);
+        for (Index first = rows.begin(e); first < rows.end(e); first += feed_forward_rows) {
+            const Index count = std::min(feed_forward_rows, rows.end(e) - first);
+            const EncodedRows a = state.h().from(first - base, stride);
+            for (Index at = begin; at < end; at += width) {
+                const Index columns = std::min(width, end - at);
+                for (Index j = 0; j < columns; j += panel_width) {
+                    const Index panel = (at + j) / panel_width;
+                    const bool last = at + j + panel_width >= end;
+                    experts.hidden.multiply(count, std::min(panel_width, columns - j), a, down,
+                                            panel, block + j, width,
+                                            last ? then : down.panel(panel + 1));
+                }
+                for (Index i = 0; i < count; ++i) {
+                    if (const Index next = i + feed_forward_ahead; next < count)
+                        prefetch_row<float>(y, rows.to, first + next, at, columns);
+                    const auto row = static_cast<std::size_t>(first + i);
+                    if (bias != nullptr) table.axpy(columns, 1, bias + at, block + i * width);
+                    table.axpy(columns, rows.weights[row], block + i * width,
+                               y.data() + rows.to[row] * y.outerStride() + at);
+                }
+            }
+        }
+    }
+}
+
+/// The forward pass with Compute::bf16 or int8:
+///
+///     x' = encoded(x),  h' = encoded(act(gate x') * (up x')),  y = down h'
+///
+/// in four phases: rows of x are encoded, hidden rows made, encoded, and multiplied by down.
+inline void feed_forward_stored(const FeedForwardShape& shape, const StoredFeedForward& experts,
+                                In<float> x, const Rows<float>& rows, Out<float> y,
+                                const Call<float>& call) {
+    const Index count = rows.num_rows();
+    if (count == 0) return;
+    const KernelTable<float>& table = experts.up->kernels();
+    Executor& executor = call.ws.executor();
+    const int workers = executor.concurrency();
+    const bool by_row = encodes_by_row(x.rows(), rows);
+    const Index inputs = by_row ? count : x.rows();
+    auto& state = call.ws.state<FeedForwardStoredState>();
+    state.resize(shape, experts.x, experts.hidden, inputs, count, most_rows(rows),
+                 rows.num_experts(), workers);
+    const double flops = shape.flops_per_row() * static_cast<double>(count);
+    const auto for_runs = [&](Index of, Index elements, auto&& encode) {
+        const double cost = 8 * static_cast<double>(of) * static_cast<double>(elements);
+        const Index tasks = std::min(of, cost < serial_flops ? 1 : 4 * Index{workers});
+        parallel_for(executor, tasks, cost, [&](Index task, int worker) {
+            encode(of * task / tasks, of * (task + 1) / tasks, worker);
+        });
+    };
+
+    for_runs(inputs, shape.model_dim, [&](Index first, Index last, int worker) {
+        encode_inputs(experts.x, table, x, rows, by_row, first, last, state,
+                      state.scratch[static_cast<std::size_t>(worker)].products.data());
+    });
+
+    state.items.clear();
+    split_experts(rows, shape.ffn_dim, table.panel_width, workers, state.items);
+    parallel_for(executor, static_cast<Index>(state.items.size()), flops, [&](Index i, int worker) {
+        stored_hidden(shape, experts, by_row, rows, state.items[static_cast<std::size_t>(i)], state,
+                      state.scratch[static_cast<std::size_t>(worker)]);
+    });
+
+    for_runs(count, shape.ffn_dim, [&](Index first, Index last, int) {
+        const Index stride = FeedForwardState<float>::row_stride(shape.ffn_dim);
+        for (Index i = first; i < last; ++i)
+            experts.hidden.encode(state.hidden.data() + i * stride,
+                                  state.h().from(i, experts.hidden.stride()));
+    });
+
+    const Index chunk =
+        column_chunk(shape.output_dim, table.panel_width, workers, 4, feed_forward_down_columns);
+    const Index chunks = (shape.output_dim + chunk - 1) / chunk;
+    parallel_for(executor, chunks, flops, [&](Index i, int worker) {
+        stored_down(experts, rows, y, i * chunk, std::min(shape.output_dim, (i + 1) * chunk), state,
+                    state.scratch[static_cast<std::size_t>(worker)]);
+    });
+}
+
+}  // namespace moe::inline MOE_ABI::detail
+
+#endif  // MOE_EXPERTS_FEED_FORWARD_STORED_HPP

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_EXPERTS_PACKED_FEED_FORWARD_HPP
+#define MOE_EXPERTS_PACKED_FEED_FORWARD_HPP
+
+#include <algorithm>
+#include <type_traits>
+#include <utility>
+
+#include <moe/core/concepts.hpp>
+#include <moe/core/freeze.hpp>
+#include <moe/core/weights.hpp>
+#include <moe/experts/feed_forward_forward.hpp>
+#include <moe/experts/feed_forward_state.hpp>
+#include <moe/experts/feed_forward_stored.hpp>
+#include <moe/experts/frozen_weights.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// A group of feed-forward experts for inference, made by FeedForwardModule::freeze(): weights in
+/// the panels that the kernels read, each expert's with a storage of its own.
+template <class S>
+class PackedFeedForward {
+public:
+    using Scalar = S;
+
+    PackedFeedForward() = default;
+    /// @param gate     holds none unless shape.gated
+    /// @param compute  that fits the storage of every expert
+    PackedFeedForward(const FeedForwardShape& shape, FrozenWeights<S> gate, FrozenWeights<S> up,
+                      FrozenWeights<S> down, Weights<S> up_bias, Weights<S> down_bias,
+                      Compute compute)
+        : gate_(std::move(gate)),
+          up_(std::move(up)),
+          down_(std::move(down)),
+          up_bias_(std::move(up_bias)),
+          down_bias_(std::move(down_bias)),
+          shape_(shape),
+          compute_(compute) {}
+
+    const FeedForwardShape& shape() const { return shape_; }
+    Compute compute() const { return compute_; }
+    Index num_experts() const { return up_.count(); }
+    ExpertFacts facts(Index) const { return {.flops_per_row = shape_.flops_per_row()}; }
+    void check(const Shape& layer) const { shape_.check(layer); }
+    /// Bytes of the packed weights.
+    Index bytes() const { return gate_.bytes() + up_.bytes() + down_.bytes(); }
+
+    /// The matrices as they are stored; decode(e) gives the weights that the kernels see.
+    const FrozenWeights<S>& gate() const { return gate_; }
+    const FrozenWeights<S>& up() const { return up_; }
+    const FrozenWeights<S>& down() const { return down_; }
+
+    void forward(In<S> x, const Rows<S>& rows, Out<S> y, const Call<S>& call) const {
+        if constexpr (std::is_same_v<S, float>)
+            if (compute_ != Compute::exact)
+                return detail::feed_forward_stored(shape_, stored(), x, rows, y, call);
+        const detail::FeedForwardOperands<S> operands{.gate = {.frozen = &gate_},
+                                                      .up = {.frozen = &up_},
+                                                      .down = {.frozen = &down_},
+                                                      .up_bias = &up_bias_,
+                                                      .down_bias = &down_bias_};
+        detail::feed_forward<S>(shape_, operands, x, rows, y, call);
+    }
+
+    void reserve(Index tokens, Index rows, Workspace<S>& ws) const {
+        const int workers = ws.executor().concurrency();
+        if (compute_ == Compute::exact) {
+            ws.template state<detail::FeedForwardState<S>>().reserve(shape_, num_experts(), rows,
+                                                                     false, workers);
+        } else if constexpr (std::is_same_v<S, float>) {
+            // Weighted inputs are encoded for each row, others for each token.
+            ws.template state<detail::FeedForwardStoredState>().resize(
+                shape_, stored().x, stored().hidden, std::max(tokens, rows), rows, rows,
+                num_experts(), workers);
+        }
+    }
+    Index workspace_bytes(Index tokens, Index rows, Keep, int workers) const {
+        if constexpr (std::is_same_v<S, float>)
+            if (compute_ != Compute::exact)
+                return detail::FeedForwardStoredState::bytes(shape_, stored().x, stored().hidden,
+                                                             std::max(tokens, rows), rows, workers);
+        return detail::FeedForwardState<S>::bytes(shape_, rows, false, workers);
+    }
+
+private:
+    detail::StoredFeedForward stored() const {
+        const StorageTable* const table = up_.stored(0).table();
+        return {.gate = &gate_,
+                .up = &up_,
+                .down = &down_,
+                .up_bias = &up_bias_,
+                .down_bias = &down_bias_,
+                .x = {table, compute_, shape_.model_dim},
+                .hidden = {table, compute_, shape_.ffn_dim}};
+    }
+
+    FrozenWeights<S> gate_, up_, down_;
+    Weights<S> up_bias_, down_bias_;
+    FeedForwardShape shape_;
+    Compute compute_ = Compute::exact;
+};
+
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_EXPERTS_PACKED_FEED_FORWARD_HPP

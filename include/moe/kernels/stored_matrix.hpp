@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_KERNELS_STORED_MATRIX_HPP
+#define MOE_KERNELS_STORED_MATRIX_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <utility>
+
+#include <moe/config.hpp>
+#include <moe/core/memory.hpp>
+#include <moe/kernels/pack.hpp>
+#include <moe/kernels/round_weights.hpp>
+#include <moe/kernels/storage_table.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// A right-hand side [k, cols] of products whose elements are rounded to a Storage other than fp32;
+/// owns its panels, laid out as kernels/storage_table.hpp says.
+class StoredMatrix {
+public:
+    StoredMatrix() = default;
+    StoredMatrix(const StoredMatrix& other) {
+        if (other.empty()) return;
+        resize(other.storage_, *other.table_, other.k_, other.cols_);
+        std::copy_n(other.data_.get(), bytes(), data_.get());
+    }
+    /// What was moved from is empty.
+    StoredMatrix(StoredMatrix&& other) noexcept
+        : data_(std::move(other.data_)),
+          table_(std::exchange(other.table_, nullptr)),
+          storage_(other.storage_),
+          k_(std::exchange(other.k_, 0)),
+          cols_(std::exchange(other.cols_, 0)) {}
+    StoredMatrix& operator=(StoredMatrix other) noexcept {
+        std::swap(data_, other.data_);
+        std::swap(table_, other.table_);
+        std::swap(storage_, other.storage_);
+        std::swap(k_, other.k_);
+        std::swap(cols_, other.cols_);
+        return *this;
+    }
+    ~StoredMatrix() = default;
+
+    /// Makes room for a [k, cols] matrix; the panels are not initialised.
+    /// @param storage  any but fp32
+    /// @throws std::length_error if the panels do not fit an Index
+    void resize(Storage storage, const StorageTable& table, Index k, Index cols) {
+        const PanelLayout layout = panel_layout(storage, table.panel_width);
+        const Index panels = cols / table.panel_width + (cols % table.panel_width != 0 ? 1 : 0);
+        detail::checked_product(k + padded_rows, layout.record_bytes);
+        auto memory = detail::allocate<std::byte>(detail::checked_product(panels, layout.bytes(k)));
+        data_ = std::move(memory);
+        storage_ = storage;
+        table_ = &table;
+        k_ = k;
+        cols_ = cols;
+    }
+
+    /// resize, then all panels.
+    /// @param b  [k, cols] of weights that detail::check_storable() passes, only read during the
+    ///           call
+    void pack(Storage storage, const StorageTable& table, Strided<float> b, Index k, Index cols) {
+        resize(storage, table, k, cols);
+        pack(b, 0, panels());
+    }
+    /// Panels [begin, end) only, after resize; for packing in several tasks.
+    void pack(Strided<float> b, Index begin, Index end) {
+        MOE_ASSERT(0 <= begin && begin <= end && end <= panels(), "panels of the matrix");
+        const Index width = table_->panel_width;
+        for (Index j = begin; j < end; ++j)
+            detail::round_panel(
+                storage_, width, {b.data + j * width * b.col_stride, b.row_stride, b.col_stride},
+                k_, std::min(width, cols_ - j * width), data_.get() + j * panel_bytes());
+    }
+
+    /// Whether nothing was packed.
+    bool empty() const { return table_ == nullptr; }
+    Storage storage() const { return storage_; }
+    Index rows() const { return k_; }
+    Index cols() const { return cols_; }
+    /// The table it was packed for, nullptr if nothing was.
+    const StorageTable* table() const { return table_; }
+    Index panels() const {
+        return empty() ? 0 : (cols_ + table_->panel_width - 1) / table_->panel_width;
+    }
+    /// Records of each panel.
+    Index records() const { return PanelLayout::records(k_); }
+    PanelLayout layout() const { return panel_layout(storage_, table_->panel_width); }
+    Index panel_bytes() const { return layout().bytes(k_); }
+    /// @param j  0 to panels(); the last is where the panels end
+    const std::byte* panel(Index j) const {
+        MOE_ASSERT(!empty() && 0 <= j && j <= panels(), "a panel of the matrix");
+        return data_.get() + j * panel_bytes();
+    }
+    /// Memory held.
+    Index bytes() const { return empty() ? 0 : panels() * panel_bytes(); }
+
+    /// [k, cols], the weights as the kernels see them.
+    Matrix<float> decode() const {
+        Matrix<float> all(k_, cols_);
+        if (empty()) return all;
+        const Index width = table_->panel_width, scale_bytes = layout().scale_bytes;
+        Buffer<float> decoded;
+        decoded.resize(records() * record_rows * width);
+        for (Index j = 0; j < panels(); ++j) {
+            table_->decode(storage_, records(), panel(j) + scale_bytes,
+                           reinterpret_cast<const float*>(panel(j)), decoded.data());
+            const Index cols = std::min(width, cols_ - j * width);
+            for (Index p = 0; p < k_; ++p)
+                std::copy_n(decoded.data() + p * width, cols, &all(p, j * width));
+        }
+        return all;
+    }
+
+private:
+    std::unique_ptr<std::byte, detail::AlignedDelete> data_;
+    const StorageTable* table_ = nullptr;
+    Storage storage_ = Storage::fp32;
+    Index k_ = 0;
+    Index cols_ = 0;
+};
+
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_KERNELS_STORED_MATRIX_HPP

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_KERNELS_STORED_PRODUCT_HPP
+#define MOE_KERNELS_STORED_PRODUCT_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include <moe/config.hpp>
+#include <moe/kernels/product.hpp>
+#include <moe/kernels/stored_matrix.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// C (+)= A B in float on the decoded weights: the bits of a product with B.decode().
+///
+/// Slices of B are decoded into scratch, where the tiles of all rows find them in the first-level
+/// cache, while the stored bytes of the next slice come in.
+/// @param table        the kernels of the instruction set that B was packed for
+/// @param first_panel  of B, where column 0 of C is
+/// @param scratch      product_scratch(table, cols) elements, best aligned to 64 bytes
+inline void product(const KernelTable<float>& table, Index rows, Index cols, Index k,
+                    Strided<float> a, const StoredMatrix& b, Index first_panel, float* c,
+                    Index c_row, bool add, float* scratch) {
+    detail::check_product(rows, cols, k, c_row);
+    MOE_ASSERT(b.table()->panel_width == table.panel_width, "kernels of one instruction set");
+    MOE_ASSERT(b.rows() == k, "B has a row for each column of A");
+    MOE_ASSERT(first_panel * table.panel_width + cols <= b.cols(), "columns of B");
+    if (rows == 0) return;
+    const PanelLayout layout = b.layout();
+    const auto records = [](Index count) { return (count + record_rows - 1) / record_rows; };
+    const auto record = [&](Index j, Index k0) {
+        return b.panel(first_panel + j) + layout.scale_bytes +
+               k0 / record_rows * layout.record_bytes;
+    };
+    detail::product_of_slices(
+        table, rows, cols, k, a, c, c_row, add,
+        [&](Index j, Index k0, Index kb) -> const float* {
+            b.table()->decode(b.storage(), records(kb), record(j, k0),
+                              reinterpret_cast<const float*>(b.panel(first_panel + j)), scratch);
+            return scratch;
+        },
+        [&](Index j, Index k0, Index kb, Index part, Index parts) -> detail::Ahead<float> {
+            const Index size = records(kb) * layout.record_bytes / 4;
+            return {reinterpret_cast<const float*>(record(j, k0)) + size * part / parts,
+                    (size / parts + kb - 1) / std::max<Index>(1, kb)};
+        },
+        record_rows);
+}
+
+/// Operand, or a matrix of stored weights. Only viewed.
+template <class S>
+struct WeightOperand {
+    explicit WeightOperand(const Operand<S>& b) : plain(b) {}
+    explicit WeightOperand(const StoredMatrix& b) : plain(Strided<S>{nullptr, 0, 0}), stored(&b) {}
+
+    /// B without its first `columns` columns; a multiple of the panel width, unless B lies as it is
+    /// in memory.
+    WeightOperand columns_from(Index columns) const {
+        WeightOperand rest = *this;
+        if (stored != nullptr)
+            rest.first_panel += columns / stored->table()->panel_width;
+        else
+            rest.plain = plain.columns_from(columns);
+        return rest;
+    }
+
+    Operand<S> plain;
+    const StoredMatrix* stored = nullptr;
+    Index first_panel = 0;  ///< of the stored matrix
+};
+
+/// C (+)= A B with any of them, the same bits.
+/// @param scratch  product_scratch(table, cols) elements
+template <class S>
+void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
+             const WeightOperand<S>& b, S* c, Index c_row, bool add, S* scratch) {
+    if constexpr (std::is_same_v<S, float>)
+        if (b.stored != nullptr)
+            return product(table, rows, cols, k, a, *b.stored, b.first_panel, c, c_row, add,
+                           scratch);
+    product(table, rows, cols, k, a, b.plain, c, c_row, add, scratch);
+}
+
+namespace detail {
+
+/// Rows of activations as a table's encode_bf16 or encode_int8 writes them. Only viewed.
+struct EncodedRows {
+    std::byte* data;
+    float* scales;  ///< one per row, written and read only for int8
+
+    EncodedRows from(Index row, Index stride) const { return {data + row * stride, scales + row}; }
+};
+
+/// How rows of n floats are encoded for products with stored weights, and those products.
+struct RowEncoding {
+    const StorageTable* table;
+    Compute compute;  ///< bf16 or int8
+    Index n;
+
+    Index padded() const { return PanelLayout::records(n) * record_rows; }
+    /// Bytes from row to row, a multiple of 64; none of 4096: rows that far apart would share one
+    /// set of the first cache. For int8 the sums stand behind the integers.
+    Index stride() const {
+        const Index bytes = compute == Compute::bf16 ? padded() * table->bf16_bytes
+                                                     : padded() + padded() / record_rows * 4;
+        const Index lines = (bytes + 63) / 64 + 1;
+        return 64 * (lines % 64 == 0 ? lines + 1 : lines);
+    }
+
+    void encode(const float* x, const EncodedRows& to) const {
+        if (compute == Compute::bf16)
+            table->encode_bf16(n, x, to.data);
+        else
+            table->encode_int8(n, x, reinterpret_cast<std::int8_t*>(to.data), to.scales,
+                               reinterpret_cast<std::int32_t*>(to.data + padded()));
+    }
+
+    /// C = A B for one panel of B.
+    /// @param cols   1 to panel_width
+    /// @param ahead  the panel that comes next
+    void multiply(Index rows, Index cols, const EncodedRows& a, const StoredMatrix& b, Index panel,
+                  float* c, Index c_row, const std::byte* ahead) const {
+        if (compute == Compute::bf16)
+            return table->product_bf16(rows, cols, b.records(), a.data, stride(), b.panel(panel), c,
+                                       c_row, ahead);
+        const Int8Rows q{reinterpret_cast<const std::int8_t*>(a.data), stride(), a.scales,
+                         reinterpret_cast<const std::int32_t*>(a.data + padded()), stride() / 4};
+        table->product_int8(b.storage(), rows, cols, b.records(), q, b.panel(panel), c, c_row,
+                            ahead);
+    }
+};
+
+}  // namespace detail
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_KERNELS_STORED_PRODUCT_HPP
