@@ -12,7 +12,8 @@
 #include <moe/kernels/storage_table.hpp>
 
 #if defined(__x86_64__)
-#include <moe/kernels/dispatch.hpp>
+#include <moe/kernels/x86/cpuid.hpp>
+#include <moe/kernels/x86/storage_avx512.hpp>
 #endif
 
 #include "numbers.hpp"
