@@ -3,22 +3,32 @@
 #define MOE_KERNELS_STORAGE_DISPATCH_HPP
 
 #include <array>
+#include <cstddef>
 
 #include <moe/kernels/dispatch.hpp>
 #include <moe/kernels/storage_table.hpp>
 
+#if defined(__x86_64__)
+#include <moe/kernels/x86/amx.hpp>
+#endif
+
 #if !defined(MOE_EXTERN_KERNELS) || defined(MOE_IMPLEMENT_KERNELS)
 #include <moe/kernels/storage_portable.hpp>
+#if defined(__x86_64__)
+#include <moe/kernels/x86/storage_amx.hpp>
+#include <moe/kernels/x86/storage_avx512.hpp>
+#endif
 #endif
 
 namespace moe::inline MOE_ABI {
 namespace detail {
 
-/// What storage_tables holds, in its order. Products of integers have an instruction of their own
-/// (VNNI) that processors got later than the rest of avx2 and avx512.
+/// What storage_tables holds, in its order. Processors got an instruction for products of integers
+/// (VNNI) later than the rest of avx2 and avx512.
 enum class StorageKernels { scalar, avx2, avx2_vnni, avx512, avx512_vnni, amx };
+inline constexpr std::size_t storage_kernels_count = 6;
 
-using StorageTables = std::array<const StorageTable*, 6>;
+using StorageTables = std::array<const StorageTable*, storage_kernels_count>;
 
 // As float_tables: all that a translation unit compiles of these kernels with MOE_EXTERN_KERNELS.
 // Without it they are compiled where storage_kernels() is called.
@@ -30,34 +40,63 @@ extern const StorageTables storage_tables;
 #endif
 
 #if !defined(MOE_EXTERN_KERNELS) || defined(MOE_IMPLEMENT_KERNELS)
+#if defined(__x86_64__)
 MOE_TABLES StorageTables storage_tables{&storage_portable::table, &storage_portable::table,
                                         &storage_portable::table, &storage_portable::table,
-                                        &storage_portable::table, &storage_portable::table};
+                                        &storage_avx512::table,   &storage_amx::table};
+#else
+MOE_TABLES StorageTables storage_tables{&storage_portable::table};
+#endif
 #endif
 #undef MOE_TABLES
 
-/// The best of `isa` that processor and operating system support.
-inline StorageKernels storage_kernels_of(Isa isa) {
+/// Whether processor and operating system support them. For amx this process must be permitted,
+/// too, and asks the first time.
+inline bool supports(StorageKernels kernels) {
 #if defined(__x86_64__)
     const CpuFeatures& features = machine();
-    if (isa == Isa::amx) return StorageKernels::amx;
-    if (isa >= Isa::avx512)
-        return features.vnni ? StorageKernels::avx512_vnni : StorageKernels::avx512;
-    if (isa == Isa::avx2)
-        return features.avx_vnni ? StorageKernels::avx2_vnni : StorageKernels::avx2;
+    switch (kernels) {
+        case StorageKernels::scalar:
+            return true;
+        case StorageKernels::avx2:
+            return features.avx2;
+        case StorageKernels::avx2_vnni:
+            return features.avx_vnni;
+        case StorageKernels::avx512:
+            return features.avx512;
+        case StorageKernels::avx512_vnni:
+            return features.vnni;
+        case StorageKernels::amx:
+            return features.amx && amx::permitted();
+    }
 #endif
-    (void)isa;
+    return kernels == StorageKernels::scalar;
+}
+
+/// The best of those that `isa` contains.
+inline StorageKernels storage_kernels_of(Isa isa) {
+    if (isa == Isa::amx && supports(StorageKernels::amx)) return StorageKernels::amx;
+    if (isa == Isa::avx512 || isa == Isa::amx)
+        return supports(StorageKernels::avx512_vnni) ? StorageKernels::avx512_vnni
+                                                     : StorageKernels::avx512;
+    if (isa == Isa::avx2)
+        return supports(StorageKernels::avx2_vnni) ? StorageKernels::avx2_vnni
+                                                   : StorageKernels::avx2;
     return StorageKernels::scalar;
 }
 
 }  // namespace detail
 
 /// The table for stored weights of one instruction set, which this machine must support.
+///
+/// The first call for amx asks Linux to let this process use tiles, which holds until it ends; if
+/// that is refused, the table is that of avx512. With another word in MOE_ISA nobody asks.
 inline const StorageTable& storage_kernels(Isa isa) {
     return *detail::storage_tables[static_cast<std::size_t>(detail::storage_kernels_of(isa))];
 }
 
-/// The kernels for stored weights in use.
+/// The kernels for stored weights in use. Stored weights are read by the table they were stored
+/// for.
 inline const StorageTable& storage_kernels() { return storage_kernels(isa()); }
 
 }  // namespace moe::inline MOE_ABI
