@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: MIT
 find_package(GTest QUIET)
+set(gtest_sources /usr/src/googletest)
+if(NOT GTest_FOUND AND CMAKE_CROSSCOMPILING AND EXISTS ${gtest_sources}/CMakeLists.txt)
+    # Debian and Ubuntu have it for other processors as sources: the package googletest.
+    add_subdirectory(${gtest_sources} ${CMAKE_CURRENT_BINARY_DIR}/googletest EXCLUDE_FROM_ALL)
+    set(GTest_FOUND ON)
+endif()
 if(NOT GTest_FOUND)
     message(FATAL_ERROR "The tests need GoogleTest (Debian, Ubuntu: libgtest-dev). "
         "Install it or configure with -DMOE_BUILD_TESTS=OFF.")
