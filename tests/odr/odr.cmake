@@ -27,6 +27,22 @@ add_test(NAME odr.tags COMMAND ${CMAKE_COMMAND} -D COMPILER=${CMAKE_CXX_COMPILER
     -D INCLUDE=${PROJECT_SOURCE_DIR}/include -D X86=${moe_has_avx2_flags}
     -P ${CMAKE_CURRENT_SOURCE_DIR}/odr/tags.cmake)
 
+# What the compiler made of the kernels.
+find_program(MOE_OBJDUMP NAMES ${CMAKE_OBJDUMP} objdump)
+mark_as_advanced(MOE_OBJDUMP)
+if(TARGET moe_test_kernels AND MOE_OBJDUMP AND moe_has_avx2_flags AND NOT MOE_SANITIZE)
+    set(baseline ON)
+    if("${CMAKE_CXX_FLAGS} ${CMAKE_CXX_FLAGS_DEBUG}" MATCHES "-m(arch|avx|fma)")
+        set(baseline OFF)
+    endif()
+    add_test(NAME odr.disassembly COMMAND ${CMAKE_COMMAND} -D OBJDUMP=${MOE_OBJDUMP}
+        -D OBJECT=$<TARGET_OBJECTS:moe_test_kernels> -D BASELINE=${baseline}
+        -D "EXPECTED=isa_avx2;isa_avx512;storage_avx512;storage_amx"
+        -P ${CMAKE_CURRENT_SOURCE_DIR}/odr/disassembly.cmake)
+else()
+    message(STATUS "Not tested, because objdump, x86-64 or the kernels are missing: odr.disassembly")
+endif()
+
 # A program of another kind: no exceptions, no type information, errors in its own hands.
 add_executable(moe_no_exceptions_test odr/no_exceptions.cpp)
 target_link_libraries(moe_no_exceptions_test PRIVATE moe_developer)

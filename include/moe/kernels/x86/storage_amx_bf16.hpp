@@ -59,18 +59,19 @@ inline void configure(Index rows, int depth) {
 
 /// What will be read next: `lines` cache lines of it come into the second-level cache per step.
 struct Ahead {
-    const std::byte* at;
+    std::uintptr_t at;  // a number: any address may be counted up from
     Index lines;
 
     /// @param bytes  of the panel that one step reads
     /// @param times  how often the panel is read
     Ahead(const std::byte* from, Index bytes, Index times)
-        : at(from), lines((bytes / 64 + times - 1) / times) {}
+        : at(reinterpret_cast<std::uintptr_t>(from)), lines((bytes / 64 + times - 1) / times) {}
 
     [[gnu::always_inline]] void step() {
-        const std::byte* const from = at;
-        for (Index l = 0; l < lines; ++l) __builtin_prefetch(from + 64 * l, 0, 2);
-        at = from + 64 * lines;
+        std::uintptr_t line = at;
+        for (Index l = 0; l < lines; ++l, line += 64)
+            __builtin_prefetch(reinterpret_cast<const void*>(line), 0, 2);
+        at = line;
     }
 };
 
