@@ -42,11 +42,15 @@ inline constexpr const char* table_name = "avx512";
 inline constexpr int tile_vectors = isa_avx512::tile_vectors;
 inline constexpr int bf16_rows = 6;
 inline constexpr int int8_rows = 14;
+inline constexpr int block_rows = 6;
+inline constexpr int int4_rows = 6;
+inline constexpr int ternary_rows = 10;
+inline constexpr int kept_sums = 12;
 inline constexpr int dot_rows = 4;
 inline constexpr Index decode_ahead = 4096;
 
-/// Dwords by their type: with __m512i, which is of quadwords, g++ copies the sums of a tile in every
-/// step of a loop.
+/// Dwords by their type: with __m512i, which is of quadwords, g++ copies the sums of a tile in
+/// every step of a loop.
 struct I {
     int r __attribute__((vector_size(64)));
 
@@ -121,12 +125,12 @@ template <int n>
 [[gnu::always_inline]] inline I low_halves(I x) {
     return {_mm512_shuffle_epi8(
         x, _mm512_set4_epi32(static_cast<int>(0x800D800C), static_cast<int>(0x80098008),
-                               static_cast<int>(0x80058004), static_cast<int>(0x80018000)))};
+                             static_cast<int>(0x80058004), static_cast<int>(0x80018000)))};
 }
 [[gnu::always_inline]] inline I high_halves(I x) {
     return {_mm512_shuffle_epi8(
         x, _mm512_set4_epi32(static_cast<int>(0x800F800E), static_cast<int>(0x800B800A),
-                               static_cast<int>(0x80078006), static_cast<int>(0x80038002)))};
+                             static_cast<int>(0x80078006), static_cast<int>(0x80038002)))};
 }
 
 /// sum + the products of four bytes without a sign and four with one, in every dword.
