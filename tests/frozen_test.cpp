@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include <moe/frozen.hpp>
 
+#include <cmath>
 #include <stdexcept>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -17,8 +19,10 @@
 #include <moe/gates/top_k.hpp>
 #include <moe/gates/top_p.hpp>
 #include <moe/routers/linear.hpp>
+#include <moe/stats/memory.hpp>
 
 #include "seams/check.hpp"
+#include "support/allocations.hpp"
 
 namespace {
 
@@ -157,6 +161,180 @@ TEST(Frozen, WorksForDouble) {
                                 moe::TopP{.p = 0.6}, moe::Swiglu{.count = 4, .ffn_dim = 9});
     const auto x = random_matrix<double>(tokens, dim, 1);
     EXPECT_TRUE(same_bits(moe::freeze(layer)(x), layer(x)));
+}
+
+using moe::Compute;
+using moe::Storage;
+
+const moe::FreezeOptions stored[] = {{.storage = Storage::bf16},
+                                     {.storage = Storage::int8},
+                                     {.storage = Storage::int4_zero},
+                                     {.storage = Storage::bf16, .compute = Compute::bf16},
+                                     {.storage = Storage::int8, .compute = Compute::int8},
+                                     {.storage = Storage::int4, .compute = Compute::int8}};
+
+/// The layer with the weights that the kernels of a frozen one see.
+Layer decoded(const Layer& layer, const Frozen& frozen) {
+    Layer result = layer;
+    const auto replace = [](auto& group, const auto& packed) {
+        for (Index e = 0; e < group.num_experts(); ++e) {
+            if (group.shape().gated) group.gate.owned(e).view() = packed.gate().decode(e);
+            group.up.owned(e).view() = packed.up().decode(e);
+            group.down.owned(e).view() = packed.down().decode(e);
+        }
+    };
+    replace(result.bank().group<0>(), frozen.bank().group<0>());
+    replace(result.bank().group<1>(), frozen.bank().group<1>());
+    replace(result.bank().group<5>().experts(), frozen.bank().group<5>().experts());
+    return result;
+}
+
+double distance(const Matrix<float>& a, const Matrix<float>& b) {
+    return (a - b).cast<double>().norm() / b.cast<double>().norm();
+}
+
+TEST(FrozenStorage, ExactGivesTheBitsOfALayerWithTheRoundedWeights) {
+    const Layer layer = make();
+    for (const Storage storage : {Storage::bf16, Storage::f16, Storage::int8, Storage::int8_block,
+                                  Storage::int4, Storage::int4_zero, Storage::ternary}) {
+        SCOPED_TRACE(moe::name(storage));
+        const auto frozen = moe::freeze(layer, {.storage = storage});
+        const Layer rounded = decoded(layer, frozen);
+        for (const Index rows : {21, 1, 300, 0})
+            EXPECT_TRUE(same_bits(frozen(batch(rows)), rounded(batch(rows)))) << rows;
+        EXPECT_GT(distance(frozen(batch()), layer(batch())), 1e-5);
+        EXPECT_EQ(moe::num_parameters(frozen), moe::num_parameters(layer));
+    }
+}
+
+TEST(FrozenStorage, RoundsInputsToo) {
+    const Layer layer = make();
+    for (const moe::FreezeOptions& options : stored) {
+        const auto frozen = moe::freeze(layer, options);
+        const double off = distance(frozen(batch()), decoded(layer, frozen)(batch()));
+        EXPECT_LT(off, 0.02);
+        EXPECT_EQ(off < 1e-6, options.compute == Compute::exact) << off;
+    }
+}
+
+TEST(FrozenStorage, MayDifferPerExpert) {
+    const Layer layer = make();
+    // Three of Swiglu, two of Mlp, Copy, Constant, two users' own; then a shared one.
+    const moe::FreezeOptions options{
+        .storage = Storage::f16,
+        .experts = {Storage::int8, Storage::fp32, Storage::int4, Storage::ternary, Storage::bf16,
+                    Storage::int8, Storage::int8, Storage::int8, Storage::int8}};
+    const auto frozen = moe::freeze(layer, options);
+    const auto& gated = frozen.bank().group<0>();
+    const auto& plain = frozen.bank().group<1>();
+    EXPECT_EQ(gated.up().stored(0).storage(), Storage::int8);
+    EXPECT_EQ(gated.up().transposed(1).stored, nullptr);
+    EXPECT_EQ(gated.down().stored(2).storage(), Storage::int4);
+    EXPECT_EQ(plain.up().stored(0).storage(), Storage::ternary);
+    EXPECT_EQ(plain.down().stored(1).storage(), Storage::bf16);
+    EXPECT_EQ(frozen.bank().group<5>().experts().gate().stored(0).storage(), Storage::f16);
+    EXPECT_TRUE(same_bits(frozen(batch()), decoded(layer, frozen)(batch())));
+}
+
+TEST(FrozenStorage, OfALayerThatIsNotNeededAnyMoreIsTheSame) {
+    for (const moe::FreezeOptions& options : stored) {
+        Layer layer = make();
+        const auto expected = moe::freeze(layer, options)(batch());
+        EXPECT_TRUE(same_bits(moe::freeze(std::move(layer), options)(batch()), expected));
+        EXPECT_EQ(layer.bank().group<1>().up.count(), 0) << "the originals are released";
+    }
+}
+
+/// Half of the batch, and one token, give the rows that they have in the whole.
+TEST(FrozenStorage, GivesEachTokenTheSameBitsInAnyBatch) {
+    const Layer layer = make();
+    for (const moe::FreezeOptions& options : stored) {
+        const auto frozen = moe::freeze(layer, options);
+        const Matrix<float> x = batch(), y = frozen(x);
+        EXPECT_TRUE(same_bits(frozen(x.topRows(10)), y.topRows(10)));
+        EXPECT_TRUE(same_bits(frozen(x.bottomRows(11)), y.bottomRows(11)));
+        for (const Index t : {0, 7, 20}) EXPECT_TRUE(same_bits(frozen(x.row(t)), y.row(t)));
+    }
+}
+
+template <class F>
+std::string refusal(F&& f) {
+    try {
+        f();
+    } catch (const std::invalid_argument& error) {
+        return error.what();
+    }
+    return "";
+}
+
+TEST(FrozenStorage, RefusesBeforeAnythingIsReleased) {
+    Layer layer = make();
+    const Matrix<float> before = layer(batch());
+    EXPECT_EQ(refusal([&] { moe::freeze(std::move(layer), {.experts = {Storage::bf16}}); }),
+              "moe::freeze: FreezeOptions::experts has 1 entries, the layer has 9 experts; give "
+              "each one entry, or leave it empty and set storage");
+    EXPECT_NE(refusal([&] {
+                  moe::freeze(std::move(layer),
+                              {.storage = Storage::bf16, .compute = Compute::int8});
+              }),
+              "");
+    // The shared group is the last one, and has the storage of the layer.
+    const std::vector<Storage> eight_bits(9, Storage::int8);
+    EXPECT_EQ(refusal([&] {
+                  moe::freeze(std::move(layer), {.compute = Compute::int8, .experts = eight_bits});
+              }),
+              "moe::freeze: compute int8 does not multiply weights stored as fp32, as expert 0's "
+              "are to be; store them as int8, int8_block, int4, int4_zero or ternary, or use "
+              "Compute::exact");
+    EXPECT_TRUE(same_bits(layer(batch()), before)) << "as it was";
+    layer.bank().group<5>().experts().down.owned(0).view()(3, 4) = std::nanf("");
+    for (const bool moved : {false, true})
+        EXPECT_NE(refusal([&] {
+                      if (moved)
+                          moe::freeze(std::move(layer), {.storage = Storage::int8});
+                      else
+                          moe::freeze(layer, {.storage = Storage::int8});
+                  }).find("down of expert 0: weight [3, 4] is nan"),
+                  std::string::npos);
+    EXPECT_EQ(layer.bank().group<0>().up.count(), 3);
+}
+
+TEST(FrozenStorage, IsForFloat) {
+    const auto layer =
+        moe::make_layer<double>(moe::Config{.model_dim = dim}, moe::LinearRouter{},
+                                moe::TopK{.k = 2}, moe::Swiglu{.count = 4, .ffn_dim = 9});
+    EXPECT_NE(refusal([&] { moe::freeze(layer, {.storage = Storage::bf16}); }).find("double"),
+              std::string::npos);
+}
+
+TEST(FrozenStorage, CountsInTheMemoryBudget) {
+    const Layer layer = make();
+    const auto packed = [&](const moe::FreezeOptions& options) {
+        return moe::memory_budget(moe::freeze(layer, options), 100, 300, moe::Keep::nothing, 2);
+    };
+    const auto whole = packed({}), half = packed({.storage = Storage::bf16});
+    EXPECT_LT(half.packed, whole.packed);
+    const auto small = packed({.storage = Storage::int8, .compute = Compute::int8});
+    EXPECT_LT(small.packed, half.packed);
+    EXPECT_GT(small.experts, 0);
+}
+
+TEST(FrozenStorage, AllocatesNothingInTheSecondCallOrAfterReserve) {
+    if (!allocations::are_counted) GTEST_SKIP();
+    const auto layer =
+        moe::Layer{moe::Config{.model_dim = dim}, moe::LinearRouter{}, moe::TopK{.k = 3},
+                   moe::Swiglu{.count = 5, .ffn_dim = 41},
+                   moe::Shared{moe::Swiglu{.count = 2, .ffn_dim = 23}, moe::SharedGate::sigmoid}};
+    const auto x = batch();
+    Matrix<float> y(tokens, dim);
+    for (const moe::FreezeOptions& options : stored) {
+        const auto frozen = moe::freeze(layer, options);
+        Workspace<float> ws, fresh;
+        frozen.forward(x, y, ws);
+        EXPECT_EQ(allocations::in([&] { frozen.forward(x, y, ws); }), 0);
+        fresh.reserve(frozen, tokens, 3 * tokens);
+        EXPECT_EQ(allocations::in([&] { frozen.forward(x, y, fresh); }), 0);
+    }
 }
 
 }  // namespace

@@ -48,10 +48,14 @@ public:
     FrozenWeights(const Weights<S>& weights, const FreezeOptions& options)
         : packed_(static_cast<std::size_t>(weights.count())) {
         Isa chosen = isa();
-        if (storage_kernels(chosen).panel_width != moe::kernels<float>(chosen).panel_width)
-            chosen = Isa::scalar;
+        if constexpr (std::is_same_v<S, float>) {
+            bool any = false;
+            for (Index e = 0; e < weights.count(); ++e) any = any || options.of(e) != Storage::fp32;
+            if (any) stored_.resize(packed_.size());
+            if (any && storage_kernels(chosen).panel_width != moe::kernels<S>(chosen).panel_width)
+                chosen = Isa::scalar;
+        }
         kernels_ = &moe::kernels<S>(chosen);
-        if constexpr (std::is_same_v<S, float>) stored_.resize(packed_.size());
         SerialExecutor serial;
         Executor& executor = options.executor == nullptr ? serial : *options.executor;
         for (Index e = 0; e < weights.count(); ++e)

@@ -54,8 +54,9 @@ inline float largest_weight(Storage storage) {
             return 8 * largest_f16;
         case Storage::int4_zero:
             return 7.5f * largest_f16;  // both ends of a range that is 15 s wide
-        case Storage::fp32:
         case Storage::int8:
+            return 0x1.fffffcp127f;  // 127 s may be above it
+        case Storage::fp32:
         case Storage::ternary:
             break;
     }
@@ -153,12 +154,14 @@ inline void round_codes(const float* w, float s, int zero, int most, std::uint8_
     constexpr float shift = 0x1.8p23f;     // floats up there are integers, the last 8 bits theirs
     const float divisor = s == 0 ? 1 : s;  // weights that small give 0
     const auto low = static_cast<float>(-zero), high = static_cast<float>(most - zero);
-    for (Index p = 0; p < record_rows; ++p) {
-        float q = w[p] / divisor;
-        q = q < low ? low : q;
-        q = q > high ? high : q;
-        codes[p] = static_cast<std::uint8_t>(std::bit_cast<std::int32_t>(q + shift) + zero);
-    }
+    float q[record_rows];
+    std::int32_t bits[record_rows];
+    // One step per loop: together they become branches, which weights at random mispredict.
+    for (Index p = 0; p < record_rows; ++p) q[p] = w[p] / divisor;
+    for (Index p = 0; p < record_rows; ++p) q[p] = q[p] < low ? low : q[p];
+    for (Index p = 0; p < record_rows; ++p) q[p] = q[p] > high ? high : q[p];
+    for (Index p = 0; p < record_rows; ++p) bits[p] = std::bit_cast<std::int32_t>(q[p] + shift);
+    for (Index p = 0; p < record_rows; ++p) codes[p] = static_cast<std::uint8_t>(bits[p] + zero);
 }
 
 /// One record.
@@ -171,6 +174,7 @@ inline void round_record(Storage storage, Index width, const RecordWeights& w, c
         for (Index g = 0; g < count; g += 4) std::memcpy(to + g * width + 4 * j, bytes + g, 4);
     };
     std::uint8_t q[record_rows];
+    std::uint16_t halves[record_rows];
     const auto put_halves = [&](Index j) {
         std::uint8_t bytes[record_rows / 2];
         for (Index p = 0; p < record_rows / 2; ++p) {
@@ -184,11 +188,13 @@ inline void round_record(Storage storage, Index width, const RecordWeights& w, c
             case Storage::fp32:
                 break;
             case Storage::bf16:
-                for (Index p = 0; p < record_rows; ++p)
-                    put(2 * (p / 2 * 2 * width + 2 * j + p % 2), bf16_of(w[j][p]));
+                for (Index p = 0; p < record_rows; ++p) halves[p] = bf16_of(w[j][p]);
+                for (Index p = 0; p < record_rows; p += 2)
+                    std::memcpy(to + 2 * p * width + 4 * j, halves + p, 4);
                 break;
             case Storage::f16:
-                for (Index p = 0; p < record_rows; ++p) put(2 * (p * width + j), f16_of(w[j][p]));
+                for (Index p = 0; p < record_rows; ++p) halves[p] = f16_of(w[j][p]);
+                for (Index p = 0; p < record_rows; ++p) put(2 * (p * width + j), halves[p]);
                 break;
             case Storage::int8:
                 round_codes(w[j], scales[j], 128, 255, q);
@@ -259,10 +265,12 @@ inline void round_panel(Storage storage, Index width, Strided<float> b, Index k,
             for (Index j = 0; j < cols && storage == Storage::int8; ++j)
                 scales[j] = std::max(scales[j], range_of(w[j]).size());
             for (Index j = 0; j < cols && storage == Storage::ternary; ++j) {
-                double part[4] = {};
-                for (Index p = 0; p < record_rows; ++p)
-                    part[p % 4] += static_cast<double>(std::fabs(w[j][p]));
-                sums[j] += (part[0] + part[1]) + (part[2] + part[3]);
+                double even = 0, odd = 0;
+                for (Index p = 0; p < record_rows; p += 2) {
+                    even += static_cast<double>(std::fabs(w[j][p]));
+                    odd += static_cast<double>(std::fabs(w[j][p + 1]));
+                }
+                sums[j] += even + odd;
             }
         }
         for (Index j = 0; j < cols; ++j)
@@ -278,7 +286,7 @@ inline void round_panel(Storage storage, Index width, Strided<float> b, Index k,
                      to + layout.scale_bytes + record * layout.record_bytes);
     }
     const Index used = layout.scale_bytes + records * layout.record_bytes;
-    std::memset(to + used, 0, static_cast<std::size_t>(layout.bytes(k) - used));
+    std::fill(to + used, to + layout.bytes(k), std::byte{0});
 }
 
 }  // namespace moe::inline MOE_ABI::detail

@@ -47,9 +47,9 @@ public:
     /// @throws std::length_error if the panels do not fit an Index
     void resize(Storage storage, const StorageTable& table, Index k, Index cols) {
         const PanelLayout layout = panel_layout(storage, table.panel_width);
-        const Index panels = cols / table.panel_width + (cols % table.panel_width != 0 ? 1 : 0);
-        detail::checked_product(k + padded_rows, layout.record_bytes);
-        auto memory = detail::allocate<std::byte>(detail::checked_product(panels, layout.bytes(k)));
+        detail::checked_product(k, layout.record_bytes);  // more than the bytes of a panel
+        auto memory = detail::allocate<std::byte>(
+            detail::checked_product(panels(table, cols), layout.bytes(k)));
         data_ = std::move(memory);
         storage_ = storage;
         table_ = &table;
@@ -81,9 +81,7 @@ public:
     Index cols() const { return cols_; }
     /// The table it was packed for, nullptr if nothing was.
     const StorageTable* table() const { return table_; }
-    Index panels() const {
-        return empty() ? 0 : (cols_ + table_->panel_width - 1) / table_->panel_width;
-    }
+    Index panels() const { return empty() ? 0 : panels(*table_, cols_); }
     /// Records of each panel.
     Index records() const { return PanelLayout::records(k_); }
     PanelLayout layout() const { return panel_layout(storage_, table_->panel_width); }
@@ -114,6 +112,10 @@ public:
     }
 
 private:
+    static Index panels(const StorageTable& table, Index cols) {
+        return cols / table.panel_width + (cols % table.panel_width != 0 ? 1 : 0);
+    }
+
     std::unique_ptr<std::byte, detail::AlignedDelete> data_;
     const StorageTable* table_ = nullptr;
     Storage storage_ = Storage::fp32;

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: MIT
+#include <moe/core/storage.hpp>
+
+#include <string>
+
+#include <gtest/gtest.h>
+
+namespace {
+
+using moe::Compute;
+using moe::Storage;
+
+constexpr Storage storages[] = {Storage::fp32,      Storage::bf16,       Storage::f16,
+                                Storage::int8,      Storage::int8_block, Storage::int4,
+                                Storage::int4_zero, Storage::ternary};
+
+TEST(Storage, HasTheNameOfItsEnumerator) {
+    std::string names;
+    for (const Storage storage : storages) names += std::string(moe::name(storage)) + " ";
+    EXPECT_EQ(names, "fp32 bf16 f16 int8 int8_block int4 int4_zero ternary ");
+    for (const Compute compute : {Compute::exact, Compute::bf16, Compute::int8})
+        names += std::string(moe::name(compute)) + " ";
+    EXPECT_EQ(names, "fp32 bf16 f16 int8 int8_block int4 int4_zero ternary exact bf16 int8 ");
+}
+
+TEST(Storage, SaysWhatItsWeightsAre) {
+    for (const Storage storage : storages) {
+        const bool plain =
+            storage == Storage::fp32 || storage == Storage::bf16 || storage == Storage::f16;
+        EXPECT_EQ(moe::is_coded(storage), !plain) << moe::name(storage);
+        const bool per_output = storage == Storage::int8 || storage == Storage::ternary;
+        EXPECT_EQ(moe::has_block_scales(storage), !plain && !per_output) << moe::name(storage);
+    }
+}
+
+TEST(Storage, FitsExactAndOneOther) {
+    for (const Storage storage : storages) {
+        EXPECT_TRUE(moe::fits(storage, Compute::exact));
+        EXPECT_EQ(moe::fits(storage, Compute::bf16), storage == Storage::bf16);
+        EXPECT_EQ(moe::fits(storage, Compute::int8), moe::is_coded(storage));
+    }
+}
+
+}  // namespace
