@@ -15,7 +15,7 @@ using Index = Eigen::Index;
 
 struct NaiveLayer::Impl {
     Index dim, ffn, experts, k;
-    WeightPointers weights;
+    Weights weights;
     Matrix scores, drouter;                     // [T, E], [E, D]
     std::vector<std::vector<Index>> tokens;     // per expert
     std::vector<std::vector<float>> factors;    // per expert
@@ -23,12 +23,25 @@ struct NaiveLayer::Impl {
     std::vector<Matrix> dgate, dup, ddown;      // gradients
 };
 
-NaiveLayer::NaiveLayer(std::ptrdiff_t dim, std::ptrdiff_t ffn, std::ptrdiff_t experts,
-                       std::ptrdiff_t k, WeightPointers weights)
-    : impl_(new Impl{
-          dim, ffn, experts, k, std::move(weights), {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}}) {
-    const auto count = static_cast<std::size_t>(experts);
-    impl_->drouter = Matrix::Zero(experts, dim);
+NaiveLayer::NaiveLayer(const Shape& shape, Weights weights)
+    : impl_(new Impl{shape.dim,
+                     shape.ffn,
+                     shape.experts,
+                     shape.k,
+                     std::move(weights),
+                     {},
+                     {},
+                     {},
+                     {},
+                     {},
+                     {},
+                     {},
+                     {},
+                     {},
+                     {},
+                     {}}) {
+    const auto count = static_cast<std::size_t>(shape.experts);
+    impl_->drouter = Matrix::Zero(shape.experts, shape.dim);
     impl_->tokens.resize(count), impl_->factors.resize(count);
     impl_->gate.resize(count), impl_->up.resize(count), impl_->hidden.resize(count),
         impl_->out.resize(count);
