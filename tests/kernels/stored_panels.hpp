@@ -13,6 +13,7 @@
 
 #if defined(__x86_64__)
 #include <moe/kernels/x86/cpuid.hpp>
+#include <moe/kernels/x86/storage_avx2.hpp>
 #include <moe/kernels/x86/storage_avx512.hpp>
 #endif
 

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: MIT
+// Products of integers, written once, and the table. Included inside a namespace in the one that
+// includes storage_body.inl, in a target region of its own, that defines
+//
+//     constexpr const char* table_name;
+//     constexpr int dot_rows;   // rows of B that `dot` adds up: 4 of bytes or 2 of 16 bits
+//     constexpr int int8_rows, block_rows, int4_rows, ternary_rows;  // most rows of a tile of each
+//     constexpr int kept_sums;  // vectors of floats that a tile keeps beside as many integers
+//     constexpr int chained_rows;  // rows of a tile that has two sums for each element
+//     I dot(I sum, I codes, I q);
+
+/// Adds the products of `records` records to `sums` [Rows, panel_width], whose rows follow one
+/// another: floats if scales are per record, else integers without what the zeros add.
+/// @param record  the first of them, as in a panel
+/// @param q       as `dot` wants it: 4 bytes for each step
+/// @param of_q    the sums of q, for scales per record
+template <Storage storage, int Rows>
+[[gnu::noinline]] void tile_int8(Index records, const std::int8_t* q, Index q_row,
+                                 const std::int32_t* of_q, Index of_q_row, const std::byte* record,
+                                 std::byte* sums, Ahead ahead) {
+    constexpr int bits = code_bits(storage);
+    constexpr bool by_record = has_block_scales(storage);
+    constexpr Index tail_bytes = panel_layout(storage, panel_width).record_bytes - bits * row_bytes;
+    constexpr int planes = 8 / bits, dots = 4 / dot_rows;
+    // One dot waits for the one before in the same sum; few rows have two sums for each element.
+    constexpr int chains = bits < 8 && Rows * (by_record ? 2 : 1) <= chained_rows ? 2 : 1;
+    // Floats stay in registers if they fit next to as many integers.
+    constexpr bool keeps = by_record && Rows * tile_vectors <= kept_sums;
+    constexpr int groups = (Rows + 2) / 3;
+    const std::int8_t* group[groups];
+    const std::int32_t* of_group[groups];
+#pragma GCC unroll 6
+    for (int g = 0; g < groups; ++g) {
+        group[g] = q + 3 * g * q_row;
+        of_group[g] = of_q + 3 * g * of_q_row;
+    }
+    V c[Rows][tile_vectors];
+    if constexpr (keeps)
+#pragma GCC unroll 16
+        for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 2
+            for (int v = 0; v < tile_vectors; ++v)
+                c[i][v] = load(reinterpret_cast<float*>(sums) + i * panel_width + v * lanes);
+    const I mask = splat_int(code_mask<bits>);
+    const Index parts = by_record ? records : 1;
+    const Index part_bytes = (by_record ? 1 : records) * bits * row_bytes;
+    for (Index part = 0; part < parts; ++part) {
+        I sum[chains][Rows][tile_vectors], minus_zero[tile_vectors];
+        const std::byte* const tail = record + part_bytes;
+#pragma GCC unroll 2
+        for (int v = 0; v < tile_vectors; ++v)
+            minus_zero[v] =
+                storage == Storage::int4_zero
+                    ? and_bits(sub(splat_int(0), load_bytes(tail + 2 * panel_width + v * lanes)),
+                               splat_int(0xFFFF))
+                    : splat_int(-zero_of(storage) & 0xFFFF);
+#pragma GCC unroll 16
+        for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 2
+            for (int v = 0; v < tile_vectors; ++v) {
+                sum[0][i][v] =
+                    by_record ? mul_low(minus_zero[v], splat_int(of_group[i / 3][i % 3 * of_q_row]))
+                              : load_int(sums + (i * tile_vectors + v) * vector_bytes);
+                if constexpr (chains == 2) sum[1][i][v] = splat_int(0);
+            }
+        const std::byte* end = tail;
+        __asm__("" : "+r"(end));  // or clang unrolls all of a record, and spills
+        for (; record != end; record += row_bytes) {
+            I raw[tile_vectors], bytes[tile_vectors], row[tile_vectors];
+#pragma GCC unroll 2
+            for (int v = 0; v < tile_vectors; ++v) raw[v] = load_int(record + v * vector_bytes);
+#pragma GCC unroll 8
+            for (int step = 0; step < planes * dots; ++step) {
+#pragma GCC unroll 2
+                for (int v = 0; v < tile_vectors; ++v) {
+                    if (step % dots == 0) {
+                        bytes[v] = bits == 8 ? raw[v] : and_bits(raw[v], mask);
+                        raw[v] = shift_right<bits>(raw[v]);
+                    }
+                    row[v] = dots == 1          ? bytes[v]
+                             : step % dots == 0 ? low_halves(bytes[v])
+                                                : high_halves(bytes[v]);
+                }
+#pragma GCC unroll 16
+                for (int i = 0; i < Rows; ++i) {
+                    const I x = splat_int_from(group[i / 3] + i % 3 * q_row + 4 * step);
+#pragma GCC unroll 2
+                    for (int v = 0; v < tile_vectors; ++v)
+                        sum[step % chains][i][v] = dot(sum[step % chains][i][v], row[v], x);
+                }
+                if constexpr (dots == 2)
+                    __asm__("" ::: "memory");  // keep the next step's loads there
+            }
+#pragma GCC unroll 6
+            for (int g = 0; g < groups; ++g) group[g] += 4 * planes * dots;
+            ahead.touch();
+        }
+        V scale[tile_vectors];
+        if constexpr (by_record)
+#pragma GCC unroll 2
+            for (int v = 0; v < tile_vectors; ++v) scale[v] = load_halves(record + 2 * v * lanes);
+        __asm__("" ::: "memory");  // or g++ keeps in registers what it could read again
+#pragma GCC unroll 16
+        for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 2
+            for (int v = 0; v < tile_vectors; ++v) {
+                std::byte* const to = sums + (i * tile_vectors + v) * vector_bytes;
+                const I all = chains == 2 ? add(sum[0][i][v], sum[chains - 1][i][v]) : sum[0][i][v];
+                if constexpr (keeps) {
+                    c[i][v] = fma(to_float(all), scale[v], c[i][v]);
+                } else if constexpr (by_record) {
+                    float* const add_to = reinterpret_cast<float*>(to);
+                    store(add_to, fma(to_float(all), scale[v], load(add_to)));
+                } else {
+                    store_int(to, all);
+                }
+            }
+        record += tail_bytes;
+#pragma GCC unroll 6
+        for (int g = 0; g < groups; ++g) ++of_group[g];
+    }
+    if constexpr (keeps)
+#pragma GCC unroll 16
+        for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 2
+            for (int v = 0; v < tile_vectors; ++v)
+                store(reinterpret_cast<float*>(sums) + i * panel_width + v * lanes, c[i][v]);
+    finish();
+}
+
+template <Storage storage, class>
+struct Int8Tiles;
+template <Storage storage, int... Less>
+struct Int8Tiles<storage, std::integer_sequence<int, Less...>> {
+    static constexpr decltype(&tile_int8<storage, 1>) of[] = {tile_int8<storage, Less + 1>...};
+};
+
+/// C = C + float(sum - what the zeros add) for one chunk, or C = that if it is the first.
+inline void add_chunk(Index cols, const std::byte* sums, std::int32_t of_zeros, bool first,
+                      float* c) {
+    for (Index v = 0; v < tile_vectors; ++v) {
+        const V sum = to_float(sub(load_int(sums + v * vector_bytes), splat_int(of_zeros)));
+        const Index here = cols - v * lanes;
+        store(c + v * lanes, add(first ? splat(0) : load(c + v * lanes, here), sum), here);
+    }
+}
+
+/// The sum of n numbers.
+inline std::int32_t total_of(Index n, const std::int32_t* x) {
+    I partial = splat_int(0);
+    Index i = 0;
+    for (; i + lanes <= n; i += lanes) partial = add(partial, load_int(x + i));
+    std::int32_t sum = total(partial);
+    for (; i < n; ++i) sum += x[i];
+    return sum;
+}
+
+/// One product for all storages of integers.
+template <Storage storage>
+void product_of(Index rows, Index cols, Index records, const Int8Rows& a, const std::byte* panel,
+                float* c, Index c_row, const std::byte* ahead) {
+    constexpr int bits = code_bits(storage);
+    constexpr bool by_record = has_block_scales(storage);
+    constexpr Index chunk = StorageTable::row_chunk / record_rows;
+    constexpr PanelLayout layout = panel_layout(storage, panel_width);
+    constexpr int tile_rows = bits == 2   ? ternary_rows
+                              : bits == 4 ? int4_rows
+                              : by_record ? block_rows
+                                          : int8_rows;
+    constexpr Index block = block_sums / tile_rows;
+    constexpr Index slice =
+        slice_bytes / layout.record_bytes < chunk ? slice_bytes / layout.record_bytes : chunk;
+    constexpr Index wide_row = dot_rows == 2 ? 2 * slice * record_rows : 0;
+    alignas(64) std::byte sums[block * tile_rows * row_bytes];
+    alignas(64) std::int8_t wide[tile_rows * wide_row + 1];
+    const Index tiles = (rows + tile_rows - 1) / tile_rows;
+    const Index most = tiles == 1 && dot_rows == 4 ? chunk : slice;
+    Prefetch prefetch(panel + layout.scale_bytes, ahead + layout.scale_bytes, records,
+                      layout.record_bytes, tiles, bits);
+    for (Index first = 0; first < tiles; first += block) {
+        const Index last = first + block < tiles ? first + block : tiles;
+        const Index row = tile_start(rows, tiles, first), end = tile_start(rows, tiles, last);
+        for (Index i = 0; i < (end - row) * row_bytes; i += vector_bytes)
+            store_int(sums + i, splat_int(0));
+        Index begun = 0;  // the first record of this chunk
+        for (Index r = 0, count = 0; r < records; r += count) {
+            count = prefetch.slice(r, begun + chunk - r < most ? begun + chunk - r : most);
+            const std::byte* const record = panel + layout.scale_bytes + r * layout.record_bytes;
+            for (Index t = first; t < last; ++t) {
+                const Index i = tile_start(rows, tiles, t), after = tile_start(rows, tiles, t + 1);
+                const std::int8_t* q = a.q + i * a.q_row + r * record_rows;
+                Index q_row = a.q_row;
+                if constexpr (dot_rows == 2) {
+                    for (Index l = 0; l < after - i; ++l)
+                        for (Index p = 0; p < count * record_rows; p += record_rows)
+                            store_int(wide + l * wide_row + 2 * p, widen(q + l * q_row + p));
+                    q = wide;
+                    q_row = wide_row;
+                }
+                Int8Tiles<storage, std::make_integer_sequence<int, tile_rows>>::of[after - i - 1](
+                    count, q, q_row, a.sums + i * a.sums_row + r, a.sums_row, record,
+                    sums + (i - row) * row_bytes, prefetch.next(r, count));
+            }
+            if (by_record || (r + count != begun + chunk && r + count != records)) continue;
+            for (Index i = row; i < end; ++i) {
+                std::byte* const sum = sums + (i - row) * row_bytes;
+                const Index n = r + count - begun;
+                add_chunk(cols, sum,
+                          zero_of(storage) * total_of(n, a.sums + i * a.sums_row + begun),
+                          begun == 0, c + i * c_row);
+                for (Index v = 0; v < tile_vectors; ++v)
+                    store_int(sum + v * vector_bytes, splat_int(0));
+            }
+            begun = r + count;
+        }
+        for (Index i = row; i < end; ++i)
+            for (Index v = 0; v < tile_vectors; ++v) {
+                const Index here = cols - v * lanes;
+                float* const to = c + i * c_row + v * lanes;
+                // What sums hold is a float, or 0: there is no record.
+                V x = load(reinterpret_cast<float*>(sums) + (i - row) * panel_width + v * lanes);
+                if constexpr (!by_record)
+                    x = mul(records == 0 ? x : load(to, here),
+                            load(reinterpret_cast<const float*>(panel) + v * lanes));
+                store(to, mul(x, splat(a.scale[i])), here);
+            }
+    }
+    finish();
+}
+
+inline void product_int8(Storage storage, Index rows, Index cols, Index records, const Int8Rows& a,
+                         const std::byte* panel, float* c, Index c_row, const std::byte* ahead) {
+    switch (storage) {
+        case Storage::int8:
+            return product_of<Storage::int8>(rows, cols, records, a, panel, c, c_row, ahead);
+        case Storage::int8_block:
+            return product_of<Storage::int8_block>(rows, cols, records, a, panel, c, c_row, ahead);
+        case Storage::int4:
+            return product_of<Storage::int4>(rows, cols, records, a, panel, c, c_row, ahead);
+        case Storage::int4_zero:
+            return product_of<Storage::int4_zero>(rows, cols, records, a, panel, c, c_row, ahead);
+        case Storage::ternary:
+            return product_of<Storage::ternary>(rows, cols, records, a, panel, c, c_row, ahead);
+        default:
+            return;
+    }
+}
+
+inline constexpr StorageTable table{.name = table_name,
+                                    .panel_width = panel_width,
+                                    .decode = decode,
+                                    .bf16_bytes = 4,
+                                    .encode_bf16 = encode_bf16,
+                                    .product_bf16 = product_bf16,
+                                    .encode_int8 = encode_int8,
+                                    .product_int8 = product_int8};
