@@ -30,8 +30,8 @@ namespace moe::inline MOE_ABI {
 /// Products with stored weights in AMX tiles; the rest is AVX-512.
 ///
 /// A block is 32 rows of A times the 32 columns of a panel: tiles 0 and 1 hold A, 2 and 3 B, which
-/// lies in the panel as tiles want it, and 4 to 7 C. Four products then need four loads; from the
-/// second-level cache those take as long as the products.
+/// lies in the panel as tiles want it, and 4 to 7 C. In one step, 64 bytes of each row of A, four
+/// loads feed four products.
 namespace storage_amx {
 
 using isa_avx512::finish;
@@ -75,6 +75,85 @@ struct Ahead {
     }
 };
 
+// ---- sums of blocks ----
+
+/// sums = A B, or sums += A B if `add`, for a block of up to 16 rows, or of more if `tall`: floats
+/// of bf16, or `integers` of bytes.
+template <bool integers, bool tall>
+void block(Index steps, const std::byte* a, Index a_row, const std::byte* b, float* sums, bool add,
+           Ahead& ahead) {
+    constexpr Index bytes = 4 * panel_width;
+    float* const lower = sums + 16 * panel_width;
+    if (add) {
+        amx::load<4>(sums, bytes);
+        amx::load<5>(sums + 16, bytes);
+        if constexpr (tall) amx::load<6>(lower, bytes);
+        if constexpr (tall) amx::load<7>(lower + 16, bytes);
+    } else {
+        amx::zero<4>();
+        amx::zero<5>();
+        if constexpr (tall) amx::zero<6>();
+        if constexpr (tall) amx::zero<7>();
+    }
+    for (; steps > 0; --steps, a += 64, b += 16 * b_row) {
+        amx::load<0>(a, a_row);
+        amx::load<2>(b, b_row);
+        amx::load<3>(b + 64, b_row);
+        if constexpr (tall) amx::load<1>(a + 16 * a_row, a_row);
+        if constexpr (integers) {
+            amx::dot_unsigned<4, 0, 2>();
+            amx::dot_unsigned<5, 0, 3>();
+            if constexpr (tall) amx::dot_unsigned<6, 1, 2>();
+            if constexpr (tall) amx::dot_unsigned<7, 1, 3>();
+        } else {
+            amx::dot_bf16<4, 0, 2>();
+            amx::dot_bf16<5, 0, 3>();
+            if constexpr (tall) amx::dot_bf16<6, 1, 2>();
+            if constexpr (tall) amx::dot_bf16<7, 1, 3>();
+        }
+        ahead.step();
+    }
+    amx::store<4>(sums, bytes);
+    amx::store<5>(sums + 16, bytes);
+    if constexpr (tall) amx::store<6>(lower, bytes);
+    if constexpr (tall) amx::store<7>(lower + 16, bytes);
+}
+
+/// Most rows of a group: whole blocks that take turns with a slice of B, which stays in the
+/// first-level cache meanwhile, or the rows that are left.
+inline constexpr Index group_rows = 4 * block_rows;
+inline constexpr Index slice_steps = 8;
+
+inline Index blocks_of(Index rows) { return (rows + block_rows - 1) / block_rows; }
+/// Rows of the next group.
+inline Index group_of(Index left) {
+    if (left < block_rows) return left;
+    return left < group_rows ? left / block_rows * block_rows : group_rows;
+}
+
+/// The same for a group; sums [rows, panel_width].
+template <bool integers>
+void group(Index rows, Index steps, const std::byte* a, Index a_row, const std::byte* b,
+           float* sums, bool add, Ahead& ahead) {
+    const Index most = rows > block_rows ? slice_steps : steps;
+    Index s = 0;
+    do {
+        const Index here = steps - s < most ? steps - s : most;
+        for (Index i = 0; i < rows; i += block_rows) {
+            const std::byte* const from = a + i * a_row + 64 * s;
+            const std::byte* const with = b + s * 16 * b_row;
+            if (rows > 16)
+                block<integers, true>(here, from, a_row, with, sums + i * panel_width, add, ahead);
+            else
+                block<integers, false>(here, from, a_row, with, sums, add, ahead);
+        }
+        add = true;
+        s += here;
+    } while (s < steps);
+}
+
+// ---- bf16 ----
+
 inline void encode_bf16(Index n, const float* x, std::byte* to) {
     for (Index i = 0; i < (n + padded_rows - 1) / padded_rows * padded_rows; i += 16) {
         const __m512i bits = _mm512_castps_si512(_mm512_maskz_loadu_ps(mask(n - i), x + i));
@@ -90,89 +169,20 @@ inline void encode_bf16(Index n, const float* x, std::byte* to) {
     finish();
 }
 
-/// C = A B, or C += A B if `add`, for a block of up to 16 rows, or of more if `tall`. What is read
-/// again soon stays in the first-level cache: A's block or, if `keep_b`, the panel's records.
-template <bool tall, bool keep_b>
-void block_bf16(Index records, const std::byte* a, Index a_row, const std::byte* b, float* c,
-                Index c_row, bool add, Ahead& ahead) {
-    const Index c_bytes = 4 * c_row;
-    float* const lower = c + (tall ? 16 * c_row : 0);
-    if (add) {
-        amx::load<4>(c, c_bytes);
-        amx::load<5>(c + 16, c_bytes);
-        if constexpr (tall) amx::load<6>(lower, c_bytes);
-        if constexpr (tall) amx::load<7>(lower + 16, c_bytes);
-    } else {
-        amx::zero<4>();
-        amx::zero<5>();
-        if constexpr (tall) amx::zero<6>();
-        if constexpr (tall) amx::zero<7>();
-    }
-    for (Index r = 0; r < records; ++r, a += 64, b += 16 * b_row) {
-        if constexpr (keep_b) {
-            amx::load_once<0>(a, a_row);
-            amx::load<2>(b, b_row);
-            amx::load<3>(b + 64, b_row);
-        } else {
-            amx::load<0>(a, a_row);
-            amx::load_once<2>(b, b_row);
-            amx::load_once<3>(b + 64, b_row);
-        }
-        amx::dot_bf16<4, 0, 2>();
-        amx::dot_bf16<5, 0, 3>();
-        if constexpr (tall) {
-            if constexpr (keep_b)
-                amx::load_once<1>(a + 16 * a_row, a_row);
-            else
-                amx::load<1>(a + 16 * a_row, a_row);
-            amx::dot_bf16<6, 1, 2>();
-            amx::dot_bf16<7, 1, 3>();
-        }
-        ahead.step();
-    }
-    amx::store<4>(c, c_bytes);
-    amx::store<5>(c + 16, c_bytes);
-    if constexpr (tall) amx::store<6>(lower, c_bytes);
-    if constexpr (tall) amx::store<7>(lower + 16, c_bytes);
-}
-
-/// Records of a slice of B that stays in the first-level cache while all of A passes: 32 KiB.
-inline constexpr Index slice_records = 16;
-
 inline void product_bf16(Index rows, Index cols, Index records, const std::byte* a, Index a_row,
                          const std::byte* panel, float* c, Index c_row, const std::byte* next) {
     if (rows == 0) return;
-    alignas(64) float narrow[block_rows * panel_width];  // for C, where tiles are wider than it
-    const Index record_bytes = panel_layout(Storage::bf16, panel_width).record_bytes;
-    Ahead ahead(next, record_bytes, (rows + block_rows - 1) / block_rows);
-    const Index whole = cols == panel_width ? rows / block_rows * block_rows : 0;
-    Index i = 0;
-    if (whole > block_rows) {
-        configure(block_rows, 16);
-        for (Index r = 0; r < records; r += slice_records) {
-            const Index here = records - r < slice_records ? records - r : slice_records;
-            for (i = 0; i < whole; i += block_rows)
-                block_bf16<true, true>(here, a + i * a_row + 64 * r, a_row,
-                                       panel + r * record_bytes, c + i * c_row, c_row, r > 0,
-                                       ahead);
-        }
-    }
-    Index shaped = i > 0 ? block_rows : 0;
-    for (; i < rows; i += block_rows) {
-        const Index here = rows - i < block_rows ? rows - i : block_rows;
-        if (here != shaped) configure(shaped = here, 16);
-        const bool fits = cols == panel_width;
-        float* const to = fits ? c + i * c_row : narrow;
-        const Index to_row = fits ? c_row : panel_width;
-        if (here > 16)
-            block_bf16<true, false>(records, a + i * a_row, a_row, panel, to, to_row, false, ahead);
-        else
-            block_bf16<false, false>(records, a + i * a_row, a_row, panel, to, to_row, false,
-                                     ahead);
-        for (Index row = 0; row < (fits ? 0 : here); ++row)
+    // Not in C, whose rows may lie a multiple of 4096 bytes apart: all in one set of the cache.
+    alignas(64) float sums[group_rows * panel_width];
+    Ahead ahead(next, 16 * b_row, blocks_of(rows));
+    for (Index i = 0, here = 0; i < rows; i += here) {
+        here = group_of(rows - i);
+        if (i == 0 || here < block_rows) configure(here < block_rows ? here : block_rows, 16);
+        group<false>(here, records, a + i * a_row, a_row, panel, sums, false, ahead);
+        for (Index row = 0; row < here; ++row)
             for (Index j = 0; j < cols; j += 16)
                 _mm512_mask_storeu_ps(c + (i + row) * c_row + j, mask(cols - j),
-                                      _mm512_load_ps(narrow + row * panel_width + j));
+                                      _mm512_load_ps(sums + row * panel_width + j));
     }
     amx::release();
     finish();

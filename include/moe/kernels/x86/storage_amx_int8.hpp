@@ -28,59 +28,26 @@ namespace storage_amx {
 
 // ---- int8, one scale per output ----
 
-/// sums = A B for a block and up to a chunk of rows of B, `steps` times 64 of them.
-template <bool tall>
-void block_int8(Index steps, const std::int8_t* q, Index q_row, const std::byte* b,
-                std::int32_t* sums, Ahead& ahead) {
-    amx::zero<4>();
-    amx::zero<5>();
-    if constexpr (tall) amx::zero<6>();
-    if constexpr (tall) amx::zero<7>();
-    for (Index step = 0; step < steps; ++step, q += 64, b += 16 * b_row) {
-        amx::load<0>(q, q_row);
-        amx::load<2>(b, b_row);
-        amx::load<3>(b + 64, b_row);
-        amx::dot_unsigned<4, 0, 2>();
-        amx::dot_unsigned<5, 0, 3>();
-        if constexpr (tall) {
-            amx::load<1>(q + 16 * q_row, q_row);
-            amx::dot_unsigned<6, 1, 2>();
-            amx::dot_unsigned<7, 1, 3>();
-        }
-        ahead.step();
-    }
-    constexpr Index bytes = 4 * panel_width;
-    amx::store<4>(sums, bytes);
-    amx::store<5>(sums + 16, bytes);
-    if constexpr (tall) amx::store<6>(sums + 16 * panel_width, bytes);
-    if constexpr (tall) amx::store<7>(sums + 16 * panel_width + 16, bytes);
-}
-
-/// One chunk of rows of B, or what there is of it.
-struct Chunk {
-    Index records;
-    const std::byte* b;   ///< codes, as int8 records hold them
-    std::int32_t zero;    ///< weight = (code - zero) s
-    bool first;           ///< C starts at +0
-    const float* scales;  ///< s of the last chunk, nullptr for the others
-};
-
-/// C = C + float(sums - zero (sum of q)) for `rows` rows; in the last chunk times both scales.
-inline void add_chunk(const Chunk& chunk, Index rows, Index cols, const std::int32_t* sums,
-                      const std::int32_t* q_sums, Index q_sums_row, const float* a_scale, float* c,
-                      Index c_row) {
+/// C = C + float(sums - zero (sum of q)) for `rows` rows and one chunk of `records` records.
+/// @param sums    [rows, panel_width]
+/// @param q_sums  of the records
+/// @param first   C starts at +0
+/// @param scales  of the columns after the last chunk, when C is multiplied by both; else nullptr
+inline void add_chunk(Index rows, Index cols, Index records, std::int32_t zero, const float* sums,
+                      const std::int32_t* q_sums, Index q_sums_row, bool first, const float* scales,
+                      const float* a_scale, float* c, Index c_row) {
     for (Index i = 0; i < rows; ++i, sums += panel_width, q_sums += q_sums_row, c += c_row) {
         __m512i total = _mm512_setzero_si512();
-        for (Index r = 0; r < chunk.records; r += 16)
-            total = _mm512_add_epi32(total,
-                                     _mm512_maskz_loadu_epi32(mask(chunk.records - r), q_sums + r));
-        const __m512i shift = _mm512_set1_epi32(chunk.zero * _mm512_reduce_add_epi32(total));
+        for (Index r = 0; r < records; r += 16)
+            total =
+                _mm512_add_epi32(total, _mm512_maskz_loadu_epi32(mask(records - r), q_sums + r));
+        const __m512i shift = _mm512_set1_epi32(zero * _mm512_reduce_add_epi32(total));
         for (Index j = 0; j < panel_width; j += 16) {
             const __mmask16 here = mask(cols - j);
             __m512 x = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_load_si512(sums + j), shift));
-            if (!chunk.first) x = _mm512_add_ps(_mm512_maskz_loadu_ps(here, c + j), x);
-            if (chunk.scales != nullptr)
-                x = _mm512_mul_ps(_mm512_mul_ps(x, _mm512_loadu_ps(chunk.scales + j)),
+            if (!first) x = _mm512_add_ps(_mm512_maskz_loadu_ps(here, c + j), x);
+            if (scales != nullptr)
+                x = _mm512_mul_ps(_mm512_mul_ps(x, _mm512_loadu_ps(scales + j)),
                                   _mm512_set1_ps(a_scale[i]));
             _mm512_mask_storeu_ps(c + j, here, x);
         }
@@ -102,39 +69,41 @@ inline void unpack_ternary(Index records, const std::byte* from, std::byte* to) 
         }
 }
 
+/// Records of ternary weights that are unpacked at once, 32 KiB.
+inline constexpr Index ternary_records = 32;
+
 template <bool ternary>
 void product_by_output(Index rows, Index cols, Index records, const Int8Rows& a,
                        const std::byte* panel, float* c, Index c_row, const std::byte* next) {
-    constexpr Index chunk_records = StorageTable::row_chunk / record_rows;
+    constexpr Index chunk = StorageTable::row_chunk / record_rows;
+    constexpr Index most = ternary ? ternary_records : chunk;
     constexpr PanelLayout layout =
         panel_layout(ternary ? Storage::ternary : Storage::int8, panel_width);
-    alignas(64) std::int32_t sums[block_rows * panel_width];
-    alignas(64) std::byte codes[ternary ? StorageTable::row_chunk * panel_width : 64];
-    Ahead ahead(next, 2 * layout.record_bytes, (rows + block_rows - 1) / block_rows);
-    Index shaped = 0;
-    Index r = 0;
-    do {
-        const Index here = records - r < chunk_records ? records - r : chunk_records;
-        Chunk chunk{here, panel + layout.scale_bytes + r * layout.record_bytes, ternary ? 1 : 128,
-                    r == 0, nullptr};
-        if (r + here == records) chunk.scales = reinterpret_cast<const float*>(panel);
-        if constexpr (ternary) {
-            unpack_ternary(here, chunk.b, codes);
-            chunk.b = codes;
+    alignas(64) float sums[group_rows * panel_width];
+    alignas(64) std::byte codes[ternary ? most * record_rows * panel_width : 64];
+    Ahead ahead(next, 2 * layout.record_bytes, blocks_of(rows));
+    for (Index i = 0, here = 0; i < rows; i += here) {
+        here = group_of(rows - i);
+        if (i == 0 || here < block_rows) configure(here < block_rows ? here : block_rows, 16);
+        for (Index r = 0, count = 0; r < records; r += count) {
+            count = records - r < most ? records - r : most;
+            const std::byte* b = panel + layout.scale_bytes + r * layout.record_bytes;
+            if constexpr (ternary) {
+                unpack_ternary(count, b, codes);
+                b = codes;
+            }
+            group<true>(here, count / 2,
+                        reinterpret_cast<const std::byte*>(a.q) + i * a.q_row + r * record_rows,
+                        a.q_row, b, sums, r % chunk > 0, ahead);
+            const Index end = r + count;
+            if (end % chunk > 0 && end < records) continue;
+            const Index begin = (end - 1) / chunk * chunk;
+            add_chunk(here, cols, end - begin, ternary ? 1 : 128, sums,
+                      a.sums + i * a.sums_row + begin, a.sums_row, begin == 0,
+                      end == records ? reinterpret_cast<const float*>(panel) : nullptr, a.scale + i,
+                      c + i * c_row, c_row);
         }
-        for (Index i = 0; i < rows; i += block_rows) {
-            const Index height = rows - i < block_rows ? rows - i : block_rows;
-            if (height != shaped) configure(shaped = height, 16);
-            const std::int8_t* const q = a.q + i * a.q_row + r * record_rows;
-            if (height > 16)
-                block_int8<true>(here / 2, q, a.q_row, chunk.b, sums, ahead);
-            else
-                block_int8<false>(here / 2, q, a.q_row, chunk.b, sums, ahead);
-            add_chunk(chunk, height, cols, sums, a.sums + i * a.sums_row + r, a.sums_row,
-                      a.scale + i, c + i * c_row, c_row);
-        }
-        r += here;
-    } while (r < records);
+    }
     amx::release();
     finish();
 }
@@ -228,6 +197,7 @@ inline void block_by_record(Index rows, Index cols, Index pairs, const std::int8
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) acc[i] = _mm512_load_ps(now + 16 * i);
     two_records(q, q_row, code, sums[0]);
+    ahead.step();
     for (Index pair = 1; pair < pairs; ++pair) {
         q += 2 * record_rows;
         code += 2 * record_rows * panel_width;
