@@ -8,14 +8,8 @@
 #include <cstring>
 #include <vector>
 
-#include <moe/kernels/storage_portable.hpp>
+#include <moe/kernels/storage_dispatch.hpp>
 #include <moe/kernels/storage_table.hpp>
-
-#if defined(__x86_64__)
-#include <moe/kernels/x86/cpuid.hpp>
-#include <moe/kernels/x86/storage_avx2.hpp>
-#include <moe/kernels/x86/storage_avx512.hpp>
-#endif
 
 #include "numbers.hpp"
 
@@ -29,7 +23,13 @@ inline constexpr Storage stored_forms[] = {Storage::bf16,       Storage::f16,  S
                                            Storage::ternary};
 
 /// Every table that this machine can run.
-inline std::vector<const StorageTable*> storage_tables() { return {&moe::storage_portable::table}; }
+inline std::vector<const StorageTable*> storage_tables() {
+    std::vector<const StorageTable*> all;
+    for (std::size_t i = 0; i < moe::detail::storage_kernels_count; ++i)
+        if (moe::detail::supports(static_cast<moe::detail::StorageKernels>(i)))
+            all.push_back(moe::detail::storage_tables[i]);
+    return all;
+}
 
 inline std::size_t size_of(Index n) { return static_cast<std::size_t>(n); }
 

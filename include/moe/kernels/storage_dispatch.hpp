@@ -16,6 +16,7 @@
 #include <moe/kernels/storage_portable.hpp>
 #if defined(__x86_64__)
 #include <moe/kernels/x86/storage_amx.hpp>
+#include <moe/kernels/x86/storage_avx2.hpp>
 #include <moe/kernels/x86/storage_avx512.hpp>
 #endif
 #endif
@@ -41,9 +42,9 @@ extern const StorageTables storage_tables;
 
 #if !defined(MOE_EXTERN_KERNELS) || defined(MOE_IMPLEMENT_KERNELS)
 #if defined(__x86_64__)
-MOE_TABLES StorageTables storage_tables{&storage_portable::table, &storage_portable::table,
-                                        &storage_portable::table, &storage_portable::table,
-                                        &storage_avx512::table,   &storage_amx::table};
+MOE_TABLES StorageTables storage_tables{&storage_portable::table,  &storage_avx2::table,
+                                        &storage_avx2_vnni::table, &storage_avx512::words::table,
+                                        &storage_avx512::table,    &storage_amx::table};
 #else
 MOE_TABLES StorageTables storage_tables{&storage_portable::table};
 #endif
