@@ -184,7 +184,8 @@ void product_of(Index rows, Index cols, Index records, const Int8Rows& a, const 
             store_int(sums + i, splat_int(0));
         Index begun = 0;  // the first record of this chunk
         for (Index r = 0, count = 0; r < records; r += count) {
-            count = prefetch.slice(r, begun + chunk - r < most ? begun + chunk - r : most);
+            count = prefetch.slice(
+                r, !by_record && begun + chunk - r < most ? begun + chunk - r : most);
             const std::byte* const record = panel + layout.scale_bytes + r * layout.record_bytes;
             for (Index t = first; t < last; ++t) {
                 const Index i = tile_start(rows, tiles, t), after = tile_start(rows, tiles, t + 1);
