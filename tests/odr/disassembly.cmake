@@ -5,8 +5,9 @@
 #   - what belongs to no instruction set holds none of AVX either, if the build's flags ask for none
 #     (BASELINE): no instruction that begins with c4, c5 or 62,
 #   - VNNI and tiles are used in the namespaces made for them, and nowhere else,
-#   - the innermost loops of tiles keep their sums in registers: no vector goes to the stack or
-#     comes from there (one for 12 products, where a compiler unrolled the innermost loop away).
+#   - the innermost loops of tiles keep their sums in registers: in tiles of float no vector goes to
+#     the stack or comes from there (one in 12 products where a compiler unrolled the innermost loop
+#     away), in tiles of stored weights one goes in 8 products at most.
 cmake_minimum_required(VERSION 3.21)
 
 execute_process(COMMAND ${OBJDUMP} -d -C ${OBJECT}
@@ -52,7 +53,7 @@ foreach(line IN LISTS lines)
         set(complaint "AVX-512 in a kernel for AVX2")
     elseif(NOT namespace AND BASELINE AND byte MATCHES "^(c4|c5|62)$")
         set(complaint "AVX outside of its kernels")
-    elseif(instruction MATCHES "vpdp" AND NOT namespace MATCHES "^storage_(avx2_vnni|avx512)$")
+    elseif(instruction MATCHES "vpdp" AND NOT function MATCHES "::storage_avx[0-9]+::vnni::")
         set(complaint "VNNI outside of its kernels")
     elseif(instruction MATCHES "^(tile|tdp|ldtilecfg)" AND NOT namespace STREQUAL "storage_amx")
         set(complaint "tiles outside of their kernels")
@@ -64,7 +65,8 @@ foreach(line IN LISTS lines)
     if(is_tile)
         if(instruction MATCHES "^mov +%rsp,%rbp")
             set(frame "%r[sb]p")
-        elseif(instruction MATCHES "%[xyz]mm" AND instruction MATCHES "\\(${frame}")
+        elseif(instruction MATCHES "%[xyz]mm.*\\(${frame}[^)]*\\) *$" OR
+               (instruction MATCHES "\\(${frame}.*%[xyz]mm" AND function MATCHES "::tile_of<"))
             list(APPEND on_stack ${address})
         elseif(instruction MATCHES "^({.*} *)?v(fmadd|pdp|pmadd)")
             list(APPEND products ${address})
@@ -91,7 +93,9 @@ foreach(line IN LISTS lines)
                         endforeach()
                     endforeach()
                     set(most 0)
-                    if(number_products GREATER 32)
+                    if(NOT function MATCHES "::tile_of<")
+                        math(EXPR most "${number_products} / 8")
+                    elseif(number_products GREATER 32)
                         math(EXPR most "${number_products} / 12")
                     endif()
                     if(number_on_stack GREATER most)
