@@ -2,6 +2,7 @@
 #include <moe/frozen.hpp>
 
 #include <cmath>
+#include <iterator>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -237,11 +238,39 @@ TEST(FrozenStorage, MayDifferPerExpert) {
 }
 
 TEST(FrozenStorage, OfALayerThatIsNotNeededAnyMoreIsTheSame) {
-    for (const moe::FreezeOptions& options : stored) {
+    std::vector<moe::FreezeOptions> all(std::begin(stored), std::end(stored));
+    all.push_back(
+        {.experts = {Storage::int8, Storage::fp32, Storage::int4, Storage::ternary, Storage::bf16,
+                     Storage::f16, Storage::f16, Storage::f16, Storage::f16}});
+    for (const moe::FreezeOptions& options : all) {
         Layer layer = make();
         const auto expected = moe::freeze(layer, options)(batch());
         EXPECT_TRUE(same_bits(moe::freeze(std::move(layer), options)(batch()), expected));
         EXPECT_EQ(layer.bank().group<1>().up.count(), 0) << "the originals are released";
+    }
+}
+
+TEST(FrozenStorage, GivesTheSameBitsWithAnyExecutor) {
+    const Layer layer = make();
+    for (const moe::FreezeOptions& options : stored) {
+        const auto frozen = moe::freeze(layer, options);
+        const auto x = batch(200);
+        const auto run = [&](moe::Executor& executor) {
+            Workspace<float> ws(executor);
+            Matrix<float> y(200, dim);
+            frozen.forward(x, y, ws);
+            return y;
+        };
+        moe::SerialExecutor serial;
+        const Matrix<float> expected = run(serial);
+        for (const int threads : {2, 3, 7}) {
+            moe::ThreadPool pool(threads);
+            EXPECT_TRUE(same_bits(run(pool), expected)) << threads;
+#if defined(_OPENMP)
+            moe::OpenMpExecutor team(threads);
+            EXPECT_TRUE(same_bits(run(team), expected)) << threads;
+#endif
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -260,6 +261,28 @@ TEST(PackedFeedForward, GivesTheSameBitsHoweverManyTokensThereAre) {
         more.x = Matrix<float>::Constant(100, 37, std::numeric_limits<float>::quiet_NaN());
         more.x.topRows(12) = batch.x;
         EXPECT_TRUE(same_bits(run(frozen, more), run(frozen, batch)));
+    });
+}
+
+/// A row of x that an expert is alone with is read where it was encoded.
+TEST(PackedFeedForward, GivesTheSameBitsForRowsThatAreAlone) {
+    const expert_group::Extents e{.tokens = 3, .model_dim = 37, .output_dim = 29};
+    const auto x = moe::testing::random_matrix<float>(3, 37, 1);
+    const std::vector<Index> offsets{1, 2, 3, 4, 5};
+    const std::vector<std::int32_t> tokens{0, 2, 0, 1, 2};
+    const std::vector<float> weights{9, .5f, -1, 2, .25f}, ones(5, 1);
+    moe::Rows<float> rows{.offsets = offsets, .from = tokens, .to = tokens, .weights = weights};
+    const moe::Context context;
+    const Group group = swiglu(4, 41, e);
+    for_each_option(4, [&](const FreezeOptions& options) {
+        const auto frozen = group.freeze(options);
+        moe::Workspace<float> ws;
+        Matrix<float> once = Matrix<float>::Zero(3, 29), each = once;
+        rows.input_weights = {};
+        frozen.forward(x, rows, once, {context, ws});
+        rows.input_weights = ones;
+        frozen.forward(x, rows, each, {context, ws});
+        EXPECT_TRUE(same_bits(once, each));
     });
 }
 
