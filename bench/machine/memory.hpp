@@ -5,6 +5,10 @@
 #include <fstream>
 #include <string>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 namespace machine {
 
 /// Bytes of a line of /proc/self/status, which are there in kB; 0 where there is no such file.
@@ -20,8 +24,14 @@ inline double memory_of_status(const char* key) {
 /// Bytes of this process in memory, now and at most since forget_peak_memory().
 inline double memory() { return memory_of_status("VmRSS:"); }
 inline double peak_memory() { return memory_of_status("VmHWM:"); }
-/// The peak is what it is now. Linux only; elsewhere the peak stays that of the whole run.
-inline void forget_peak_memory() { std::ofstream("/proc/self/clear_refs") << '5'; }
+/// Gives back what is free, so that the peak is what is in use now. Linux only; elsewhere the peak
+/// stays that of the whole run.
+inline void forget_peak_memory() {
+#if defined(__GLIBC__)
+    malloc_trim(0);
+#endif
+    std::ofstream("/proc/self/clear_refs") << '5';
+}
 
 }  // namespace machine
 
