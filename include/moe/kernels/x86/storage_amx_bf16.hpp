@@ -169,8 +169,19 @@ inline void encode_bf16(Index n, const float* x, std::byte* to) {
     finish();
 }
 
-inline void product_bf16(Index rows, Index cols, Index records, const std::byte* a, Index a_row,
-                         const std::byte* panel, float* c, Index c_row, const std::byte* next) {
+/// n numbers, a multiple of 16, as floats.
+inline void widen_bf16(Index n, const std::byte* from, float* to) {
+    for (Index i = 0; i < n; i += 16) {
+        const __m512i bits = _mm512_cvtepu16_epi32(
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 2 * i)));
+        _mm512_store_si512(to + i, _mm512_slli_epi32(bits, 16));
+    }
+    finish();
+}
+
+/// StorageTable::product_bf16 in tiles.
+inline void tiles_bf16(Index rows, Index cols, Index records, const std::byte* a, Index a_row,
+                       const std::byte* panel, float* c, Index c_row, const std::byte* next) {
     if (rows == 0) return;
     // Not in C, whose rows may lie a multiple of 4096 bytes apart: all in one set of the cache.
     alignas(64) float sums[group_rows * panel_width];
