@@ -283,7 +283,7 @@ private:
     /// The context that groups get: Context::experts says what the bank knows of its experts.
     Context with_facts(const Context& context) const {
         Context filled = context;
-        filled.experts = facts_;
+        filled.experts = detail::elements(facts_);
         return filled;
     }
 

@@ -273,7 +273,7 @@ private:
     void take(const Context& context, Routed<S>& routed) const {
         routed.facts = facts_;
         routed.context = context;
-        routed.context.experts = routed.facts;
+        routed.context.experts = detail::elements(routed.facts);
     }
 
     /// Fills the logits, offset and masks applied.

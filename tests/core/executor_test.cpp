@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <memory>
 #include <stdexcept>
@@ -152,6 +153,146 @@ TEST(Executor, AnythingMayBeThrownAndTheExecutorWorksOn) {
     }
 }
 
+/// Runs as many tasks at once as it is asked for, each on a thread of its own.
+class ManyThreads final : public Executor {
+public:
+    explicit ManyThreads(int concurrency) : concurrency_(concurrency) {}
+    int concurrency() const override { return concurrency_; }
+    void run(Index tasks, moe::TaskRef task) override {
+        std::vector<std::thread> threads;
+        for (Index i = 0; i < tasks; ++i)
+            threads.emplace_back([=] { task(i, static_cast<int>(i)); });
+        for (std::thread& thread : threads) thread.join();
+    }
+
+private:
+    int concurrency_;
+};
+
+TEST(ParallelFor, RunsTasksOfUnequalCostOnce) {
+    const auto cost = [](Index i) { return i % 10 == 3 ? 50.0 : i < 20 ? 0.0 : 1.0; };
+    for (const int workers : {1, 2, 3, 7, 200})
+        for (const Index tasks : {1, 2, 6, 64, 65, 301}) {
+            ManyThreads executor(workers);
+            std::vector<std::atomic<int>> times(at(tasks));
+            std::atomic<int> wrong{0};
+            parallel_for(
+                executor, tasks, worth_threads,
+                [&](Index i, int worker) {
+                    ++times[at(i)];
+                    wrong += worker < 0 || worker >= workers;
+                },
+                cost);
+            for (const auto& count : times) EXPECT_EQ(count, 1) << workers << ", " << tasks;
+            EXPECT_EQ(wrong, 0);
+        }
+}
+
+TEST(ParallelFor, TheExceptionOfTheLowestTaskReachesTheCallerWhateverTasksCost) {
+    for (const int workers : {2, 3, 7})
+        for (const Index lowest : {0, 3, 37}) {
+            ManyThreads executor(workers);
+            std::vector<std::atomic<int>> times(60);
+            EXPECT_EQ(message<std::runtime_error>([&] {
+                          parallel_for(
+                              executor, 60, worth_threads,
+                              [&](Index i, int) {
+                                  ++times[at(i)];
+                                  if (i == lowest || i == lowest + 1 || i > 50)
+                                      throw std::runtime_error("task " + std::to_string(i));
+                              },
+                              [](Index i) { return i < 5 ? 100.0 : 1.0; });
+                      }),
+                      "task " + std::to_string(lowest));
+            for (Index i = 0; i <= lowest; ++i) EXPECT_EQ(times[at(i)], 1) << i;
+        }
+}
+
+TEST(ParallelFor, CutsTasksIntoRunsOfEqualCost) {
+    using moe::detail::TaskRange;
+    const std::vector<double> costs{8, 1, 1, 1, 1, 1, 1, 1, 1, 4, 4};  // 24
+    const auto cut = [&](int count, bool equal) {
+        const auto cost = [&](Index i) { return costs[at(i)]; };
+        const moe::FunctionRef<double(Index)> of(cost);
+        std::vector<TaskRange> ranges(at(count));
+        moe::detail::cut_tasks(11, equal ? nullptr : &of, ranges.data(), count);
+        std::vector<Index> ends;
+        for (const TaskRange& range : ranges) {
+            EXPECT_EQ(range.next, ends.empty() ? 0 : ends.back());
+            ends.push_back(range.end);
+        }
+        return ends;
+    };
+    EXPECT_EQ(cut(1, false), (std::vector<Index>{11}));
+    EXPECT_EQ(cut(2, false), (std::vector<Index>{5, 11}));
+    EXPECT_EQ(cut(3, false), (std::vector<Index>{1, 9, 11}));
+    EXPECT_EQ(cut(3, true), (std::vector<Index>{4, 7, 11}));
+    EXPECT_EQ(cut(11, true), (std::vector<Index>{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}));
+    EXPECT_EQ(cut(7, false).back(), 11);
+    static_assert(alignof(TaskRange) >= 128 && sizeof(TaskRange) % 128 == 0);
+}
+
+TEST(ParallelFor, AWorkerDoesItsOwnRangeFirstAndInOrder) {
+    for (const Named& each : executors()) {
+        const int workers = each.executor->concurrency();
+        if (workers == 1) continue;
+        SCOPED_TRACE(each.name);
+        std::vector<moe::detail::TaskRange> ranges(at(workers));
+        moe::detail::cut_tasks(100, nullptr, ranges.data(), workers);
+        std::vector<std::vector<Index>> of(at(workers));
+        parallel_for(*each.executor, 100, worth_threads, [&](Index i, int worker) {
+            of[at(worker)].push_back(i);
+            std::this_thread::yield();
+        });
+        std::size_t count = 0;
+        for (int worker = 0; worker < workers; ++worker) {
+            const std::vector<Index>& done = of[at(worker)];
+            const Index begin = ranges[at(worker)].next, end = ranges[at(worker)].end;
+            count += done.size();
+            bool others = false;  // it has begun to take those of others
+            Index last = -1;
+            for (const Index i : done) {
+                const bool own = begin <= i && i < end;
+                EXPECT_FALSE(own && others) << i;
+                EXPECT_FALSE(own && i < last) << i;
+                others |= !own;
+                last = i;
+            }
+        }
+        EXPECT_EQ(count, 100u);
+    }
+}
+
+TEST(ParallelFor, WhoIsDoneTakesFromTheRangeThatHasMostLeft) {
+    moe::ThreadPool pool(2);
+    std::atomic<Index> done{0};
+    std::vector<int> worker_of(20, -1);
+    parallel_for(
+        pool, 20, worth_threads,
+        [&](Index i, int worker) {
+            worker_of[at(i)] = worker;
+            // The first waits for all others: the other worker must take the rest of its range.
+            while (i == 0 && done < 19) std::this_thread::yield();
+            ++done;
+        },
+        [](Index) { return 1.0; });
+    EXPECT_EQ(done, 20);
+    for (std::size_t i = 1; i < 20; ++i) EXPECT_NE(worker_of[i], worker_of[0]) << i;
+}
+
+TEST(ParallelFor, AllocatesNothing) {
+    moe::ThreadPool pool(2);
+    std::atomic<int> count{0};
+    const auto run = [&] {
+        parallel_for(
+            pool, 20, worth_threads, [&](Index, int) { ++count; }, [](Index) { return 2.0; });
+        parallel_for(pool, 20, worth_threads, [&](Index, int) { ++count; });
+    };
+    run();
+    EXPECT_EQ(allocations::in(run), 0);
+    EXPECT_EQ(count, 80);
+}
+
 TEST(Executor, LittleWorkStaysOnTheCallingThreadInOrder) {
     Backwards executor;
     std::vector<Index> order;
@@ -223,6 +364,54 @@ TEST(ThreadPool, ARunInsideATaskOfAnotherPoolIsParallel) {
     };
     outer.run(6, task);
     EXPECT_EQ(count, 60);
+}
+
+/// Each pool's tasks run the other pool: none may wait for a pool that waits for it.
+TEST(ThreadPool, PoolsThatRunEachOtherDoNotWaitForEachOther) {
+    moe::ThreadPool first(2), second(2);
+    std::atomic<int> count{0}, wrong{0};
+    const auto nest = [&](moe::ThreadPool& outer, moe::ThreadPool& inner) {
+        auto innermost = [&](Index, int worker) { ++count, wrong += worker != 0 && worker != 1; };
+        auto middle = [&](Index, int) { outer.run(3, innermost); };
+        auto outermost = [&](Index, int) { inner.run(3, middle); };
+        for (int round = 0; round < 20; ++round) outer.run(3, outermost);
+    };
+    std::thread other([&] { nest(second, first); });
+    nest(first, second);
+    other.join();
+    EXPECT_EQ(count, 2 * 20 * 27);
+    EXPECT_EQ(wrong, 0);
+}
+
+TEST(ThreadPool, WorksOnAfterItsThreadsHaveSlept) {
+    moe::ThreadPool pool(4);
+    std::atomic<int> count{0};
+    auto task = [&](Index, int) { ++count; };
+    for (int round = 0; round < 5; ++round) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
+        pool.run(20, task);
+        EXPECT_EQ(count, 20 * (round + 1));
+    }
+}
+
+TEST(ThreadPool, ManyShortRunsLoseNoTask) {
+    moe::ThreadPool pool(5);
+    for (Index round = 0; round < 3000; ++round) {
+        std::atomic<Index> sum{0};
+        auto add = [&](Index i, int) { sum += i + round; };
+        pool.run(4, add);
+        ASSERT_EQ(sum, 6 + 4 * round);
+    }
+}
+
+TEST(ThreadPool, MayBeDestroyedWhateverItsThreadsDo) {
+    std::atomic<int> count{0};
+    auto task = [&](Index, int) { ++count; };
+    for (int round = 0; round < 100; ++round) {
+        moe::ThreadPool pool(3);
+        if (round % 3 != 0) pool.run(round % 3, task);
+    }
+    EXPECT_EQ(count, 33 + 2 * 33);
 }
 
 TEST(ThreadPool, TwoCallersTakeTurns) {

@@ -58,13 +58,13 @@ public:
     }
     template <class Number>
         requires std::is_arithmetic_v<Number>
-    void add(const std::vector<Number>& counts) { add(std::span<const Number>(counts)); }
+    void add(const std::vector<Number>& counts) { add(detail::elements(counts)); }
     void add(const LoadSum& other) { add(other.counts()); }
 
     void clear() { std::fill(counts_.begin(), counts_.end(), 0.0); }
 
     Index num_experts() const { return static_cast<Index>(counts_.size()); }
-    std::span<const double> counts() const { return counts_; }
+    std::span<const double> counts() const { return detail::elements(counts_); }
 
 private:
     void check_extent(Index given) const {

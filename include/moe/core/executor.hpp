@@ -2,13 +2,12 @@
 #ifndef MOE_CORE_EXECUTOR_HPP
 #define MOE_CORE_EXECUTOR_HPP
 
+#include <algorithm>
 #include <atomic>
-#include <condition_variable>
-#include <cstdint>
+#include <cstddef>
 #include <exception>
-#include <memory>
-#include <mutex>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -45,13 +44,15 @@ public:
 
 #if defined(_OPENMP)
 namespace detail {
-// The two questions we ask of OpenMP, declared under names of our own: <omp.h> stays out of users'
+// The questions we ask of OpenMP, declared under names of our own: <omp.h> stays out of users'
 // translation units, and its declarations cannot clash with these.
 #define MOE_STRING(x) #x
 #define MOE_SYMBOL(prefix, name) MOE_STRING(prefix) name
 extern "C" int moe_omp_in_parallel() __asm__(MOE_SYMBOL(__USER_LABEL_PREFIX__, "omp_in_parallel"));
 extern "C" int moe_omp_max_threads() __asm__(MOE_SYMBOL(__USER_LABEL_PREFIX__,
                                                         "omp_get_max_threads"));
+extern "C" int moe_omp_thread_number() __asm__(MOE_SYMBOL(__USER_LABEL_PREFIX__,
+                                                          "omp_get_thread_num"));
 #undef MOE_SYMBOL
 #undef MOE_STRING
 }  // namespace detail
@@ -74,10 +75,9 @@ public:
             return;
         }
         std::atomic<Index> next{0};
-        std::atomic<int> workers{0};
 #pragma omp parallel num_threads(team)
         {
-            const int worker = workers.fetch_add(1, std::memory_order_relaxed);
+            const int worker = detail::moe_omp_thread_number();
             for (Index i = next.fetch_add(1, std::memory_order_relaxed); i < tasks;
                  i = next.fetch_add(1, std::memory_order_relaxed))
                 task(i, worker);
@@ -89,14 +89,46 @@ private:
 };
 #endif
 
-/// A pool of std::thread; the calling thread is worker 0. One run() at a time: a second caller
-/// waits. A run() from inside one of its own tasks is serial.
+namespace detail {
+
+/// Bytes between what different threads write: processors fetch cache lines of 64 in pairs.
+inline constexpr std::size_t apart = 128;
+
+/// Says to the processor that this thread is waiting for another one.
+inline void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("isb");
+#endif
+}
+
+/// Returns as soon as done(word) is true, and what word was then. It looks for some 20 microseconds
+/// before it lets the system put the thread to sleep; whoever changes the word calls notify.
+template <class Done>
+int wait_until(const std::atomic<int>& word, int looks, Done&& done) {
+    for (int value = word.load();; value = word.load()) {
+        if (done(value)) return value;
+        if (looks-- > 0)
+            pause();
+        else
+            word.wait(value);
+    }
+}
+
+}  // namespace detail
+
+/// A pool of std::thread; the calling thread is worker 0. A run() from inside one of its own tasks
+/// is serial. Of other runs there is one at a time: a second caller waits, unless it is inside a
+/// task of another pool, which this pool may be waiting for; then its run is serial.
 class ThreadPool final : public Executor {
 public:
     /// @param threads  workers, the caller included; at least 1
     /// @throws std::system_error if the system has no thread left; std::bad_alloc
     explicit ThreadPool(int threads) : ThreadPool() {  // from here on the destructor runs
         if (threads < 1) detail::fail("moe::ThreadPool: threads is ", threads, ", it must be >= 1");
+        // A thread that looks around takes the core of one that works where there are too few.
+        looks_ = threads <= static_cast<int>(std::thread::hardware_concurrency()) ? 1000 : 0;
         for (int worker = 1; worker < threads; ++worker)
             threads_.emplace_back([this, worker] { serve(worker); });
     }
@@ -109,24 +141,19 @@ public:
     }
 
     void run(Index tasks, TaskRef task) override {
-        if (inside() == this || threads_.empty()) {
+        if (inside() == this || threads_.empty() || !enter()) {
             for (Index i = 0; i < tasks; ++i) task(i, 0);
             return;
         }
-        const std::lock_guard one_caller(callers_);
-        {
-            const std::lock_guard lock(mutex_);
-            task_ = &task;
-            tasks_ = tasks;
-            next_.store(0, std::memory_order_relaxed);
-            busy_ = static_cast<int>(threads_.size());
-            ++round_;
-        }
-        start_.notify_all();
+        task_ = &task;
+        tasks_ = tasks;
+        next_.store(0, std::memory_order_relaxed);
+        announce();  // open
         work(0);
-        std::unique_lock lock(mutex_);
-        done_.wait(lock, [this] { return busy_ == 0; });
-        task_ = nullptr;
+        round_.fetch_add(1);  // closed: who comes now finds nothing to do
+        detail::wait_until(active_, looks_, [](int active) { return active == 0; });
+        callers_.store(0);
+        callers_.notify_one();
     }
 
 private:
@@ -137,43 +164,58 @@ private:
         return pool;
     }
 
+    /// The turn of the calling thread, or false if it must not wait for one.
+    bool enter() {
+        while (callers_.exchange(1) != 0) {
+            if (inside() != nullptr) return false;
+            detail::wait_until(callers_, looks_, [](int callers) { return callers == 0; });
+        }
+        return true;
+    }
+
+    void announce() {
+        round_.fetch_add(1);
+        round_.notify_all();
+    }
+
     void work(int worker) {
         const ThreadPool* outer = std::exchange(inside(), this);
         for (Index i = next_.fetch_add(1); i < tasks_; i = next_.fetch_add(1)) (*task_)(i, worker);
         inside() = outer;
     }
 
+    /// Rounds that are open have odd numbers. A thread says that it is active before it looks
+    /// whether one is, and the caller closes the round before it looks whether a thread is active:
+    /// one of them sees the other, and what a run has set is not touched after its end.
     void serve(int worker) {
-        std::unique_lock lock(mutex_);
-        for (std::uint64_t seen = 0;;) {
-            start_.wait(lock, [&] { return stopping_ || round_ != seen; });
-            if (stopping_) return;
-            seen = round_;
-            lock.unlock();
-            work(worker);
-            lock.lock();
-            if (--busy_ == 0) done_.notify_one();
+        for (int seen = 0;;) {
+            detail::wait_until(round_, looks_, [&](int round) {
+                return (round != seen && round % 2 != 0) || stopping_.load();
+            });
+            if (stopping_.load()) return;
+            active_.fetch_add(1);
+            const int round = round_.load();
+            if (round % 2 != 0 && round != seen) work(worker);
+            seen = round;
+            if (active_.fetch_sub(1) == 1) active_.notify_all();
         }
     }
 
     void stop() {
-        {
-            const std::lock_guard lock(mutex_);
-            stopping_ = true;
-        }
-        start_.notify_all();
+        stopping_.store(true);
+        announce();
         for (std::thread& thread : threads_) thread.join();
     }
 
-    std::mutex callers_, mutex_;
-    std::condition_variable start_, done_;
     std::vector<std::thread> threads_;
+    int looks_ = 0;
     const TaskRef* task_ = nullptr;
     Index tasks_ = 0;
-    std::atomic<Index> next_{0};
-    int busy_ = 0;
-    std::uint64_t round_ = 0;
-    bool stopping_ = false;
+    std::atomic<bool> stopping_{false};
+    std::atomic<int> callers_{0};  // 1: somebody runs tasks
+    alignas(detail::apart) std::atomic<int> round_{0};
+    alignas(detail::apart) std::atomic<int> active_{0};
+    alignas(detail::apart) std::atomic<Index> next_{0};
 };
 
 namespace detail {
@@ -182,32 +224,93 @@ namespace detail {
 /// of a few fork-joins.
 inline constexpr double serial_flops = 1e6;
 
-/// Runs function(task, worker) for every task, in parallel if `flops` is worth it. The exception
-/// of the lowest task that threw arrives at the caller; tasks after a throw may be skipped.
-template <class F>
-void parallel_for(Executor& executor, Index tasks, double flops, F&& function) {
-    if (tasks <= 1 || flops < serial_flops || executor.concurrency() <= 1) {
-        for (Index i = 0; i < tasks; ++i) function(i, 0);
-        return;
+/// Tasks that one worker does, one after the other, until others take some of them.
+struct alignas(apart) TaskRange {
+    std::atomic<Index> next{0};
+    Index end = 0;
+
+    Index left() const { return end - next.load(std::memory_order_relaxed); }
+};
+
+/// More workers than this share ranges of tasks.
+inline constexpr int most_ranges = 64;
+
+/// Cuts the tasks into ranges of about equal cost.
+/// @param cost  of a task; null: all are equal
+inline void cut_tasks(Index tasks, const FunctionRef<double(Index)>* cost, TaskRange* ranges,
+                      int count) {
+    const auto of = [&](Index i) { return cost == nullptr ? 1.0 : (*cost)(i); };
+    double total = 0, sum = 0;
+    for (Index i = 0; i < tasks; ++i) total += of(i);
+    Index i = 0;
+    for (int r = 0; r < count; ++r) {
+        const double share = total * (r + 1) / count;
+        ranges[r].next.store(i, std::memory_order_relaxed);
+        for (; i < tasks && (r + 1 == count || sum + of(i) / 2 < share); ++i) sum += of(i);
+        ranges[r].end = i;
     }
-#if defined(__cpp_exceptions)
-    std::mutex mutex;
-    std::exception_ptr error;
-    std::atomic<Index> failed{tasks};
-    auto guarded = [&](Index task, int worker) {
-        if (task > failed.load(std::memory_order_relaxed)) return;
-        try {
-            function(task, worker);
-        } catch (...) {
-            const std::lock_guard lock(mutex);
-            if (task < failed.load()) failed.store(task), error = std::current_exception();
+}
+
+/// Runs every task. A worker does those of its own range, which lie next to each other, and then
+/// takes some of the range that has most left.
+inline void run_ranges(Executor& executor, Index tasks, const FunctionRef<double(Index)>* cost,
+                       TaskRef task) {
+    const int count =
+        static_cast<int>(std::min<Index>({tasks, executor.concurrency(), Index{most_ranges}}));
+    TaskRange ranges[most_ranges];
+    cut_tasks(tasks, cost, ranges, count);
+    auto work = [&](Index, int worker) {
+        TaskRange* const own = ranges + worker % count;
+        for (;;) {
+            TaskRange* from = own;
+            for (int r = 0; r < count && own->left() <= 0; ++r)
+                if (ranges[r].left() > from->left()) from = ranges + r;
+            if (from->left() <= 0) return;
+            const Index i = from->next.fetch_add(1, std::memory_order_relaxed);
+            if (i < from->end) task(i, worker);
         }
     };
-    executor.run(tasks, guarded);
+    executor.run(count, work);
+}
+
+/// run_ranges() with the exception of the lowest task that threw; later ones may be skipped.
+inline void run_guarded(Executor& executor, Index tasks, const FunctionRef<double(Index)>* cost,
+                        TaskRef task) {
+#if defined(__cpp_exceptions)
+    std::exception_ptr error;
+    std::atomic<Index> failed{tasks};
+    std::atomic<bool> locked{false};
+    auto guarded = [&](Index i, int worker) {
+        if (i > failed.load(std::memory_order_relaxed)) return;
+        try {
+            task(i, worker);
+        } catch (...) {
+            while (locked.exchange(true)) pause();
+            if (i < failed.load()) failed.store(i), error = std::current_exception();
+            locked.store(false);
+        }
+    };
+    run_ranges(executor, tasks, cost, guarded);
     if (error) std::rethrow_exception(error);
 #else
-    executor.run(tasks, function);
+    run_ranges(executor, tasks, cost, task);
 #endif
+}
+
+/// Runs function(task, worker) for every task, in parallel if `flops` is worth it. The exception
+/// of the lowest task that threw arrives at the caller; tasks after a throw may be skipped.
+/// @param cost  cost(task), in any unit, where tasks are not about equal
+template <class F, class Cost = std::nullptr_t>
+void parallel_for(Executor& executor, Index tasks, double flops, F&& function,
+                  const Cost& cost = nullptr) {
+    if (tasks <= 1 || flops < serial_flops || executor.concurrency() <= 1) {
+        for (Index i = 0; i < tasks; ++i) function(i, 0);
+    } else if constexpr (std::is_same_v<Cost, std::nullptr_t>) {
+        run_guarded(executor, tasks, nullptr, function);
+    } else {
+        const FunctionRef<double(Index)> of(cost);
+        run_guarded(executor, tasks, &of, function);
+    }
 }
 
 }  // namespace detail

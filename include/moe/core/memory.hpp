@@ -8,6 +8,7 @@
 #include <span>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include <moe/config.hpp>
 #include <moe/core/error.hpp>
@@ -38,27 +39,47 @@ extern "C" int moe_madvise(void* memory, std::size_t bytes, int advice) noexcept
 inline constexpr int advise_huge_pages = 14;  ///< MADV_HUGEPAGE, the same on every architecture
 #endif
 
+/// What memory of so many bytes is aligned to.
+inline std::align_val_t alignment(Index bytes) {
+    return std::align_val_t(bytes >= huge_page_from ? static_cast<std::size_t>(huge_page)
+                                                    : cache_line);
+}
+
+/// Uninitialised room for `count` elements of `size` bytes; null if that is nothing. To be given
+/// back with deallocate().
+/// @throws std::length_error if the byte count overflows; std::bad_alloc
+inline void* allocate_bytes(Index count, std::size_t size) {
+    const Index bytes = checked_product(count, static_cast<Index>(size));
+    if (bytes == 0) return nullptr;
+    void* const memory = ::operator new(static_cast<std::size_t>(bytes), alignment(bytes));
+#if defined(__linux__)
+    // A wish: where it is not granted, nothing changes.
+    if (bytes >= huge_page_from)
+        moe_madvise(memory, static_cast<std::size_t>(bytes / huge_page * huge_page),
+                    advise_huge_pages);
+#endif
+    return memory;
+}
+inline void deallocate(void* memory, Index bytes) { ::operator delete(memory, alignment(bytes)); }
+
+/// What a vector holds. The conversion to std::span that C++ has asks for all that ranges can be;
+/// where no template puts it off, that costs a compiler more than most of our headers.
+template <class T>
+std::span<const T> elements(const std::vector<T>& vector) {
+    return std::span<const T>(vector.data(), vector.size());
+}
+
 struct AlignedDelete {
-    std::align_val_t alignment{cache_line};
-    void operator()(void* memory) const { ::operator delete(memory, alignment); }
+    Index bytes = 0;
+    void operator()(void* memory) const { deallocate(memory, bytes); }
 };
 
 /// Uninitialised, cache-line aligned room for `count` elements.
 /// @throws std::length_error if the byte count overflows; std::bad_alloc
 template <class T>
 std::unique_ptr<T, AlignedDelete> allocate(Index count) {
-    const Index bytes = checked_product(count, static_cast<Index>(sizeof(T)));
-    if (bytes == 0) return nullptr;
-    const bool huge = bytes >= huge_page_from;
-    const std::align_val_t alignment{huge ? static_cast<std::size_t>(huge_page) : cache_line};
-    void* const memory = ::operator new(static_cast<std::size_t>(bytes), alignment);
-#if defined(__linux__)
-    // A wish: where it is not granted, nothing changes.
-    if (huge)
-        moe_madvise(memory, static_cast<std::size_t>(bytes / huge_page * huge_page),
-                    advise_huge_pages);
-#endif
-    return std::unique_ptr<T, AlignedDelete>(static_cast<T*>(memory), AlignedDelete{alignment});
+    return std::unique_ptr<T, AlignedDelete>(static_cast<T*>(allocate_bytes(count, sizeof(T))),
+                                             AlignedDelete{count * Index{sizeof(T)}});
 }
 
 }  // namespace detail
@@ -73,26 +94,25 @@ public:
     Buffer() = default;
     /// What was moved from is empty and may be used again.
     Buffer(Buffer&& other) noexcept
-        : memory_(std::move(other.memory_)),
+        : data_(std::exchange(other.data_, nullptr)),
           size_(std::exchange(other.size_, 0)),
           capacity_(std::exchange(other.capacity_, 0)) {}
     Buffer& operator=(Buffer&& other) noexcept {
-        memory_ = std::move(other.memory_);
+        if (this != &other) release();
+        data_ = std::exchange(other.data_, nullptr);
         size_ = std::exchange(other.size_, 0);
         capacity_ = std::exchange(other.capacity_, 0);
         return *this;
     }
-    ~Buffer() = default;
+    ~Buffer() { release(); }
 
     /// Makes room for `count` elements and returns them.
     /// @throws std::length_error if count is negative or the byte count overflows; std::bad_alloc.
     ///         The buffer is empty then.
     std::span<T> resize(Index count) {
         if (count > capacity_ || count < 0) {
-            memory_.reset();
-            capacity_ = 0;
-            size_ = 0;
-            memory_ = detail::allocate<T>(count);
+            release();
+            data_ = static_cast<T*>(detail::allocate_bytes(count, sizeof(T)));
             capacity_ = count;
         }
         size_ = count;
@@ -112,8 +132,8 @@ public:
         return View<T>(data(), rows, cols, Eigen::OuterStride<>(cols));
     }
 
-    T* data() { return memory_.get(); }
-    const T* data() const { return memory_.get(); }
+    T* data() { return data_; }
+    const T* data() const { return data_; }
     Index size() const { return size_; }
     Index bytes() const { return capacity_ * static_cast<Index>(sizeof(T)); }
     std::span<T> span() { return {data(), static_cast<std::size_t>(size_)}; }
@@ -128,7 +148,13 @@ public:
     }
 
 private:
-    std::unique_ptr<T, detail::AlignedDelete> memory_;
+    void release() {
+        if (data_ != nullptr) detail::deallocate(data_, bytes());
+        data_ = nullptr;
+        size_ = capacity_ = 0;
+    }
+
+    T* data_ = nullptr;
     Index size_ = 0;
     Index capacity_ = 0;
 };

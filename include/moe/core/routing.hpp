@@ -9,6 +9,7 @@
 #include <vector>
 
 #include <moe/core/error.hpp>
+#include <moe/core/memory.hpp>
 #include <moe/core/types.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -134,7 +135,9 @@ public:
 
     /// Every assignment, tokens ascending, slots ascending within a token. An assignment's number
     /// is its place here.
-    std::span<const Assignment> assignments() const { return check_grouped(), assignments_; }
+    std::span<const Assignment> assignments() const {
+        return check_grouped(), detail::elements(assignments_);
+    }
     /// Number of the first assignment of `token`; first(t) to first(t + 1) are its own.
     Index first(Index token) const {
         check_grouped();
@@ -146,26 +149,30 @@ public:
         check_grouped();
         if (token < 0 || token >= num_tokens_) fail_token("of", token);
         const Index begin = token_offsets_[at(token)], end = token_offsets_[at(token) + 1];
-        return std::span(assignments_).subspan(at(begin), at(end - begin));
+        return detail::elements(assignments_).subspan(at(begin), at(end - begin));
     }
 
     /// The tokens an expert works on, ascending.
     std::span<const std::int32_t> tokens_of(Index expert) const {
         check_expert(expert);
-        return std::span(expert_tokens_).subspan(begin(expert), size(expert));
+        return detail::elements(expert_tokens_).subspan(begin(expert), size(expert));
     }
     /// The numbers of those assignments, in the same order.
     std::span<const Index> assignments_of(Index expert) const {
         check_expert(expert);
-        return std::span(expert_assignments_).subspan(begin(expert), size(expert));
+        return detail::elements(expert_assignments_).subspan(begin(expert), size(expert));
     }
     /// [E + 1] where each expert's rows begin in the expert-major order.
-    std::span<const Index> expert_offsets() const { return check_grouped(), expert_offsets_; }
+    std::span<const Index> expert_offsets() const {
+        return check_grouped(), detail::elements(expert_offsets_);
+    }
     /// [num_kept] token of each row in the expert-major order.
-    std::span<const std::int32_t> expert_tokens() const { return check_grouped(), expert_tokens_; }
+    std::span<const std::int32_t> expert_tokens() const {
+        return check_grouped(), detail::elements(expert_tokens_);
+    }
     /// [num_kept] assignment number of each row in the expert-major order.
     std::span<const Index> expert_assignments() const {
-        return check_grouped(), expert_assignments_;
+        return check_grouped(), detail::elements(expert_assignments_);
     }
 
     template <class S>

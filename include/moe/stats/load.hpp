@@ -102,7 +102,7 @@ inline double active_flops(const Routing& routing, std::span<const ExpertFacts> 
 template <class Layer>
 double active_flops(const Layer& layer, const Routing& routing) {
     return layer.head().flops_per_token() + layer.bank().shared_flops_per_token() +
-           active_flops(routing, std::span<const ExpertFacts>(layer.head().facts()));
+           active_flops(routing, detail::elements(layer.head().facts()));
 }
 
 }  // namespace moe::inline MOE_ABI
