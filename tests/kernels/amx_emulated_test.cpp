@@ -55,7 +55,7 @@ TEST(EmulatedTiles, AreShapedOnceForBlocksOfOneHeightAndGivenBack) {
         EXPECT_EQ(tiles.configurations, 1);
         EXPECT_EQ(tiles.products, 3 * records * 4);
         // Four operands for four products, and C again for each slice but the first.
-        EXPECT_EQ(tiles.loads, 3 * records * 4 + 3 * 4 * 4);
+        EXPECT_EQ(tiles.loads, 3 * records * 4 + 3 * 2 * 4);
     }
 }
 

@@ -14,8 +14,10 @@ namespace storage_amx {
 static_assert(panel_width == storage_avx512::table.panel_width);
 
 /// From this many rows on tiles are quicker than vectors, which read few rows of A and much of B
-/// faster.
+/// faster. With scales per 32 inputs tiles are half empty, and each record goes through memory:
+/// 2048 x 1024 in int4 took 147 us with 16 rows and 236 with 32, vectors 133 and 353.
 constexpr Index tiles_from(Storage storage) {
+    if (has_block_scales(storage)) return 17;
     return storage == Storage::int8 ? 4 : storage == Storage::bf16 ? 6 : 12;
 }
 
