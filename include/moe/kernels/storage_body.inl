@@ -126,21 +126,26 @@ template <int Rows>
 #pragma GCC unroll 2
             for (int v = 0; v < tile_vectors; ++v) even[i][v] = odd[i][v] = splat(0);
         for (Index pair = 0; pair < record_rows / 2; ++pair) {
-            V low[tile_vectors], high[tile_vectors];
+            V row[tile_vectors];
 #pragma GCC unroll 2
-            for (int v = 0; v < tile_vectors; ++v) {
-                const I pairs = load_int(b + v * vector_bytes);
-                low[v] = as_float(shift_left<16>(pairs));
-                high[v] = as_float(and_bits(pairs, upper));
-            }
+            for (int v = 0; v < tile_vectors; ++v)
+                row[v] = as_float(shift_left<16>(load_int(b + v * vector_bytes)));
 #pragma GCC unroll 8
             for (int i = 0; i < Rows; ++i) {
                 const V x = splat_from(group[i / 3] + i % 3 * a_row);
 #pragma GCC unroll 2
-                for (int v = 0; v < tile_vectors; ++v) even[i][v] = fma(x, low[v], even[i][v]);
-                const V y = splat_from(group[i / 3] + i % 3 * a_row + 4);
+                for (int v = 0; v < tile_vectors; ++v) even[i][v] = fma(x, row[v], even[i][v]);
+            }
+            const std::byte* again = b;
+            __asm__("" : "+r"(again));  // or clang keeps B from above, and spills
 #pragma GCC unroll 2
-                for (int v = 0; v < tile_vectors; ++v) odd[i][v] = fma(y, high[v], odd[i][v]);
+            for (int v = 0; v < tile_vectors; ++v)
+                row[v] = as_float(and_bits(load_int(again + v * vector_bytes), upper));
+#pragma GCC unroll 8
+            for (int i = 0; i < Rows; ++i) {
+                const V x = splat_from(group[i / 3] + i % 3 * a_row + 4);
+#pragma GCC unroll 2
+                for (int v = 0; v < tile_vectors; ++v) odd[i][v] = fma(x, row[v], odd[i][v]);
             }
 #pragma GCC unroll 6
             for (int g = 0; g < groups; ++g) group[g] += 8;

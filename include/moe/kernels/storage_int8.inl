@@ -9,6 +9,22 @@
 //     constexpr int chained_rows;  // rows of a tile that has two sums for each element
 //     I dot(I sum, I codes, I q);
 
+/// What the integer sum of an element starts from: what the zeros add, or what the records before
+/// gave.
+/// @param tail  of the record, behind its codes
+template <Storage storage>
+[[gnu::always_inline]] inline I first_of(const std::byte* tail, int v, const std::int32_t* of_q,
+                                         const std::byte* sum) {
+    if constexpr (storage == Storage::int4_zero)
+        return mul_low(and_bits(sub(splat_int(0), load_bytes(tail + 2 * panel_width + v * lanes)),
+                                splat_int(0xFFFF)),
+                       splat_int(*of_q));
+    else if constexpr (has_block_scales(storage))
+        return mul_low(splat_int(-zero_of(storage) & 0xFFFF), splat_int(*of_q));
+    else
+        return load_int(sum);
+}
+
 /// Adds the products of `records` records to `sums` [Rows, panel_width], whose rows follow one
 /// another: floats if scales are per record, else integers without what the zeros add.
 /// @param record  the first of them, as in a panel
@@ -21,7 +37,8 @@ template <Storage storage, int Rows>
     constexpr int bits = code_bits(storage);
     constexpr bool by_record = has_block_scales(storage);
     constexpr Index tail_bytes = panel_layout(storage, panel_width).record_bytes - bits * row_bytes;
-    constexpr int planes = 8 / bits, dots = 4 / dot_rows;
+    constexpr bool narrow = dot_rows == 2 && bits < 8;
+    constexpr int planes = 8 / bits, dots = narrow ? 1 : 4 / dot_rows;
     // One dot waits for the one before in the same sum; few rows have two sums for each element.
     constexpr int chains = bits < 8 && Rows * (by_record ? 2 : 1) <= chained_rows ? 2 : 1;
     // Floats stay in registers if they fit next to as many integers.
@@ -42,25 +59,19 @@ template <Storage storage, int Rows>
             for (int v = 0; v < tile_vectors; ++v)
                 c[i][v] = load(reinterpret_cast<float*>(sums) + i * panel_width + v * lanes);
     const I mask = splat_int(code_mask<bits>);
-    const Index parts = by_record ? records : 1;
-    const Index part_bytes = (by_record ? 1 : records) * bits * row_bytes;
+    const Index parts = by_record || narrow ? records : 1;
+    const Index part_bytes = (by_record || narrow ? 1 : records) * bits * row_bytes;
     for (Index part = 0; part < parts; ++part) {
-        I sum[chains][Rows][tile_vectors], minus_zero[tile_vectors];
+        I sum[chains][Rows][tile_vectors];
         const std::byte* const tail = record + part_bytes;
-#pragma GCC unroll 2
-        for (int v = 0; v < tile_vectors; ++v)
-            minus_zero[v] =
-                storage == Storage::int4_zero
-                    ? and_bits(sub(splat_int(0), load_bytes(tail + 2 * panel_width + v * lanes)),
-                               splat_int(0xFFFF))
-                    : splat_int(-zero_of(storage) & 0xFFFF);
 #pragma GCC unroll 16
         for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 2
             for (int v = 0; v < tile_vectors; ++v) {
                 sum[0][i][v] =
-                    by_record ? mul_low(minus_zero[v], splat_int(of_group[i / 3][i % 3 * of_q_row]))
-                              : load_int(sums + (i * tile_vectors + v) * vector_bytes);
+                    narrow ? splat_int(0)
+                           : first_of<storage>(tail, v, of_group[i / 3] + i % 3 * of_q_row,
+                                               sums + (i * tile_vectors + v) * vector_bytes);
                 if constexpr (chains == 2) sum[1][i][v] = splat_int(0);
             }
         const std::byte* end = tail;
@@ -85,8 +96,13 @@ template <Storage storage, int Rows>
                 for (int i = 0; i < Rows; ++i) {
                     const I x = splat_int_from(group[i / 3] + i % 3 * q_row + 4 * step);
 #pragma GCC unroll 2
-                    for (int v = 0; v < tile_vectors; ++v)
-                        sum[step % chains][i][v] = dot(sum[step % chains][i][v], row[v], x);
+                    for (int v = 0; v < tile_vectors; ++v) {
+                        I& to = sum[step % chains][i][v];
+                        if constexpr (narrow)
+                            to = dot_bytes(to, row[v], x);
+                        else
+                            to = dot(to, row[v], x);
+                    }
                 }
                 if constexpr (dots == 2)
                     __asm__("" ::: "memory");  // keep the next step's loads there
@@ -105,7 +121,11 @@ template <Storage storage, int Rows>
 #pragma GCC unroll 2
             for (int v = 0; v < tile_vectors; ++v) {
                 std::byte* const to = sums + (i * tile_vectors + v) * vector_bytes;
-                const I all = chains == 2 ? add(sum[0][i][v], sum[chains - 1][i][v]) : sum[0][i][v];
+                I all = sum[0][i][v];
+                if constexpr (chains == 2) all = add(all, sum[1][i][v]);
+                if constexpr (narrow)
+                    all = add(add_pairs(all),
+                              first_of<storage>(record, v, of_group[i / 3] + i % 3 * of_q_row, to));
                 if constexpr (keeps) {
                     c[i][v] = fma(to_float(all), scale[v], c[i][v]);
                 } else if constexpr (by_record) {
@@ -170,11 +190,11 @@ void product_of(Index rows, Index cols, Index records, const Int8Rows& a, const 
     constexpr Index block = block_sums / tile_rows;
     constexpr Index slice =
         slice_bytes / layout.record_bytes < chunk ? slice_bytes / layout.record_bytes : chunk;
-    constexpr Index wide_row = dot_rows == 2 ? 2 * slice * record_rows : 0;
+    constexpr Index wide_row = dot_rows == 2 && bits == 8 ? 2 * slice * record_rows : 0;
     alignas(64) std::byte sums[block * tile_rows * row_bytes];
     alignas(64) std::int8_t wide[tile_rows * wide_row + 1];
     const Index tiles = (rows + tile_rows - 1) / tile_rows;
-    const Index most = tiles == 1 && dot_rows == 4 ? chunk : slice;
+    const Index most = tiles == 1 && wide_row == 0 ? chunk : slice;
     Prefetch prefetch(panel + layout.scale_bytes, ahead + layout.scale_bytes, records,
                       layout.record_bytes, tiles, bits);
     for (Index first = 0; first < tiles; first += block) {
@@ -191,7 +211,7 @@ void product_of(Index rows, Index cols, Index records, const Int8Rows& a, const 
                 const Index i = tile_start(rows, tiles, t), after = tile_start(rows, tiles, t + 1);
                 const std::int8_t* q = a.q + i * a.q_row + r * record_rows;
                 Index q_row = a.q_row;
-                if constexpr (dot_rows == 2) {
+                if constexpr (wide_row > 0) {
                     for (Index l = 0; l < after - i; ++l)
                         for (Index p = 0; p < count * record_rows; p += record_rows)
                             store_int(wide + l * wide_row + 2 * p, widen(q + l * q_row + p));

@@ -160,6 +160,19 @@ template <int n>
     return {_mm256_shuffle_epi8(x.low, bytes), _mm256_shuffle_epi8(x.high, bytes)};
 }
 
+/// sum of 16 bits + the products of two bytes without a sign and two with one.
+[[gnu::always_inline]] inline I dot_bytes(I sum, I codes, I q) {
+    sum = {_mm256_add_epi16(sum.low, _mm256_maddubs_epi16(codes.low, q.low)),
+           _mm256_add_epi16(sum.high, _mm256_maddubs_epi16(codes.high, q.high))};
+    __asm__("" : "+x"(sum.low.r), "+x"(sum.high.r));
+    return sum;
+}
+/// Two sums of 16 bits as one dword.
+[[gnu::always_inline]] inline I add_pairs(I sum) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    return {_mm256_madd_epi16(sum.low, ones), _mm256_madd_epi16(sum.high, ones)};
+}
+
 /// The floating-point state of a thread.
 using Control = unsigned;
 /// From here on subnormal inputs and results are 0. Returns the state before.
@@ -179,8 +192,8 @@ inline constexpr const char* table_name = "avx2";
 inline constexpr int dot_rows = 2;
 inline constexpr int int8_rows = 4;
 inline constexpr int block_rows = 4;
-inline constexpr int int4_rows = 3;
-inline constexpr int ternary_rows = 3;
+inline constexpr int int4_rows = 4;
+inline constexpr int ternary_rows = 4;
 inline constexpr int chained_rows = 0;
 inline constexpr int kept_sums = 0;
 
@@ -192,7 +205,6 @@ inline constexpr int kept_sums = 0;
               "+x"(sum.high.r));  // or g++ adds the products of several steps first, and spills
     return sum;
 }
-
 #include <moe/kernels/storage_int8.inl>
 
 }  // namespace words

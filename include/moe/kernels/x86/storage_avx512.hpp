@@ -126,6 +126,17 @@ template <int n>
                              static_cast<int>(0x80078006), static_cast<int>(0x80038002)))};
 }
 
+/// sum of 16 bits + the products of two bytes without a sign and two with one.
+[[gnu::always_inline]] inline I dot_bytes(I sum, I codes, I q) {
+    sum = _mm512_add_epi16(sum, _mm512_maddubs_epi16(codes, q));
+    __asm__("" : "+v"(sum.r));
+    return sum;
+}
+/// Two sums of 16 bits as one dword.
+[[gnu::always_inline]] inline I add_pairs(I sum) {
+    return _mm512_madd_epi16(sum, _mm512_set1_epi16(1));
+}
+
 /// The floating-point state of a thread.
 using Control = unsigned;
 /// From here on subnormal inputs and results are 0. Returns the state before.
@@ -156,7 +167,6 @@ inline constexpr int kept_sums = 0;
     __asm__("" : "+v"(sum.r));  // or g++ adds the products of several steps first, and spills
     return sum;
 }
-
 #include <moe/kernels/storage_int8.inl>
 
 }  // namespace words
