@@ -1,27 +1,26 @@
 // SPDX-License-Identifier: MIT
 // Kernels against what the machine can do, both measured here.
 //
-//   peak/...     fused multiply-adds on registers only, two operations each
+//   peak_...     fused multiply-adds on registers only, two operations each
 //   tile/...     one tile in the first-level cache; `of_peak` is its share of that
-//   product/...  whole products of an expert's shape; `of_peak` likewise
+//   product/...  whole products of an expert's shape; `of_peak` likewise. `weights` are bytes of
+//                them per second; cold ones come from memory, where `of_read` is their share of
+//                what the machine reads with one thread
 //   pack/...     GB/s read plus written, next to copy/... of the same bytes
 //   others       elements per second
 
 #include <algorithm>
-#include <chrono>
-#include <cstdint>
 #include <cstring>
+#include <map>
 #include <string>
-#include <vector>
 
 #include <benchmark/benchmark.h>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
+#include <moe/core/memory.hpp>
 #include <moe/kernels/dispatch.hpp>
 #include <moe/kernels/product.hpp>
+
+#include "machine.hpp"
 
 namespace {
 
@@ -30,83 +29,57 @@ using moe::Index;
 using moe::Isa;
 using moe::KernelTable;
 
-/// Chains of fused multiply-adds, more than latency times throughput of any processor we know.
-/// Chaotic ones (x = x x - 1.8), because multiplying ones by ones draws less power.
-#if defined(__x86_64__)
-[[gnu::noinline]] __attribute__((target("avx512f"))) float run_avx512(Index n) {
-    __m512 x[24];
-    for (int j = 0; j < 24; ++j) x[j] = _mm512_set1_ps(0.01f * static_cast<float>(j));
-    const __m512 c = _mm512_set1_ps(-1.8f);
-    for (Index i = 0; i < n; ++i) {
-#pragma GCC unroll 24
-        for (int j = 0; j < 24; ++j) x[j] = _mm512_fmadd_ps(x[j], x[j], c);
-    }
-    __m512 sum = x[0];
-    for (const auto& r : x) sum = _mm512_add_ps(sum, r);
-    return _mm512_cvtss_f32(sum);
-}
-
-[[gnu::noinline]] __attribute__((target("avx2,fma"))) float run_avx2(Index n) {
-    __m256 x[12];
-    for (int j = 0; j < 12; ++j) x[j] = _mm256_set1_ps(0.01f * static_cast<float>(j));
-    const __m256 c = _mm256_set1_ps(-1.8f);
-    for (Index i = 0; i < n; ++i) {
-#pragma GCC unroll 12
-        for (int j = 0; j < 12; ++j) x[j] = _mm256_fmadd_ps(x[j], x[j], c);
-    }
-    __m256 sum = x[0];
-    for (const auto& r : x) sum = _mm256_add_ps(sum, r);
-    return _mm256_cvtss_f32(sum);
-}
-
-double measure_peak(Isa isa) {
-    double best = 0;
-    for (int run = 0; run < 1000; ++run) {
-        Index n = 5000;
-        benchmark::DoNotOptimize(n);
-        const auto start = std::chrono::steady_clock::now();
-        benchmark::DoNotOptimize(isa == Isa::avx512 ? run_avx512(n) : run_avx2(n));
-        const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
-        const double operations = isa == Isa::avx512 ? 24.0 * 16 * 2 : 12.0 * 8 * 2;
-        best = std::max(best, operations * static_cast<double>(n) / time.count());
-    }
-    return best;
-}
-#endif
-
 /// Operations per second that the fused multiply-add units of one core do from registers, best of
-/// many runs; 0 where it is not measured. Double has half the lanes, and no table above AVX2.
+/// many runs; 0 where kernels do not use them by themselves. Double has half the lanes.
 ///
 /// A processor may lower its clock once loads are mixed in: on a Granite Rapids core at 3.4 GHz a
 /// tile of 14 x 32 ran at 2.9 GHz, 84 % of this peak and 98 % of the issue slots at that clock. All
 /// of 14x32, 8x48 and 9x48 ended at the same 180 GFLOP/s.
 double peak(Isa isa, std::size_t scalar_size) {
-#if defined(__x86_64__)
     if (isa == Isa::scalar) return 0;
-    if (scalar_size == 8) return peak(Isa::avx2, 4) / 2;
-    static const double avx2 = measure_peak(Isa::avx2);
-    static const double avx512 = moe::best_isa() == Isa::avx512 ? measure_peak(Isa::avx512) : avx2;
-    return isa == Isa::avx512 ? avx512 : avx2;
-#else
-    (void)isa;
-    (void)scalar_size;
-    return 0;
-#endif
+    static std::map<Isa, double> known;
+    double& best = known[isa];
+    if (best == 0) {
+        const moe::ScopedIsa forced(isa);
+        const machine::Loop loop = machine::fastest_loop(moe::Compute::exact);
+        for (int run = 0; run < 1000; ++run)
+            best = std::max(best, loop.operations * 5000 / machine::timed([&] { loop.run(5000); }));
+    }
+    return scalar_size == 8 ? best / 2 : best;
 }
 
-/// Memory aligned like a packed panel.
+/// Memory like that of weights and scratch.
 template <class S>
 class Buffer {
 public:
-    explicit Buffer(Index size) : memory_(static_cast<std::size_t>(size) + 64) {
-        const auto address = reinterpret_cast<std::uintptr_t>(memory_.data());
-        data_ = memory_.data() + (64 - address % 64) % 64 / sizeof(S);
-        for (Index i = 0; i < size; ++i) data_[i] = S(0.001) * static_cast<S>(i % 1000) - S(0.5);
+    explicit Buffer(Index size) : memory_(moe::detail::allocate<S>(size)) {
+        for (Index i = 0; i < size; ++i) data()[i] = S(0.001) * static_cast<S>(i % 1000) - S(0.5);
     }
-    S* data() { return data_; }
+    S* data() { return memory_.get(); }
 
 private:
-    std::vector<S> memory_;
+    decltype(moe::detail::allocate<S>(0)) memory_;
+};
+
+/// Matrices of one size, the next one each time: `cold` ones do not fit the last-level cache
+/// together.
+template <class S>
+class Weights {
+public:
+    Weights(Index size, bool cold) : size_(size) {
+        const Index room = 4 * machine::last_level_cache() / static_cast<Index>(sizeof(S));
+        count_ = cold ? std::max<Index>(2, room / size) : 1;
+        data_ = pool(std::max(room, count_ * size));
+    }
+    S* next() { return data_ + turn_++ % count_ * size_; }
+
+private:
+    static S* pool(Index size) {  // kept from one benchmark to the next
+        static std::map<Index, Buffer<S>> pools;
+        return pools.try_emplace(size, size).first->second.data();
+    }
+
+    Index size_, count_, turn_ = 0;
     S* data_;
 };
 
@@ -136,37 +109,51 @@ void tile(benchmark::State& state, Isa isa, Index rows, Index k, bool by_rows) {
     report_flops(state, 2.0 * static_cast<double>(rows * width * k), peak(isa, sizeof(S)));
 }
 
-/// rows of x times W^T: `packed` beforehand, or from W [out, in] as training has it.
+void report_weights(benchmark::State& state, double bytes, bool cold) {
+    const double total = bytes * static_cast<double>(state.iterations());
+    state.counters["weights"] = benchmark::Counter(total, benchmark::Counter::kIsRate);
+    if (cold)
+        state.counters["of_read"] = benchmark::Counter(
+            total / machine::read_bandwidth(1).per_second, benchmark::Counter::kIsRate);
+}
+
+/// rows of x times W^T: `packed` beforehand (any weights are), or from W [out, in] as training has
+/// it, 128 outputs at a time as tasks have them.
 template <class S>
-void product(benchmark::State& state, Isa isa, Index rows, Index out, Index in, bool packed) {
+void product(benchmark::State& state, Isa isa, Index rows, Index out, Index in, bool packed,
+             bool cold) {
     const KernelTable<S>& t = moe::kernels<S>(isa);
-    Buffer<S> x(rows * (in + 16)), w(out * in), y(rows * out),
-        scratch(moe::product_scratch(t, out));
-    const moe::Strided<S> a{x.data(), in + 16, 1}, b{w.data(), 1, in};
-    moe::PackedMatrix<S> matrix;
-    matrix.pack(t, b, in, out);
+    Buffer<S> x(rows * (in + 16)), y(rows * out), scratch(moe::product_scratch(t, out));
+    Weights<S> weights(moe::packed_size(t, in, out), cold);
+    const moe::Strided<S> a{x.data(), in + 16, 1};
     for (auto _ : state) {
-        if (packed)
-            moe::product(t, rows, out, in, a, matrix.view(), y.data(), out, false);
-        else
-            moe::product(t, rows, out, in, a, b, y.data(), out, false, scratch.data());
+        const S* const w = weights.next();
+        for (Index j = 0; j < out; j += 128) {
+            const Index columns = std::min<Index>(128, out - j);
+            if (packed)
+                moe::product(t, rows, columns, in, a, moe::Panels<S>{w + j * in}, y.data() + j, out,
+                             false);
+            else
+                moe::product(t, rows, columns, in, a, moe::Strided<S>{w + j * in, 1, in},
+                             y.data() + j, out, false, scratch.data());
+        }
         benchmark::ClobberMemory();
     }
-    report_flops(state, 2.0 * static_cast<double>(rows * out * in), peak(isa, sizeof(S)));
+    const double elements = static_cast<double>(out * in);
+    report_flops(state, 2.0 * static_cast<double>(rows) * elements, peak(isa, sizeof(S)));
+    report_weights(state, elements * sizeof(S), cold);
 }
 
 /// What backward multiplies: dx = dy W, or dW += dy^T x (`gradient`), rows of dy [rows, out], W
-/// [out, in]. Four matrices in turn, so that they come from beyond the second-level cache.
+/// [out, in], cold.
 template <class S>
 void backward_product(benchmark::State& state, Isa isa, Index rows, Index out, Index in,
                       bool gradient) {
     const KernelTable<S>& t = moe::kernels<S>(isa);
-    constexpr Index matrices = 4;
-    Buffer<S> x(rows * (in + 16)), dy(rows * (out + 16)), w(matrices * out * in),
-        scratch(moe::product_scratch(t, in));
-    Index turn = 0;
+    Buffer<S> x(rows * (in + 16)), dy(rows * (out + 16)), scratch(moe::product_scratch(t, in));
+    Weights<S> weights(out * in, true);
     for (auto _ : state) {
-        S* const weight = w.data() + turn++ % matrices * out * in;
+        S* const weight = weights.next();
         if (gradient)
             moe::product(t, out, in, rows, {dy.data(), 1, out + 16}, {x.data(), in + 16, 1}, weight,
                          in, true, scratch.data());
@@ -175,7 +162,9 @@ void backward_product(benchmark::State& state, Isa isa, Index rows, Index out, I
                          in + 16, false, scratch.data());
         benchmark::ClobberMemory();
     }
-    report_flops(state, 2.0 * static_cast<double>(rows * out * in), peak(isa, sizeof(S)));
+    const double elements = static_cast<double>(out * in);
+    report_flops(state, 2.0 * static_cast<double>(rows) * elements, peak(isa, sizeof(S)));
+    report_weights(state, elements * sizeof(S), true);
 }
 
 /// B of k rows from W [panel_width, k] (`transposed`) or W [k, panel_width].
@@ -256,12 +245,15 @@ void add_benchmarks(const std::string& type) {
                     add("tile_a_col/" + shape + end, tile<S>, isa, rows, k, false);
             }
         if (isa == Isa::scalar) continue;
-        for (const Index rows : {1, 4, 16, 64, 256}) {
-            const std::string shape = "qwen3_up/rows:" + std::to_string(rows);
-            add("product/packed/" + shape + end, product<S>, isa, rows, 768, 2048, true);
-            add("product/in_place/" + shape + end, product<S>, isa, rows, 768, 2048, false);
-        }
-        for (const Index rows : {2, 16, 128}) {
+        for (const Index rows : {1, 2, 4, 6, 8, 12, 16, 32, 64, 256})
+            for (const bool cold : {true, false}) {
+                const std::string shape =
+                    "qwen3_up/rows:" + std::to_string(rows) + (cold ? "/cold" : "/hot");
+                add("product/packed/" + shape + end, product<S>, isa, rows, 768, 2048, true, cold);
+                add("product/in_place/" + shape + end, product<S>, isa, rows, 768, 2048, false,
+                    cold);
+            }
+        for (const Index rows : {1, 2, 8, 16, 32, 48, 64, 128}) {
             const std::string shape = "mixtral_mini_up/rows:" + std::to_string(rows);
             add("dx/" + shape + end, backward_product<S>, isa, rows, 3584, 1024, false);
             add("dw/" + shape + end, backward_product<S>, isa, rows, 3584, 1024, true);

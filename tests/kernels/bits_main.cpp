@@ -67,13 +67,21 @@ void products_and_sums(Isa isa, const char* type) {
     random.fill(rows * k, a.data());
     random.fill(k * cols, b.data());
     random.fill(rows * cols, c.data());
-    Hash by_rows, by_columns, dot, sum, axpy;
+    Hash by_rows, by_columns, few_by_rows, few_by_columns, dot, sum, axpy;
     moe::product(t, rows, cols, k, {a.data(), k, 1}, {b.data(), cols, 1}, c.data(), cols, true,
                  scratch.data());
     by_rows.add(rows * cols, c.data());
     moe::product(t, rows, cols, k, {a.data(), 1, rows}, {b.data(), 1, k}, c.data(), cols, false,
                  scratch.data());
     by_columns.add(rows * cols, c.data());
+    for (Index few = 1; few < 9; ++few) {
+        moe::product(t, few, cols, k, {a.data(), k, 1}, {b.data(), cols, 1}, c.data(), cols, true,
+                     scratch.data());
+        few_by_rows.add(few * cols, c.data());
+        moe::product(t, few, cols, k, {a.data(), k, 1}, {b.data(), 1, k}, c.data(), cols, true,
+                     scratch.data());
+        few_by_columns.add(few * cols, c.data());
+    }
     for (Index n = 0; n < 100; ++n) {
         const S d = t.dot(n * n, a.data(), b.data()), s = t.sum(n * n, b.data());
         dot.add(1, &d);
@@ -83,6 +91,8 @@ void products_and_sums(Isa isa, const char* type) {
     axpy.add(rows * cols, c.data());
     print("product/rows", type, isa, by_rows);
     print("product/columns", type, isa, by_columns);
+    print("product/few_rows", type, isa, few_by_rows);
+    print("product/few_rows_columns", type, isa, few_by_columns);
     print("dot", type, isa, dot);
     print("sum", type, isa, sum);
     print("axpy", type, isa, axpy);

@@ -45,11 +45,11 @@ TYPED_TEST(Product, IsTheReferenceForAnyShapeAndStrides) {
     struct Shape {
         Index rows, cols, k;
     };
-    const Shape shapes[] = {{1, 1, 1},      {1, 33, 7},    {2, 3, 5},    {7, 31, 11},
-                            {13, 37, 29},   {14, 32, 64},  {15, 65, 3},  {31, 17, 61},
-                            {32, 64, 257},  {61, 97, 101}, {3, 5, 1031}, {29, 41, 607},
-                            {15, 1130, 120}};
-    Guarded<S> a_memory(70000), b_memory(140000), c_memory(20000), scratch_memory(140000);
+    const Shape shapes[] = {{1, 1, 1},       {1, 33, 7},    {2, 3, 5},    {7, 31, 11},
+                            {13, 37, 29},    {14, 32, 64},  {15, 65, 3},  {31, 17, 61},
+                            {32, 64, 257},   {61, 97, 101}, {3, 5, 1031}, {29, 41, 607},
+                            {65, 1130, 120}, {47, 1450, 21}};
+    Guarded<S> a_memory(70000), b_memory(140000), c_memory(80000), scratch_memory(140000);
     this->each_isa([&](const KernelTable<S>& t) {
         Numbers random(1);
         for (const auto& [rows, cols, k] : shapes)

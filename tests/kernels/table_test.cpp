@@ -87,6 +87,8 @@ TYPED_TEST(Table, SaysWhatItIs) {
     this->each_isa([](const KernelTable<TypeParam>& t) {
         EXPECT_GE(t.panel_width, 1);
         EXPECT_GE(t.tile_rows, 1);
+        EXPECT_GE(t.column_rows, 1);
+        EXPECT_LE(t.column_rows, t.tile_rows);
         EXPECT_NE(std::string(t.name), "");
     });
     EXPECT_STREQ(moe::kernels<TypeParam>(Isa::scalar).name, "scalar");
@@ -174,6 +176,65 @@ TYPED_TEST(Table, TilesAreAsGoodAsTheirChain) {
         moe::plain::tile(rows, cols, k, a.data(), k, 1, b.data(), cols, want.data(), cols, false);
         // |error| <= k eps sum |a b| for one chain of k roundings; |a|, |b| <= 2.
         const double tolerance =
+            static_cast<double>(k) * std::numeric_limits<S>::epsilon() * 4 * static_cast<double>(k);
+        for (std::size_t i = 0; i < c.size(); ++i)
+            ASSERT_TRUE(std::fabs(double(c[i]) - want[i]) <= tolerance) << i;
+    });
+}
+
+/// Columns one after the other and with gaps, at either end of what may be read; k of more than one
+/// prefetched piece. Gaps in A and B hold NaN, those in C keep it.
+TYPED_TEST(Table, ReadsColumnsWhereTheyLie) {
+    using S = TypeParam;
+    Guarded<S> a_memory(40000), b_memory(300000), c_memory(2000);
+    this->each_isa([&](const KernelTable<S>& t) {
+        Numbers random(9);
+        for (const Index k : {0, 1, 2, 3, 4, 5, 7, 8, 16, 19, 64, 100, 257, 2051, 4100})
+            for (Index rows = 1; rows <= t.column_rows; ++rows)
+                for (const Index cols : {0, 1, 15, 16, 17, 31, 32, 33, 48, 65}) {
+                    if (k > 1000 && cols % 16 > 1) continue;
+                    const Index a_row = k + rows % 3, b_col = k + (k + cols) % 4 * 3,
+                                c_row = cols + 2;
+                    const Index a_size = (rows - 1) * a_row + k;
+                    const Index b_size = cols == 0 ? 0 : (cols - 1) * b_col + k;
+                    const Index c_size = (rows - 1) * c_row + cols;
+                    S* a = a_memory.last(a_size);
+                    S* b = rows % 2 == 0 ? b_memory.last(b_size) : b_memory.first(b_size);
+                    S* c = c_memory.last(c_size);
+                    std::fill(a, a + a_size, this->nan);
+                    std::fill(b, b + b_size, this->nan);
+                    for (Index i = 0; i < rows; ++i) random.fill(k, a + i * a_row);
+                    for (Index j = 0; j < cols; ++j) random.fill(k, b + j * b_col);
+                    for (const bool add : {false, true}) {
+                        std::fill(c, c + c_size, this->nan);  // what is not added to is not read
+                        if (add)
+                            for (Index i = 0; i < rows; ++i) random.fill(cols, c + i * c_row);
+                        std::vector<S> want(c, c + c_size);
+                        moe::exact::columns(rows, cols, k, a, a_row, b, b_col, want.data(), c_row,
+                                            add);
+                        t.columns(rows, cols, k, a, a_row, b, b_col, c, c_row, add);
+                        ASSERT_TRUE(same(c_size, c, want.data()))
+                            << "rows " << rows << " cols " << cols << " k " << k << " b_col "
+                            << b_col << " add " << add;
+                    }
+                }
+    });
+}
+
+TYPED_TEST(Table, ColumnsAreAsGoodAsTheirChain) {
+    using S = TypeParam;
+    const Index k = 257, cols = 37;
+    this->each_isa([&](const KernelTable<S>& t) {
+        Numbers random(10);
+        const Index rows = t.column_rows;
+        std::vector<S> a(static_cast<std::size_t>(rows * k)), b(static_cast<std::size_t>(cols * k));
+        std::vector<S> c(static_cast<std::size_t>(rows * cols));
+        std::vector<double> want(c.size());
+        random.fill(rows * k, a.data());
+        random.fill(cols * k, b.data());
+        t.columns(rows, cols, k, a.data(), k, b.data(), k, c.data(), cols, false);
+        moe::plain::columns(rows, cols, k, a.data(), k, b.data(), k, want.data(), cols, false);
+        const double tolerance =  // as for tiles
             static_cast<double>(k) * std::numeric_limits<S>::epsilon() * 4 * static_cast<double>(k);
         for (std::size_t i = 0; i < c.size(); ++i)
             ASSERT_TRUE(std::fabs(double(c[i]) - want[i]) <= tolerance) << i;

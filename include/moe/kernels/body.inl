@@ -17,85 +17,7 @@ static_assert(64 % panel_width == 0, "layers cut columns into 64s and 128s");
 /// Elements of a buffer on the stack, for what needs a second pass; a multiple of 16.
 inline constexpr Index block = 256;
 
-// ---- products ----
-
-/// One tile of `Rows` rows: Rows * tile_vectors accumulators stay in registers over all of k. The
-/// unroll pragmas are what keeps them there at -O2.
-template <int Rows>
-void tile_of(Index, Index cols, Index k, const S* a, Index a_row, Index a_col, const S* b,
-             Index b_row, S* c, Index c_row, bool add, const S* ahead, Index ahead_step) {
-    const Index added = add ? cols : 0;  // columns whose chain starts from C
-    V acc[Rows][tile_vectors];
-#pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 2
-        for (int v = 0; v < tile_vectors; ++v)
-            acc[i][v] = load(c + i * c_row + v * lanes, added - v * lanes);
-    // Rows in threes: a pointer each, the others by its address plus a_row once and twice.
-    constexpr int groups = (Rows + 2) / 3;
-    const S* group[groups];
-#pragma GCC unroll 6
-    for (int g = 0; g < groups; ++g) group[g] = a + 3 * g * a_row;
-    for (Index p = 0; p < k; ++p) {
-        V row[tile_vectors];
-#pragma GCC unroll 2
-        for (int v = 0; v < tile_vectors; ++v) row[v] = load(b + v * lanes, lanes);
-#pragma GCC unroll 16
-        for (int i = 0; i < Rows; ++i) {
-            const V x = splat(group[i / 3][i % 3 * a_row]);
-#pragma GCC unroll 2
-            for (int v = 0; v < tile_vectors; ++v) acc[i][v] = fma(x, row[v], acc[i][v]);
-        }
-#pragma GCC unroll 6
-        for (int g = 0; g < groups; ++g) group[g] += a_col;
-        b += b_row;
-        __builtin_prefetch(ahead, 0, 2);  // into the second-level cache
-        ahead += ahead_step;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 2
-        for (int v = 0; v < tile_vectors; ++v)
-            store(c + i * c_row + v * lanes, acc[i][v], cols - v * lanes);
-    finish();
-}
-
-template <class>
-struct Tiles;
-template <int... Less>
-struct Tiles<std::integer_sequence<int, Less...>> {
-    static constexpr decltype(KernelTable<S>::tile) of[] = {tile_of<Less + 1>...};
-};
-
-inline void tile(Index rows, Index cols, Index k, const S* a, Index a_row, Index a_col, const S* b,
-                 Index b_row, S* c, Index c_row, bool add, const S* ahead, Index ahead_step) {
-    Tiles<std::make_integer_sequence<int, tile_rows>>::of[rows - 1](
-        rows, cols, k, a, a_row, a_col, b, b_row, c, c_row, add, ahead, ahead_step);
-}
-
-inline void pack(Index k, Index cols, const S* b, Index b_row, Index b_col, S* panel) {
-    for (Index j = 0; j < panel_width; j += lanes) {
-        const Index here = cols - j < lanes ? (cols > j ? cols - j : 0) : lanes;
-        const S* from = here > 0 ? b + j * b_col : b;
-        S* to = panel + j;
-        if (b_col == 1) {  // rows of B are contiguous
-            for (Index p = 0; p < k; ++p)
-                store(to + p * panel_width, load(from + p * b_row, here), lanes);
-        } else if (b_row == 1) {  // columns are: weights stored [out, in]
-            for (Index p = 0; p < k; p += lanes) {
-                for (Index i = 0; i < here; ++i)
-                    __builtin_prefetch(from + i * b_col + p + 4 * lanes);
-                transpose(here, k - p < lanes ? k - p : lanes, from + p, b_col,
-                          to + p * panel_width, panel_width);
-            }
-        } else {
-            for (Index p = 0; p < k; ++p)
-                for (Index i = 0; i < lanes; ++i)
-                    to[p * panel_width + i] = i < here ? from[p * b_row + i * b_col] : S(0);
-        }
-    }
-    finish();
-}
+#include <moe/kernels/products.inl>
 
 // ---- sums ----
 
@@ -348,6 +270,8 @@ inline constexpr KernelTable<S> table{.name = table_name,
                                       .panel_width = panel_width,
                                       .tile_rows = tile_rows,
                                       .tile = tile,
+                                      .column_rows = column_rows,
+                                      .columns = columns,
                                       .pack = pack,
                                       .axpy = axpy,
                                       .scale = scale,

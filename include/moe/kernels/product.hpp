@@ -71,7 +71,8 @@ struct Ahead {
 /// While the tiles of one slice are computed, the next slice comes in, a share with each: 16 and 64
 /// rows of 768 x 2048 ran at 172 and 185 GFLOP/s with it and at 125 and 174 without. Prefetching
 /// between the tiles gained nothing: a burst fills the line buffers and waits. (Figures of this
-/// file are those of bench/kernels/tile_bench, AVX-512 in float, one core of a Sapphire Rapids.)
+/// file are those of bench/kernels/tile_bench, AVX-512 in float, one core of a Sapphire Rapids
+/// unless they name another.)
 template <class S, class Slice, class Next>
 void product_of_slices(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
                        S* c, Index c_row, bool add, const Slice& slice, const Next& next,
@@ -110,8 +111,7 @@ void product_of_slices(const KernelTable<S>& table, Index rows, Index cols, Inde
 /// Columns of A that are contiguous, as in dy^T, are packed for each block of rows: elements of one
 /// row lie in as many pages as there are columns (131 GFLOP/s without it in the first example). The
 /// next block of B is not prefetched: one line of each row with each tile, a page apart, made
-/// [128, 3584] [3584, 1024] slower, 114 GFLOP/s instead of 139. With 16 rows it is 77, where narrow
-/// groups of panels in short slices, prefetched, gave 91.
+/// [128, 3584] [3584, 1024] slower, 114 GFLOP/s instead of 139.
 template <class S>
 void product_by_rows(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
                      Strided<S> b, S* c, Index c_row, bool add, S* scratch) {
@@ -159,29 +159,66 @@ void product_by_rows(const KernelTable<S>& table, Index rows, Index cols, Index 
         }
 }
 
-/// The same for one block of rows of A: each element of B is read once, so it is not packed. Few
-/// rows of B at a time, along all columns: 2 rows by 3584 by 1024 ran at 26 GFLOP/s, in long slices
-/// of one panel at 11.
+/// Most rows of A for which B is read where it lies although each block of them reads it again:
+/// [48, 3584] [3584, 1024] ran at 185 GFLOP/s so and at 150 packed, 96 rows at 177 and 187 (Zen 5).
+inline constexpr Index in_place_rows = 48;
+/// Bytes of C that are added to over and over, a part of the second-level cache.
+inline constexpr Index in_place_bytes = 256 * 1024;
+
+/// The same for few rows of A without packing: a few rows of B at a time, no more than a
+/// first-level cache holds lines a page apart, along all columns; 1 KiB ahead in each row is
+/// prefetched. 2 and 16 rows by 3584 by 1024 ran at 30 and 173 GFLOP/s; at 20 and 139 with 16 rows
+/// of B for both and the next panel prefetched, at 17 and 123 in long slices of one panel (Zen 5).
 template <class S>
 void product_in_place(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
                       Strided<S> b, S* c, Index c_row, bool add, S* scratch) {
-    const Index width = table.panel_width, panels = num_panels(table, cols);
-    const EvenSplit k_blocks(k, 16);
-    for (Index s = 0; s < k_blocks.count; ++s) {
-        const Index k0 = k_blocks.begin(s), kb = k_blocks.part(s);
-        for (Index j = 0; j < panels; ++j) {
-            const S* from = b.data + k0 * b.row_stride + j * width;
-            const S* const next = from + width;
-            const Index here = std::min(width, cols - j * width);
-            if (here < width) {  // columns behind the last must not be read
-                table.pack(kb, here, from, b.row_stride, 1, scratch);
-                from = scratch;
+    constexpr Index element = static_cast<Index>(sizeof(S));
+    const Index width = table.panel_width;
+    const Index distance = std::max<Index>(1, 1024 / (width * element));  // panels
+    const EvenSplit row_blocks(rows, table.tile_rows), k_blocks(k, rows <= 8 ? 8 : 16);
+    const Index c_panel = rows * width * element;
+    const EvenSplit panel_blocks(num_panels(table, cols),
+                                 std::max<Index>(1, in_place_bytes / c_panel));
+    for (Index block = 0; block < panel_blocks.count; ++block)
+        for (Index s = 0; s < k_blocks.count; ++s) {
+            const Index k0 = k_blocks.begin(s), kb = k_blocks.part(s);
+            const Index first = panel_blocks.begin(block), panels = panel_blocks.part(block);
+            for (Index j = 0; j < panels; ++j) {
+                const Index col = (first + j) * width, here = std::min(width, cols - col);
+                const S* from = b.data + k0 * b.row_stride + col;
+                const S* ahead = from + distance * width;
+                if (j + distance >= panels) ahead += kb * b.row_stride - panels * width;
+                Index b_row = b.row_stride;
+                if (here < width) {  // columns behind the last must not be read
+                    table.pack(kb, here, from, b_row, 1, scratch);
+                    from = scratch;
+                    b_row = width;
+                }
+                Index row = 0;
+                for (Index r = 0; r < row_blocks.count; ++r) {
+                    table.tile(row_blocks.part(r), here, kb,
+                               a.data + row * a.row_stride + k0 * a.col_stride, a.row_stride,
+                               a.col_stride, from, b_row, c + row * c_row + col, c_row,
+                               add || s > 0, r == 0 ? ahead : from, r == 0 ? b.row_stride : 0);
+                    row += row_blocks.part(r);
+                }
             }
-            table.tile(rows, here, kb, a.data + k0 * a.col_stride, a.row_stride, a.col_stride, from,
-                       here < width ? width : b.row_stride, c + j * width, c_row, add || s > 0,
-                       next, b.row_stride);
         }
-    }
+}
+
+/// C (+)= A B with packed B for one block of rows of A: each element of B is read once, in one
+/// piece, and prefetched the further ahead the more rows there are. From memory, 12 rows of 768 x
+/// 2048 ran at 240 GFLOP/s so and at 127 in slices, half of the next prefetched with each (Zen 5).
+/// Panels two by two, 6 x 64, took 4 and 6 rows at 39 GB/s of weights, these tiles at 40 and 39.
+template <class S>
+void product_of_panels(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
+                       Panels<S> b, S* c, Index c_row, bool add) {
+    const Index distance = std::min<Index>(2048 * rows, 16384) / static_cast<Index>(sizeof(S));
+    const Index width = table.panel_width;
+    for (Index col = 0; col < cols; col += width)
+        table.tile(rows, std::min(width, cols - col), k, a.data, a.row_stride, a.col_stride,
+                   b.data + col * k, width, c + col, c_row, add, b.data + col * k + distance,
+                   width);
 }
 
 }  // namespace detail
@@ -205,6 +242,8 @@ void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strid
              Panels<S> b, S* c, Index c_row, bool add) {
     detail::check_product(rows, cols, k, c_row);
     if (rows == 0) return;
+    if (rows <= table.tile_rows)
+        return detail::product_of_panels(table, rows, cols, k, a, b, c, c_row, add);
     detail::product_of_slices(
         table, rows, cols, k, a, c, c_row, add,
         [&](Index j, Index k0, Index) { return b.data + (j * k + k0) * table.panel_width; },
@@ -216,7 +255,7 @@ void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strid
 }
 
 /// The same with B as it lies in memory. It is packed in pieces, each once for all rows, into
-/// scratch, except where it is read once only: contiguous rows of B and one block of rows of A.
+/// scratch, or read where it lies if A has few rows.
 ///
 /// Weights W [out, in], row-major, are B in three ways: x W^T is {W, 1, in}, dy W is {W, in, 1},
 /// and in dW = dy^T x the left side is {dy, 1, out}.
@@ -228,10 +267,15 @@ void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strid
     detail::check_product(rows, cols, k, c_row);
     MOE_ASSERT(scratch != nullptr, "a product needs room to pack what is not packed");
     if (rows == 0) return;
-    if (b.col_stride == 1 && rows <= table.tile_rows)
+    if (b.col_stride == 1 && rows <= detail::in_place_rows)
         return detail::product_in_place(table, rows, cols, k, a, b, c, c_row, add, scratch);
     if (b.col_stride == 1)
         return detail::product_by_rows(table, rows, cols, k, a, b, c, c_row, add, scratch);
+    // 1, 4 and 8 rows of 768 x 2048 took weights from memory at 34, 32 and 25 GB/s so, at 18, 18 and
+    // 16 packed here and at 42, 41 and 39 packed beforehand (Zen 5).
+    if (b.row_stride == 1 && a.col_stride == 1 && rows <= table.column_rows)
+        return table.columns(rows, cols, k, a.data, a.row_stride, b.data, b.col_stride, c, c_row,
+                             add);
     const Index width = table.panel_width;
     const auto at = [&](Index j, Index p) {
         return b.data + p * b.row_stride + j * width * b.col_stride;

@@ -36,6 +36,18 @@ void tile(Index rows, Index cols, Index k, const S* a, Index a_row, Index a_col,
 }
 
 template <class S>
+void columns(Index rows, Index cols, Index k, const S* a, Index a_row, const S* b, Index b_col,
+             double* c, Index c_row, bool add) {
+    for (Index i = 0; i < rows; ++i)
+        for (Index j = 0; j < cols; ++j) {
+            double sum = add ? c[i * c_row + j] : 0;
+            for (Index p = 0; p < k; ++p)
+                sum += double(a[i * a_row + p]) * double(b[j * b_col + p]);
+            c[i * c_row + j] = sum;
+        }
+}
+
+template <class S>
 double dot(Index n, const S* x, const S* y) {
     double sum = 0;
     for (Index i = 0; i < n; ++i) sum += double(x[i]) * double(y[i]);
@@ -120,6 +132,18 @@ void tile(Index rows, Index cols, Index k, const S* a, Index a_row, Index a_col,
             S sum = add ? c[i * c_row + j] : S(0);
             for (Index p = 0; p < k; ++p)
                 sum = std::fma(a[i * a_row + p * a_col], b[p * b_row + j], sum);
+            c[i * c_row + j] = sum;
+        }
+}
+
+/// The same chain.
+template <class S>
+void columns(Index rows, Index cols, Index k, const S* a, Index a_row, const S* b, Index b_col,
+             S* c, Index c_row, bool add) {
+    for (Index i = 0; i < rows; ++i)
+        for (Index j = 0; j < cols; ++j) {
+            S sum = add ? c[i * c_row + j] : S(0);
+            for (Index p = 0; p < k; ++p) sum = std::fma(a[i * a_row + p], b[j * b_col + p], sum);
             c[i * c_row + j] = sum;
         }
 }

@@ -33,14 +33,16 @@ enum class Activation { relu, relu_squared, gelu, gelu_tanh, silu };
 /// No function checks its arguments; pointers may be unaligned; counts may be 0. Nothing is read
 /// outside the stated extents.
 ///
-/// A new kernel goes here, into body.inl (the function and the initialiser of `table`), twice into
-/// reference.hpp (in double, and exact), and into tests/kernels/table_test.cpp, bits_main.cpp and
-/// bench/kernels/tile_bench.cpp (elementwise(), names). It ends with finish(). What it needs of V
-/// or E is added to lanes.inl, single.inl, portable.hpp and each avx file in x86/; a new function
-/// of one element, like exp, to math_float.inl and math_double.inl.
+/// A new kernel goes here, into body.inl (the function and the initialiser of `table`; products are
+/// in products.inl), twice into reference.hpp (in double, and exact), and into
+/// tests/kernels/table_test.cpp, bits_main.cpp and bench/kernels/tile_bench.cpp (elementwise(),
+/// names). It ends with finish(). What it needs of V or E is added to lanes.inl, single.inl,
+/// portable.hpp and the files in x86/ and arm/, unless a template does where there is none, as
+/// read_columns in products.inl; a new function of one element, like exp, to math_float.inl and
+/// math_double.inl.
 template <class S>
 struct KernelTable {
-    const char* name;   ///< "scalar", "avx2", "avx512"
+    const char* name;   ///< "scalar", "avx2", "avx512", "neon"
     Index panel_width;  ///< columns of one packed panel, a divisor of 64
     Index tile_rows;    ///< most rows that one `tile` call takes
 
@@ -54,10 +56,22 @@ struct KernelTable {
     /// @param a     A(i, p) = a[i * a_row + p * a_col]
     /// @param b     B(p, j) = b[p * b_row + j]; all panel_width columns of each row are readable
     /// @param c     C(i, j) = c[i * c_row + j]
-    /// @param ahead, ahead_step  the cache line of ahead + p * ahead_step is prefetched in step p:
-    ///              what the next tiles will read comes in while this one computes. Any address.
+    /// @param ahead, ahead_step  in step p as many bytes as a row of a panel has are prefetched
+    ///              from ahead + p * ahead_step on: what the next tiles will read comes in while
+    ///              this one computes. Any address.
     void (*tile)(Index rows, Index cols, Index k, const S* a, Index a_row, Index a_col, const S* b,
                  Index b_row, S* c, Index c_row, bool add, const S* ahead, Index ahead_step);
+
+    Index column_rows;  ///< most rows that one `columns` call takes, at most tile_rows
+
+    /// The same where the columns of B are contiguous, as in x W^T with W [out, in], from where
+    /// they lie. The columns behind the last are prefetched.
+    /// @param rows  1 to column_rows
+    /// @param cols  any number
+    /// @param a     A(i, p) = a[i * a_row + p]
+    /// @param b     B(p, j) = b[j * b_col + p]
+    void (*columns)(Index rows, Index cols, Index k, const S* a, Index a_row, const S* b,
+                    Index b_col, S* c, Index c_row, bool add);
 
     /// panel[p * panel_width + j] = B(p, j) for j < cols, 0 from there to panel_width.
     /// @param b  B(p, j) = b[p * b_row + j * b_col]; quick when b_col or b_row is 1

@@ -173,6 +173,34 @@ inline void transpose(Index rows, Index cols, const S* from, Index from_row, S* 
                         to + p * to_row + j, to_row);
 }
 
+/// Of eight columns: to[p] lane j = from[j * from_row + p] for p < 4 and j < 8.
+[[gnu::always_inline]] inline void read_columns_8(const S* from, Index from_row, __m256 (&to)[4]) {
+    __m256 r[4];  // row i of each half: the halves hold rows 0 to 3 and 4 to 7
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        const S* const row = from + i * from_row;
+        r[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row)),
+                                    _mm_loadu_ps(row + 4 * from_row), 1);
+    }
+    const __m256 even_low = _mm256_unpacklo_ps(r[0], r[1]);
+    const __m256 even_high = _mm256_unpackhi_ps(r[0], r[1]);
+    const __m256 odd_low = _mm256_unpacklo_ps(r[2], r[3]);
+    const __m256 odd_high = _mm256_unpackhi_ps(r[2], r[3]);
+    to[0] = _mm256_shuffle_ps(even_low, odd_low, 0x44);
+    to[1] = _mm256_shuffle_ps(even_low, odd_low, 0xEE);
+    to[2] = _mm256_shuffle_ps(even_high, odd_high, 0x44);
+    to[3] = _mm256_shuffle_ps(even_high, odd_high, 0xEE);
+}
+
+/// to[p] lane j = from[j * from_row + p] for p < 4 and j < 16.
+[[gnu::always_inline]] inline void read_columns(const S* from, Index from_row, V (&to)[4]) {
+    __m256 low[4], high[4];
+    read_columns_8(from, from_row, low);
+    read_columns_8(from + 8 * from_row, from_row, high);
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p) to[p] = {low[p], high[p]};
+}
+
 /// Elementwise functions take 16 elements at once, too.
 using E = V;
 inline constexpr Index elements = 16;

@@ -128,6 +128,28 @@ inline void transpose(Index rows, Index cols, const S* from, Index from_row, S* 
         if (p < cols) _mm512_storeu_ps(to + p * to_row, t[p]);
 }
 
+/// to[p] lane j = from[j * from_row + p] for p < 4 and j < 16. Inserting from memory takes no
+/// shuffle unit: half the shuffles of a transposition of 16 x 16.
+[[gnu::always_inline]] inline void read_columns(const S* from, Index from_row, V (&to)[4]) {
+    __m512 r[4];  // row i of each quarter: the quarters hold rows 0 to 3, 4 to 7 and so on
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        const S* const row = from + i * from_row;
+        r[i] = _mm512_castps128_ps512(_mm_loadu_ps(row));
+        r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(row + 4 * from_row), 1);
+        r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(row + 8 * from_row), 2);
+        r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(row + 12 * from_row), 3);
+    }
+    const __m512d even_low = _mm512_castps_pd(_mm512_unpacklo_ps(r[0], r[1]));
+    const __m512d even_high = _mm512_castps_pd(_mm512_unpackhi_ps(r[0], r[1]));
+    const __m512d odd_low = _mm512_castps_pd(_mm512_unpacklo_ps(r[2], r[3]));
+    const __m512d odd_high = _mm512_castps_pd(_mm512_unpackhi_ps(r[2], r[3]));
+    to[0].r = _mm512_castpd_ps(_mm512_unpacklo_pd(even_low, odd_low));
+    to[1].r = _mm512_castpd_ps(_mm512_unpackhi_pd(even_low, odd_low));
+    to[2].r = _mm512_castpd_ps(_mm512_unpacklo_pd(even_high, odd_high));
+    to[3].r = _mm512_castpd_ps(_mm512_unpackhi_pd(even_high, odd_high));
+}
+
 /// Elementwise functions take 16 elements at once, too.
 using E = V;
 inline constexpr Index elements = 16;
