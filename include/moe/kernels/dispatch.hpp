@@ -22,6 +22,7 @@
 #include <moe/kernels/x86/avx2.hpp>
 #include <moe/kernels/x86/avx2_double.hpp>
 #include <moe/kernels/x86/avx512.hpp>
+#include <moe/kernels/x86/avx512_double.hpp>
 #elif defined(__aarch64__)
 #include <moe/kernels/arm/neon.hpp>
 #include <moe/kernels/arm/neon_double.hpp>
@@ -32,8 +33,8 @@ namespace moe::inline MOE_ABI {
 
 /// Instruction sets that kernels are written for: scalar on every processor, then avx2, avx512 and
 /// amx on x86-64, each containing the ones before it, and neon on 64-bit ARM. Where one has no
-/// table of its own, that of the set before it is used: double has scalar, avx2 and neon, float has
-/// avx512 too, and only products with stored weights (storage_dispatch.hpp) have amx.
+/// table of its own, that of the set before it is used: only products with stored weights
+/// (storage_dispatch.hpp) have amx.
 enum class Isa { scalar, avx2, avx512, amx, neon };
 
 namespace detail {
@@ -58,7 +59,7 @@ extern const KernelTables<double> double_tables;
 MOE_TABLES KernelTables<float> float_tables{&portable_float::table, &isa_avx2::table,
                                             &isa_avx512::table, &isa_avx512::table};
 MOE_TABLES KernelTables<double> double_tables{&portable_double::table, &isa_avx2_double::table,
-                                              &isa_avx2_double::table, &isa_avx2_double::table};
+                                              &isa_avx512_double::table, &isa_avx512_double::table};
 #elif defined(__aarch64__)
 MOE_TABLES KernelTables<float> float_tables{&portable_float::table, nullptr, nullptr, nullptr,
                                             &isa_neon::table};
