@@ -47,14 +47,7 @@ public:
     ///                 detail::check_storable() passes
     FrozenWeights(const Weights<S>& weights, const FreezeOptions& options)
         : packed_(static_cast<std::size_t>(weights.count())) {
-        Isa chosen = isa();
-        if constexpr (std::is_same_v<S, float>) {
-            bool any = false;
-            for (Index e = 0; e < weights.count(); ++e) any = any || options.of(e) != Storage::fp32;
-            if (any) stored_.resize(packed_.size());
-            if (any && storage_kernels(chosen).panel_width != moe::kernels<S>(chosen).panel_width)
-                chosen = Isa::scalar;
-        }
+        const Isa chosen = isa();
         kernels_ = &moe::kernels<S>(chosen);
         SerialExecutor serial;
         Executor& executor = options.executor == nullptr ? serial : *options.executor;
@@ -114,6 +107,7 @@ private:
             return in_parts(packed_[i]);
         }
         if constexpr (std::is_same_v<S, float>) {
+            stored_.resize(packed_.size());
             stored_[i].resize(storage, storage_kernels(chosen), weights.cols(), weights.rows());
             in_parts(stored_[i]);
         }

@@ -17,7 +17,7 @@ namespace detail {
 
 /// Up to this many rows of A a slice of B is short, and only `decode` prefetches: what it and the
 /// tile take alternates with what memory takes, and less of it at a time. 1 row by 2048 by 1024 of
-/// bf16 took 129 us with slices of 64 rows of B and 163 us with those of 256, 14 rows 388 and 308
+/// bf16 took 124 us with slices of 64 rows of B and 142 us with those of 256, 14 rows 330 and 297
 /// (AVX-512, one core of a Zen 5).
 inline constexpr Index few_rows = 4;
 inline constexpr Index few_rows_records = 2;
