@@ -1,63 +1,70 @@
 // SPDX-License-Identifier: MIT
 // Kernels for stored weights against what the machine can do, all measured here.
 //
-//   read         memory beyond the last-level cache, read once: bytes per second
 //   decode/...   stored panels to float panels; `bytes` are those stored
-//   product/...  rows times a matrix [2048, 1024] in panels; matrices in turn, 128 MB of them, so
-//                that they come from memory. `of_read` is the share of `read` that the stored bytes
-//                come at, `of_peak` that of the multiply-adds on registers: FMA for exact and bf16,
-//                what the table multiplies bytes with for int8.
+//   product/...  rows times a matrix [2048, 1024] in panels; matrices in turn, 256 MB of them, so
+//                that they come from memory. `of_read` is the rate at which stored bytes come as a
+//                share of what one core reads, `of_peak` operations as a share of what it does on
+//                registers.
 //   encode/...   rows of 2048 activations: elements per second
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
-#include <cstring>
+#include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <benchmark/benchmark.h>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include <moe/kernels/storage_dispatch.hpp>
 
-#include <moe/kernels/dispatch.hpp>
-#include <moe/kernels/storage_portable.hpp>
-#include <moe/kernels/storage_table.hpp>
-
-#if defined(__x86_64__)
-#include <moe/kernels/x86/storage_avx512.hpp>
-#endif
+#include "machine.hpp"
 
 namespace {
 
 using moe::Compute;
 using moe::Index;
+using moe::Isa;
 using moe::KernelTable;
 using moe::Storage;
 using moe::StorageTable;
 
-constexpr Index k = 2048, columns = 1024, pool_bytes = 128 << 20;
+constexpr Index k = 2048, columns = 1024, pool_bytes = 256 << 20;
 constexpr Storage storages[] = {Storage::bf16,       Storage::f16,  Storage::int8,
                                 Storage::int8_block, Storage::int4, Storage::int4_zero,
                                 Storage::ternary};
 
-/// A table, the table of floats that its decoded panels are for, and the multiply-adds that one of
-/// its instructions for integers does for each of a float one.
+/// A table, and the instruction set whose table of floats reads its decoded panels.
 struct Tables {
     const StorageTable* stored;
-    const KernelTable<float>* floats;
-    double int8_rate;
+    Isa isa;
 };
 
 std::vector<Tables> tables() {
-    std::vector<Tables> all{{&moe::storage_portable::table, &moe::portable_float::table, 0}};
-#if defined(__x86_64__)
-    const moe::CpuFeatures machine = moe::cpu_features();
-    if (machine.vnni) all.push_back({&moe::storage_avx512::table, &moe::isa_avx512::table, 4});
-#endif
+    constexpr Isa isas[] = {Isa::scalar, Isa::avx2, Isa::avx2, Isa::avx512, Isa::avx512, Isa::amx};
+    std::vector<Tables> all;
+    for (std::size_t i = 0; i < moe::detail::storage_kernels_count; ++i)
+        if (moe::detail::supports(static_cast<moe::detail::StorageKernels>(i)))
+            all.push_back({moe::detail::storage_tables[i], isas[i]});
     return all;
+}
+
+/// Operations per second of one core on registers, with the best that a table's instruction set has
+/// on this machine.
+double peak(const Tables& t, Compute compute) {
+    static std::map<std::pair<Isa, Compute>, double> known;
+    double& rate = known[{t.isa, compute}];
+    if (rate == 0) {
+        const moe::ScopedIsa scope(t.isa);
+        const machine::Loop loop = machine::fastest_loop(compute);
+        const long rounds = 20000;
+        double best = 1e30;
+        for (int run = 0; run < 200; ++run)
+            best = std::min(best, machine::timed([&] { loop.run(rounds); }));
+        rate = loop.operations * static_cast<double>(rounds) / best;
+    }
+    return rate;
 }
 
 /// Aligned memory full of bytes that are no special number in any storage.
@@ -85,101 +92,15 @@ Buffer& pool() {
     return memory;
 }
 
-#if defined(__x86_64__)
-/// Chaotic chains, x = x x - 1.8, because multiplying ones by ones draws less power.
-[[gnu::noinline]] __attribute__((target("avx512f"))) void run_avx512(Index n) {
-    __m512 x[24];
-    for (int j = 0; j < 24; ++j) x[j] = _mm512_set1_ps(0.01f * static_cast<float>(j));
-    const __m512 c = _mm512_set1_ps(-1.8f);
-    for (Index i = 0; i < n; ++i)
-#pragma GCC unroll 24
-        for (int j = 0; j < 24; ++j) x[j] = _mm512_fmadd_ps(x[j], x[j], c);
-    for (auto& r : x) benchmark::DoNotOptimize(r);
-}
-[[gnu::noinline]] __attribute__((target("avx2,fma"))) void run_avx2(Index n) {
-    __m256 x[12];
-    for (int j = 0; j < 12; ++j) x[j] = _mm256_set1_ps(0.01f * static_cast<float>(j));
-    const __m256 c = _mm256_set1_ps(-1.8f);
-    for (Index i = 0; i < n; ++i)
-#pragma GCC unroll 12
-        for (int j = 0; j < 12; ++j) x[j] = _mm256_fmadd_ps(x[j], x[j], c);
-    for (auto& r : x) benchmark::DoNotOptimize(r);
-}
-[[gnu::noinline]] __attribute__((target("avx2"))) void read_all(const std::byte* p, Index bytes) {
-    __m256i x[4] = {};
-    for (Index i = 0; i < bytes; i += 128)
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j)
-            x[j] = _mm256_xor_si256(
-                x[j], _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + i + 32 * j)));
-    for (auto& r : x) benchmark::DoNotOptimize(r);
-}
-#else
-void read_all(const std::byte* p, Index bytes) {
-    std::uint64_t x[8] = {};
-    for (Index i = 0; i < bytes; i += 64)
-        for (int j = 0; j < 8; ++j) {
-            std::uint64_t word;
-            std::memcpy(&word, p + i + 8 * j, 8);
-            x[j] ^= word;
-        }
-    for (auto& r : x) benchmark::DoNotOptimize(r);
-}
-#endif
-
-template <class F>
-double seconds(const F& f) {
-    const auto start = std::chrono::steady_clock::now();
-    f();
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-/// Operations per second of a float table's instruction set, best of many runs; 0 if not measured.
-double peak(const Tables& t) {
-#if defined(__x86_64__)
-    static const auto measure = [](auto run, double lanes) {
-        double best = 0;
-        for (int i = 0; i < 1000; ++i)
-            best = std::max(best, 2 * lanes * 5000 / seconds([&] { run(5000); }));
-        return best;
-    };
-    static const double avx2 = moe::cpu_features().avx2 ? measure(run_avx2, 12 * 8) : 0;
-    static const double avx512 = moe::cpu_features().avx512 ? measure(run_avx512, 24 * 16) : 0;
-    if (t.floats == &moe::isa_avx512::table) return avx512;
-    if (t.floats == &moe::isa_avx2::table) return avx2;
-#endif
-    (void)t;
-    return 0;
-}
-
-/// Bytes per second of reading the pool, the upper quartile of some passes.
-double read_rate() {
-    static const double rate = [] {
-        std::vector<double> rates;
-        for (int i = 0; i < 21; ++i)
-            rates.push_back(static_cast<double>(pool_bytes) /
-                            seconds([] { read_all(pool().data(), pool_bytes); }));
-        std::sort(rates.begin(), rates.end());
-        return rates[15];
-    }();
-    return rate;
-}
-
 void report(benchmark::State& state, double bytes, double flops, double peak_flops) {
     const auto add = [&](const char* name, double per_iteration) {
         state.counters[name] = benchmark::Counter(
             per_iteration * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
     };
     add("bytes", bytes);
-    add("of_read", bytes / read_rate());
+    add("of_read", bytes / machine::read_bandwidth(1).per_second);
     if (flops > 0) add("flops", flops);
     if (peak_flops > 0) add("of_peak", flops / peak_flops);
-}
-
-void read_pool(benchmark::State& state) {
-    for (auto _ : state) read_all(pool().data(), pool_bytes);
-    state.counters["bytes"] = benchmark::Counter(
-        static_cast<double>(pool_bytes * state.iterations()), benchmark::Counter::kIsRate);
 }
 
 /// Panels in turn, each with the one after it.
@@ -218,7 +139,8 @@ void exact_product(const Tables& t, Storage storage, Index rows, const float* a,
                    const std::byte* panel, float* c, Index c_row, float* slice,
                    const std::byte* ahead) {
     constexpr Index part = 8;
-    const Index width = t.stored->panel_width, height = t.floats->tile_rows;
+    const KernelTable<float>& floats = moe::kernels<float>(t.isa);
+    const Index width = t.stored->panel_width, height = floats.tile_rows;
     const moe::PanelLayout layout = moe::panel_layout(storage, width);
     const Index tiles = (rows + height - 1) / height;
     const Index ahead_step = layout.record_bytes / moe::record_rows / 4;
@@ -228,9 +150,9 @@ void exact_product(const Tables& t, Storage storage, Index rows, const float* a,
         for (Index i = 0, tile = 0; tile < tiles; ++tile) {
             const Index here = rows / tiles + (tile < rows % tiles ? 1 : 0);
             const auto* next = reinterpret_cast<const float*>(ahead + r * layout.record_bytes);
-            t.floats->tile(here, width, part * moe::record_rows,
-                           a + i * a_row + r * moe::record_rows, a_row, 1, slice, width,
-                           c + i * c_row, c_row, r > 0, next, tile == 0 ? ahead_step : 0);
+            floats.tile(here, width, part * moe::record_rows, a + i * a_row + r * moe::record_rows,
+                        a_row, 1, slice, width, c + i * c_row, c_row, r > 0, next,
+                        tile == 0 ? ahead_step : 0);
             i += here;
         }
     }
@@ -269,8 +191,7 @@ void product(benchmark::State& state, Tables t, Storage storage, Compute compute
         benchmark::ClobberMemory();
     }
     report(state, static_cast<double>(columns / width * layout.bytes(k)),
-           2.0 * static_cast<double>(rows * columns * k),
-           peak(t) * (compute == Compute::int8 ? t.int8_rate : 1));
+           2.0 * static_cast<double>(rows * columns * k), peak(t, compute));
 }
 
 void encode(benchmark::State& state, Tables t, Compute compute) {
@@ -294,11 +215,13 @@ int main(int argc, char** argv) {
     const auto add = [](const std::string& name, auto... arguments) {
         benchmark::RegisterBenchmark(name.c_str(), arguments...);
     };
-    benchmark::AddCustomContext("read_gb_per_s", std::to_string(read_rate() * 1e-9));
-    add("read", read_pool);
+    benchmark::AddCustomContext("read_gb_per_s",
+                                std::to_string(machine::read_bandwidth(1).per_second * 1e-9));
     for (const Tables& t : tables()) {
-        benchmark::AddCustomContext(std::string("peak_gflops_float_") + t.stored->name,
-                                    std::to_string(peak(t) * 1e-9));
+        for (const Compute compute : {Compute::exact, Compute::bf16, Compute::int8})
+            benchmark::AddCustomContext(
+                std::string("peak_gops_") + moe::name(compute) + "_" + t.stored->name,
+                std::to_string(peak(t, compute) * 1e-9));
         const std::string end = std::string("/") + t.stored->name;
         for (const Compute compute : {Compute::bf16, Compute::int8})
             add(std::string("encode/") + moe::name(compute) + end, encode, t, compute);

@@ -8,20 +8,19 @@ template <Storage storage>
 [[gnu::always_inline]] inline void decode_codes(const std::byte* record, const float* scales,
                                                 float* to) {
     constexpr int bits = code_bits(storage);
-    constexpr int zero = bits == 8 ? 128 : bits == 4 ? 8 : 1;
     constexpr Index planes = 8 / bits;
     const std::byte* const tail = record + record_rows * panel_width * bits / 8;
     const I mask = splat_int((1 << bits) - 1), magic = splat_int(0x4B000000);
 #pragma GCC unroll 2
     for (int v = 0; v < tile_vectors; ++v) {
-        V offset = splat(0x1p23f + zero);
+        V offset = splat(0x1p23f + static_cast<float>(zero_of(storage)));
         if constexpr (storage == Storage::int4_zero)
             offset = as_float(or_bits(load_bytes(tail + 2 * panel_width + v * lanes), magic));
         const V s = has_block_scales(storage) ? load_halves(tail + 2 * v * lanes)
                                               : load(scales + v * lanes);
         for (Index chunk = 0; chunk < 8 / planes; ++chunk) {
             const std::byte* const from = record + (chunk * tile_vectors + v) * vector_bytes;
-            __builtin_prefetch(from + decode_ahead, 0, 3);
+            __builtin_prefetch(from + read_ahead, 0, 3);
             float* const chunk_to = to + chunk * planes * 4 * panel_width + v * lanes;
             I codes = load_int(from);
 #pragma GCC unroll 4
@@ -46,7 +45,7 @@ void decode_as(Index records, const std::byte* record, const float* scales, floa
             const I upper = splat_int(static_cast<std::int32_t>(0xFFFF0000U));
             for (Index i = 0; i < record_rows / 2 * tile_vectors; ++i) {
                 const std::byte* const from = record + i * vector_bytes;
-                __builtin_prefetch(from + decode_ahead, 0, 3);
+                __builtin_prefetch(from + read_ahead, 0, 3);
                 if constexpr (storage == Storage::f16) {
                     store(to + 2 * i * lanes, load_halves(from));
                     store(to + (2 * i + 1) * lanes, load_halves(from + vector_bytes / 2));

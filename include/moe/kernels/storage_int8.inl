@@ -5,8 +5,8 @@
 //     constexpr const char* table_name;
 //     constexpr int dot_rows;   // rows of B that `dot` adds up: 4 of bytes or 2 of 16 bits
 //     constexpr int int8_rows, block_rows, int4_rows, ternary_rows;  // most rows of a tile of each
-//     constexpr int kept_sums;  // vectors of floats that a tile keeps beside as many integers
 //     constexpr int chained_rows;  // rows of a tile that has two sums for each element
+//     constexpr int kept_sums;     // vectors of floats that a tile keeps beside as many integers
 //     I dot(I sum, I codes, I q);
 
 /// What the integer sum of an element starts from: what the zeros add, or what the records before
@@ -39,7 +39,7 @@ template <Storage storage, int Rows>
     constexpr Index tail_bytes = panel_layout(storage, panel_width).record_bytes - bits * row_bytes;
     constexpr bool narrow = dot_rows == 2 && bits < 8;
     constexpr int planes = 8 / bits, dots = narrow ? 1 : 4 / dot_rows;
-    // One dot waits for the one before in the same sum; few rows have two sums for each element.
+    // A dot waits for the one before in the same sum: few rows have two sums for each element.
     constexpr int chains = bits < 8 && Rows * (by_record ? 2 : 1) <= chained_rows ? 2 : 1;
     // Floats stay in registers if they fit next to as many integers.
     constexpr bool keeps = by_record && Rows * tile_vectors <= kept_sums;
@@ -104,8 +104,8 @@ template <Storage storage, int Rows>
                             to = dot(to, row[v], x);
                     }
                 }
-                if constexpr (dots == 2)
-                    __asm__("" ::: "memory");  // keep the next step's loads there
+                // Or g++ loads q for all steps first, and spills.
+                if constexpr (dots == 2) __asm__("" ::: "memory");
             }
 #pragma GCC unroll 6
             for (int g = 0; g < groups; ++g) group[g] += 4 * planes * dots;
@@ -155,16 +155,6 @@ struct Int8Tiles<storage, std::integer_sequence<int, Less...>> {
     static constexpr decltype(&tile_int8<storage, 1>) of[] = {tile_int8<storage, Less + 1>...};
 };
 
-/// C = C + float(sum - what the zeros add) for one chunk, or C = that if it is the first.
-inline void add_chunk(Index cols, const std::byte* sums, std::int32_t of_zeros, bool first,
-                      float* c) {
-    for (Index v = 0; v < tile_vectors; ++v) {
-        const V sum = to_float(sub(load_int(sums + v * vector_bytes), splat_int(of_zeros)));
-        const Index here = cols - v * lanes;
-        store(c + v * lanes, add(first ? splat(0) : load(c + v * lanes, here), sum), here);
-    }
-}
-
 /// The sum of n numbers.
 inline std::int32_t total_of(Index n, const std::int32_t* x) {
     I partial = splat_int(0);
@@ -173,6 +163,30 @@ inline std::int32_t total_of(Index n, const std::int32_t* x) {
     std::int32_t sum = total(partial);
     for (; i < n; ++i) sum += x[i];
     return sum;
+}
+
+inline Int8Rows rows_from(const Int8Rows& a, Index i) {
+    return {a.q + i * a.q_row, a.q_row, a.scale + i, a.sums + i * a.sums_row, a.sums_row};
+}
+
+inline void clear(Index rows, std::byte* sums) {
+    for (Index i = 0; i < rows * row_bytes; i += vector_bytes) store_int(sums + i, splat_int(0));
+}
+
+/// For one row: C = C + float(sum - what the zeros add) for the n records from `begun` on, where C
+/// counts as 0 for the first ones; in the end times the scales.
+/// @param a  at this row
+template <Storage storage>
+void add_chunk(Index cols, const Int8Rows& a, Index begun, Index n, bool end, const float* scales,
+               const std::byte* sums, float* c) {
+    const I extra = splat_int(zero_of(storage) * total_of(n, a.sums + begun));
+    const V a_scale = splat(*a.scale);
+    for (Index v = 0; v < tile_vectors; ++v) {
+        const Index at = v * lanes, here = cols - at;
+        V sum = to_float(sub(load_int(sums + v * vector_bytes), extra));
+        sum = add(begun == 0 ? splat(0) : load(c + at, here), sum);
+        store(c + at, end ? mul(mul(sum, load(scales + at)), a_scale) : sum, here);
+    }
 }
 
 /// One product for all storages of integers.
@@ -191,60 +205,57 @@ void product_of(Index rows, Index cols, Index records, const Int8Rows& a, const 
     constexpr Index slice =
         slice_bytes / layout.record_bytes < chunk ? slice_bytes / layout.record_bytes : chunk;
     constexpr Index wide_row = dot_rows == 2 && bits == 8 ? 2 * slice * record_rows : 0;
+    [[maybe_unused]] const float* const scales = reinterpret_cast<const float*>(panel);
     alignas(64) std::byte sums[block * tile_rows * row_bytes];
     alignas(64) std::int8_t wide[tile_rows * wide_row + 1];
-    const Index tiles = (rows + tile_rows - 1) / tile_rows;
-    const Index most = tiles == 1 && wide_row == 0 ? chunk : slice;
-    Prefetch prefetch(panel + layout.scale_bytes, ahead + layout.scale_bytes, records,
-                      layout.record_bytes, tiles, bits);
-    for (Index first = 0; first < tiles; first += block) {
-        const Index last = first + block < tiles ? first + block : tiles;
-        const Index row = tile_start(rows, tiles, first), end = tile_start(rows, tiles, last);
-        for (Index i = 0; i < (end - row) * row_bytes; i += vector_bytes)
-            store_int(sums + i, splat_int(0));
+    const Tiles tiles(rows, tile_rows);
+    const Index most = tiles.count == 1 && wide_row == 0 ? chunk : slice;
+    Prefetch prefetch(panel + layout.scale_bytes, ahead, records, layout.record_bytes, tiles.count,
+                      bits);
+    for (Index first = 0; first < tiles.count; first += block) {
+        const Index last = first + block < tiles.count ? first + block : tiles.count;
+        const Index row = tiles.start(first), end = tiles.start(last);
+        clear(end - row, sums);
         Index begun = 0;  // the first record of this chunk
         for (Index r = 0, count = 0; r < records; r += count) {
             count = prefetch.slice(
                 r, !by_record && begun + chunk - r < most ? begun + chunk - r : most);
-            const std::byte* const record = panel + layout.scale_bytes + r * layout.record_bytes;
             for (Index t = first; t < last; ++t) {
-                const Index i = tile_start(rows, tiles, t), after = tile_start(rows, tiles, t + 1);
+                const Index i = tiles.start(t), height = tiles.start(t + 1) - i;
                 const std::int8_t* q = a.q + i * a.q_row + r * record_rows;
-                Index q_row = a.q_row;
                 if constexpr (wide_row > 0) {
-                    for (Index l = 0; l < after - i; ++l)
+                    for (Index l = 0; l < height; ++l)
                         for (Index p = 0; p < count * record_rows; p += record_rows)
-                            store_int(wide + l * wide_row + 2 * p, widen(q + l * q_row + p));
+                            store_int(wide + l * wide_row + 2 * p, widen(q + l * a.q_row + p));
                     q = wide;
-                    q_row = wide_row;
                 }
-                Int8Tiles<storage, std::make_integer_sequence<int, tile_rows>>::of[after - i - 1](
-                    count, q, q_row, a.sums + i * a.sums_row + r, a.sums_row, record,
+                Int8Tiles<storage, std::make_integer_sequence<int, tile_rows>>::of[height - 1](
+                    count, q, wide_row > 0 ? wide_row : a.q_row, a.sums + i * a.sums_row + r,
+                    a.sums_row, panel + layout.scale_bytes + r * layout.record_bytes,
                     sums + (i - row) * row_bytes, prefetch.next(r, count));
             }
-            if (by_record || (r + count != begun + chunk && r + count != records)) continue;
-            for (Index i = row; i < end; ++i) {
-                std::byte* const sum = sums + (i - row) * row_bytes;
-                const Index n = r + count - begun;
-                add_chunk(cols, sum,
-                          zero_of(storage) * total_of(n, a.sums + i * a.sums_row + begun),
-                          begun == 0, c + i * c_row);
-                for (Index v = 0; v < tile_vectors; ++v)
-                    store_int(sum + v * vector_bytes, splat_int(0));
-            }
-            begun = r + count;
+            if constexpr (!by_record)
+                if (r + count == begun + chunk && r + count < records) {
+                    for (Index i = row; i < end; ++i)
+                        add_chunk<storage>(cols, rows_from(a, i), begun, chunk, false, scales,
+                                           sums + (i - row) * row_bytes, c + i * c_row);
+                    clear(end - row, sums);
+                    begun = r + count;
+                }
         }
-        for (Index i = row; i < end; ++i)
-            for (Index v = 0; v < tile_vectors; ++v) {
-                const Index here = cols - v * lanes;
-                float* const to = c + i * c_row + v * lanes;
-                // What sums hold is a float, or 0: there is no record.
-                V x = load(reinterpret_cast<float*>(sums) + (i - row) * panel_width + v * lanes);
-                if constexpr (!by_record)
-                    x = mul(records == 0 ? x : load(to, here),
-                            load(reinterpret_cast<const float*>(panel) + v * lanes));
-                store(to, mul(x, splat(a.scale[i])), here);
-            }
+        for (Index i = row; i < end; ++i) {
+            const std::byte* const sum = sums + (i - row) * row_bytes;
+            float* const to = c + i * c_row;
+            if constexpr (!by_record)
+                add_chunk<storage>(cols, rows_from(a, i), begun, records - begun, true, scales, sum,
+                                   to);
+            else
+                for (Index v = 0; v < tile_vectors; ++v)
+                    store(to + v * lanes,
+                          mul(load(reinterpret_cast<const float*>(sum) + v * lanes),
+                              splat(a.scale[i])),
+                          cols - v * lanes);
+        }
     }
     finish();
 }

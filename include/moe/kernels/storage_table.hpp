@@ -101,7 +101,7 @@ struct Int8Rows {
 ///              per 32 inputs  sum = sum over the record of (code - zero) q
 ///                             c = fma(float(sum), s, c),  at last  C = c a_scale(i)
 struct StorageTable {
-    const char* name;   ///< "scalar", "avx2", "avx2_vnni", "avx512", "amx"
+    const char* name;   ///< "scalar", "avx2", "avx2_vnni", "avx512_bw", "avx512", "amx"
     Index panel_width;  ///< that of KernelTable<float> for the same instruction set
 
     /// Rows of one integer sum where scales are per output: no int32 overflows.

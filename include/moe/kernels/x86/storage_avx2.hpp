@@ -35,7 +35,6 @@ using isa_avx2::splat;
 using isa_avx2::V;
 inline constexpr int tile_vectors = isa_avx2::tile_vectors;
 inline constexpr int bf16_rows = 3;
-inline constexpr Index decode_ahead = 4096;
 
 /// Dwords by their type: with __m256i, which is of quadwords, g++ copies the sums of a tile in
 /// every step of a loop.

@@ -40,7 +40,6 @@ using isa_avx512::splat;
 using isa_avx512::V;
 inline constexpr int tile_vectors = isa_avx512::tile_vectors;
 inline constexpr int bf16_rows = 6;
-inline constexpr Index decode_ahead = 4096;
 
 /// Dwords by their type: with __m512i, which is of quadwords, g++ copies the sums of a tile in
 /// every step of a loop.
