@@ -204,6 +204,7 @@ inline constexpr int kept_sums = 0;
               "+x"(sum.high.r));  // or g++ adds the products of several steps first, and spills
     return sum;
 }
+
 #include <moe/kernels/storage_int8.inl>
 
 }  // namespace words

@@ -153,10 +153,10 @@ namespace words {
 
 inline constexpr const char* table_name = "avx512_bw";
 inline constexpr int dot_rows = 2;
-inline constexpr int int8_rows = 7;
-inline constexpr int block_rows = 7;
-inline constexpr int int4_rows = 7;
-inline constexpr int ternary_rows = 7;
+inline constexpr int int8_rows = 5;
+inline constexpr int block_rows = 5;
+inline constexpr int int4_rows = 5;
+inline constexpr int ternary_rows = 5;
 inline constexpr int chained_rows = 0;
 inline constexpr int kept_sums = 0;
 
@@ -166,6 +166,7 @@ inline constexpr int kept_sums = 0;
     __asm__("" : "+v"(sum.r));  // or g++ adds the products of several steps first, and spills
     return sum;
 }
+
 #include <moe/kernels/storage_int8.inl>
 
 }  // namespace words
