@@ -190,7 +190,7 @@ namespace words {
 inline constexpr const char* table_name = "avx2";
 inline constexpr int dot_rows = 2;
 inline constexpr int int8_rows = 4;
-inline constexpr int block_rows = 4;
+inline constexpr int block_rows = 3;
 inline constexpr int int4_rows = 4;
 inline constexpr int ternary_rows = 4;
 inline constexpr int chained_rows = 0;
