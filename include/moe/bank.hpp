@@ -196,11 +196,11 @@ public:
     /// 0.
     Index workspace_bytes(Index tokens, Index assignments, Keep keep, int workers) const {
         Index bytes = detail::BatchRows<S>::bytes(tokens, assignments);
-        if (keep == Keep::everything)
+        if (keep != Keep::nothing)
             bytes += (2 * assignments + tokens) * static_cast<Index>(sizeof(S));
         for_each_group([&](std::size_t, const auto& group) {
             const Index rows = group.num_experts() > 0 ? assignments : tokens;
-            if (keep == Keep::everything) bytes += detail::gradient_bytes(group);
+            if (keep != Keep::nothing) bytes += detail::gradient_bytes(group);
             if constexpr (requires { group.workspace_bytes(tokens, rows, keep, workers); })
                 bytes += group.workspace_bytes(tokens, rows, keep, workers);
         });

@@ -229,7 +229,7 @@ public:
         // As Routing::reserve: assignments twice, by expert once; offsets and a cursor.
         bytes += size(assignments, 2 * sizeof(Assignment) + sizeof(std::int32_t) + sizeof(Index)) +
                  size(tokens + experts + std::max(tokens, experts) + 3, sizeof(Index));
-        if (keep == Keep::everything)  // dx, tokens
+        if (keep != Keep::nothing)  // dx, tokens
             bytes += size(detail::checked_product(tokens, model_dim_), 2 * sizeof(S)) +
                      detail::gradient_bytes(router_) + detail::gradient_bytes(gate_);
         if constexpr (requires { router_.workspace_bytes(tokens, assignments, keep, workers); })

@@ -91,6 +91,9 @@ TEST(Workspace, SettingsReachEveryNode) {
     EXPECT_EQ(ws.child(3).keep(), moe::Keep::nothing);
     ws.keep(moe::Keep::everything);
     EXPECT_TRUE(before.keeps() && ws.keeps() && ws.child(3).keeps());
+    ws.keep(moe::Keep::recompute);
+    EXPECT_TRUE(before.keeps());
+    EXPECT_EQ(before.keep(), moe::Keep::recompute);
 }
 
 TEST(Workspace, KeepsEverythingUnlessToldOtherwise) {

@@ -199,6 +199,43 @@ TEST(Bits, DoNotDependOnKeeping) {
     EXPECT_TRUE(same_bits(y, expected.y));
 }
 
+TEST(Bits, DoNotDependOnComputingAgainWhatWasNotKept) {
+    const auto expect_same_if_recomputed = [](const auto& layer) {
+        const Result expected = run_serially(layer);
+        for (const int threads : {1, 3}) {
+            Workspace<float> ws;
+            ws.threads(threads).keep(moe::Keep::recompute);
+            expect_same(run(layer, ws), expected);
+            ws.keep(moe::Keep::everything);
+            expect_same(run(layer, ws), expected);
+            ws.keep(moe::Keep::recompute);
+            expect_same(run(layer, ws), expected);
+        }
+    };
+    expect_same_if_recomputed(make(top3));
+    expect_same_if_recomputed(make(most));
+    expect_same_if_recomputed(make(llama));
+}
+
+/// What counts is what forward was told, not what the workspace is told since.
+TEST(Bits, DoNotDependOnWhatIsKeptFromTheNextForwardPassOn) {
+    const auto layer = make(top3);
+    const auto x = random_matrix<float>(tokens, dim, 1), dy = random_matrix<float>(tokens, dim, 2);
+    Matrix<float> y(tokens, dim), dx[2] = {{tokens, dim}, {tokens, dim}};
+    std::vector<float> gradients[2];
+    for (const int i : {0, 1}) {
+        Workspace<float> ws;
+        auto grad = moe::zeros_like(layer);
+        ws.keep(i == 0 ? moe::Keep::everything : moe::Keep::recompute);
+        layer.forward(x, y, ws);
+        ws.keep(i == 0 ? moe::Keep::recompute : moe::Keep::everything);
+        layer.backward(x, dy, dx[i], grad, ws);
+        gradients[i] = seams::values_of<float>(grad);
+    }
+    EXPECT_TRUE(same_bits(dx[0], dx[1]));
+    EXPECT_TRUE(same_bits(gradients[0], gradients[1]));
+}
+
 TEST(Bits, AreTheSameFromManyThreadsWithAWorkspaceEach) {
     const auto layer = make(top3);
     const Result expected = run_serially(layer);

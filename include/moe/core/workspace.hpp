@@ -22,6 +22,9 @@ namespace moe::inline MOE_ABI {
 enum class Keep {
     everything,  ///< what backward needs
     nothing,     ///< inference: backward throws
+    recompute,   ///< the inputs' and the routing's share: feed-forward experts compute again what
+                 ///< they had before their nonlinearity, with the same bits. A step takes a fifth
+                 ///< longer and no room for [N, F]; other parts keep what they need
 };
 
 template <class S>
@@ -133,12 +136,14 @@ public:
     }
     Executor& executor() const { return *settings_->executor; }
 
+    /// What forward leaves for backward from now on.
     Workspace& keep(Keep keep) {
         settings_->keep = keep;
         return *this;
     }
     Keep keep() const { return settings_->keep; }
-    bool keeps() const { return settings_->keep == Keep::everything; }
+    /// Whether backward may follow.
+    bool keeps() const { return settings_->keep != Keep::nothing; }
 
     /// The node of part `index`, made the first time.
     Workspace& child(std::size_t index) {

@@ -163,7 +163,7 @@ public:
         state.gradients.resize(std::max(state.gradients.size(), experts_.size()));
     }
     Index workspace_bytes(Index, Index rows, Keep keep, int) const {
-        const Index buffers = keep == Keep::everything ? 2 : 1;
+        const Index buffers = keep != Keep::nothing ? 2 : 1;
         return rows * (buffers * (in_ + out_) * static_cast<Index>(sizeof(S)) +
                        (takes_call ? static_cast<Index>(sizeof(std::int64_t)) : 0));
     }

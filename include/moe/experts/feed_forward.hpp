@@ -90,12 +90,12 @@ public:
     }
 
     void reserve(Index, Index rows, Workspace<S>& ws) const {
-        ws.template state<detail::FeedForwardState<S>>().reserve(shape_, count_, rows, ws.keeps(),
+        ws.template state<detail::FeedForwardState<S>>().reserve(shape_, count_, rows, ws.keep(),
                                                                  ws.executor().concurrency());
     }
 
     Index workspace_bytes(Index, Index rows, Keep keep, int workers) const {
-        return detail::FeedForwardState<S>::bytes(shape_, rows, keep == Keep::everything, workers);
+        return detail::FeedForwardState<S>::bytes(shape_, rows, keep, workers);
     }
 
     /// @throws std::invalid_argument if the options do not fit each other or the weights

@@ -42,32 +42,42 @@ void feed_forward_dhidden(const FeedForwardShape& shape, const FeedForwardOperan
         const Index count = std::min(block, rows.end(item.expert) - first);
         gather<S>(table, dy, rows.to, {}, first, count, 0, dim, dy_block, stride);
         product(table, count, item.end - item.begin, dim, Strided<S>{dy_block, stride, 1}, down,
-                state.dgate.data() + first * state.stride + item.begin, state.stride, false,
+                state.dgate.data() + state.at(rows, first) + item.begin, state.stride, false,
                 dy_block + block * stride);
     }
 }
 
-/// Row by row: the weight's gradient, dg and du from the dh' that state.dgate holds.
+/// Rows [begin, end): the weight's gradient, dg and du from the dh' that state.dgate holds, and h
+/// again.
 template <class S>
-void feed_forward_nonlinearity(const FeedForwardShape& shape, const Rows<S>& rows,
-                               const RowGradients<S>& dweights, FeedForwardState<S>& state,
-                               Index begin, Index end) {
+void feed_forward_nonlinearity(const FeedForwardShape& shape,
+                               const FeedForwardOperands<S>& operands, const Rows<S>& rows,
+                               In<S> dy, const RowGradients<S>& dweights,
+                               FeedForwardState<S>& state, Index begin, Index end) {
     const KernelTable<S>& table = kernels<S>();
     const Index n = shape.ffn_dim;
-    for (Index i = begin; i < end; ++i) {
+    for (Index i = begin, e = 0; i < end; ++i) {
+        while (rows.end(e) <= i) ++e;
+        const S* const down_bias = bias_row(*operands.down_bias, rows.first_expert + e);
         const auto row = static_cast<std::size_t>(i);
-        const S* const u = state.up.data() + i * state.stride;
-        const S* const g = shape.gated ? state.gate.data() + i * state.stride : u;
-        const S* const h = state.hidden.data() + i * state.stride;
-        S* const dh = state.dgate.data() + i * state.stride;
+        const S* const u = state.up.data() + state.kept_at(i);
+        const S* const g = shape.gated ? state.gate.data() + state.kept_at(i) : u;
+        S* const h = state.hidden.data() + state.at(rows, i);
+        S* const dh = state.dgate.data() + state.at(rows, i);
+        S* const du = state.dup.data() + state.at(rows, i);
+        if (shape.gated)
+            table.gate(shape.activation, n, g, u, h);
+        else
+            table.activate(shape.activation, n, u, h);
         dweights.weights[row] = table.dot(n, dh, h);
+        if (down_bias != nullptr)
+            dweights.weights[row] +=
+                table.dot(shape.output_dim, dy.data() + rows.to[row] * dy.outerStride(), down_bias);
         table.scale(n, rows.weights[row], dh, dh);
         if (shape.gated)
-            table.gate_backward(shape.activation, n, g, u, dh, dh,
-                                state.dup.data() + i * state.stride);
+            table.gate_backward(shape.activation, n, g, u, dh, dh, du);
         else
-            table.activate_backward(shape.activation, n, u, dh,
-                                    state.dup.data() + i * state.stride);
+            table.activate_backward(shape.activation, n, u, dh, du);
     }
 }
 
@@ -90,7 +100,7 @@ void feed_forward_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>
         const auto up = Operand<S>(strided<S>((*operands.up.unpacked)[expert])).columns_from(begin);
         for (Index first = rows.begin(e); first < rows.end(e); first += block_rows) {
             const Index count = std::min(block_rows, rows.end(e) - first);
-            const Index at = first * state.stride;
+            const Index at = state.at(rows, first);
             if (shape.gated) {
                 const Operand<S> gate(strided<S>((*operands.gate.unpacked)[expert]));
                 product(table, count, width, shape.ffn_dim,
@@ -105,7 +115,8 @@ void feed_forward_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>
                 table.axpy(width, rows.input_weight(first + i), block + i * width,
                            dx.data() + rows.from[row] * dx.outerStride() + begin);
                 for (Index c = 0; input_gradients && c < width; c += part)
-                    state.dinput.data()[(first + i) * parts + (begin + c) / part] =
+                    state.dinput
+                        .data()[(first + i - rows.offsets.front()) * parts + (begin + c) / part] =
                         table.dot(std::min(part, width - c), block + i * width + c,
                                   x.data() + rows.from[row] * x.outerStride() + begin + c);
             }
@@ -131,7 +142,7 @@ void feed_forward_ddown(const FeedForwardShape& shape, const Rows<S>& rows, In<S
         gather<S>(table, dy, rows.to, rows.weights, first, count, item.begin, item.end, dy_block,
                   width);
         product(table, width, shape.ffn_dim, count, Strided<S>{dy_block, 1, width},
-                Strided<S>{state.hidden.data() + first * state.stride, state.stride, 1},
+                Strided<S>{state.hidden.data() + state.at(rows, first), state.stride, 1},
                 gradient + item.begin * shape.ffn_dim, shape.ffn_dim, true,
                 dy_block + block * width);
     }
@@ -161,7 +172,7 @@ void feed_forward_dgate_dup(const FeedForwardShape& shape, In<S> x, const Rows<S
     for (Index first = rows.begin(item.expert); first < end && wanted; first += block) {
         const Index count = std::min(block, end - first);
         gather<S>(table, x, rows.from, rows.input_weights, first, count, 0, dim, x_block, x_stride);
-        const Index at = first * state.stride + item.begin;
+        const Index at = state.at(rows, first) + item.begin;
         for (const auto& [source, gradient] :
              {std::pair{state.dgate.data(), dgate}, std::pair{state.dup.data(), dup}})
             if (gradient != nullptr)
@@ -171,28 +182,21 @@ void feed_forward_dgate_dup(const FeedForwardShape& shape, In<S> x, const Rows<S
     }
     if (S* const gradient = grad.up_bias->gradient(expert))
         for (Index r = rows.begin(item.expert); r < end; ++r)
-            table.axpy(width, S(1), state.dup.data() + r * state.stride + item.begin,
+            table.axpy(width, S(1), state.dup.data() + state.at(rows, r) + item.begin,
                        gradient + item.begin);
 }
 
-/// The backward pass of a group, from what feed_forward() left in the same node.
+/// The backward pass of a part of the rows, whose gate and up are there.
 template <class S>
-void feed_forward_backward(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands,
-                           In<S> x, const Rows<S>& rows, In<S> dy, Out<S> dx,
-                           const RowGradients<S>& dweights, const FeedForwardGradients<S>& grad,
-                           const Call<S>& call) {
-    if (rows.num_rows() == 0) return;
+void feed_forward_backward_part(const FeedForwardShape& shape,
+                                const FeedForwardOperands<S>& operands, In<S> x,
+                                const Rows<S>& rows, In<S> dy, Out<S> dx,
+                                const RowGradients<S>& dweights,
+                                const FeedForwardGradients<S>& grad, FeedForwardState<S>& state,
+                                Executor& executor) {
     const KernelTable<S>& table = kernels<S>();
-    const Index n = rows.num_rows(), parts = FeedForwardState<S>::dot_blocks(shape.model_dim);
-    Executor& executor = call.ws.executor();
+    const Index n = rows.num_rows(), dim = shape.model_dim, inner = shape.ffn_dim;
     const int workers = executor.concurrency();
-    auto& state = call.ws.template state<FeedForwardState<S>>();
-    const auto all_rows = static_cast<Index>(rows.weights.size());
-    state.dgate.resize(all_rows * state.stride);
-    state.dup.resize(all_rows * state.stride);
-    state.dinput.resize(dweights.input_weights.empty() ? 0 : all_rows * parts);
-    state.grow_scratch(shape, most_rows(rows), true, workers);
-    state.reserve_items(rows.num_experts(), workers);
     const auto scratch = [&](int worker) -> Buffer<S>& {
         return state.scratch[static_cast<std::size_t>(worker)];
     };
@@ -202,14 +206,17 @@ void feed_forward_backward(const FeedForwardShape& shape, const FeedForwardOpera
     const double flops = shape.flops_per_row() * static_cast<double>(n);
 
     state.items.clear();
-    split_experts(rows, shape.ffn_dim, table.panel_width, workers, state.items);
-    parallel_for(executor, static_cast<Index>(state.items.size()), flops, [&](Index i, int worker) {
-        feed_forward_dhidden<S>(shape, operands, rows, dy, state, item(i), scratch(worker));
-    });
+    split_experts(rows, inner, table.panel_width, workers, state.items);
+    parallel_for(
+        executor, static_cast<Index>(state.items.size()), flops,
+        [&](Index i, int worker) {
+            feed_forward_dhidden<S>(shape, operands, rows, dy, state, item(i), scratch(worker));
+        },
+        [&](Index i) { return item_cost(rows, item(i)); });
 
     const Index step = 16, begin = rows.offsets.front(), end = rows.offsets.back();
     parallel_for(executor, (n + step - 1) / step, flops, [&](Index i, int) {
-        feed_forward_nonlinearity<S>(shape, rows, dweights, state, begin + i * step,
+        feed_forward_nonlinearity<S>(shape, operands, rows, dy, dweights, state, begin + i * step,
                                      std::min(end, begin + (i + 1) * step));
     });
 
@@ -217,34 +224,62 @@ void feed_forward_backward(const FeedForwardShape& shape, const FeedForwardOpera
     state.items.clear();
     split_experts(rows, shape.output_dim, feed_forward_gradient_rows, workers, state.items);
     const auto downs = static_cast<Index>(state.items.size());
-    split_experts(rows, shape.ffn_dim, feed_forward_gradient_rows, workers, state.items);
+    split_experts(rows, inner, feed_forward_gradient_rows, workers, state.items);
     const auto all = static_cast<Index>(state.items.size());
-    const Index chunk = column_chunk(shape.model_dim, feed_forward_dot_columns, workers, 1,
-                                     feed_forward_wide_columns);
-    const Index chunks = (shape.model_dim + chunk - 1) / chunk;
-    parallel_for(executor, chunks + all, flops, [&](Index i, int worker) {
-        if (i < chunks)
-            feed_forward_dx<S>(shape, operands, x, rows, dx, state, i * chunk,
-                               std::min(shape.model_dim, (i + 1) * chunk), scratch(worker));
-        else if (i < chunks + downs)
-            feed_forward_ddown<S>(shape, rows, dy, state, item(i - chunks), grad, scratch(worker));
-        else
-            feed_forward_dgate_dup<S>(shape, x, rows, state, item(i - chunks), grad,
+    const Index chunk =
+        column_chunk(dim, feed_forward_dot_columns, workers, 1, feed_forward_wide_columns);
+    const Index chunks = (dim + chunk - 1) / chunk;
+    const Index inputs = shape.gated ? 2 * dim : dim;
+    const double cost_of_dx = part_cost(rows) * static_cast<double>(inner) *
+                              static_cast<double>(inputs) / static_cast<double>(chunks);
+    parallel_for(
+        executor, chunks + all, flops,
+        [&](Index i, int worker) {
+            if (i < chunks)
+                feed_forward_dx<S>(shape, operands, x, rows, dx, state, i * chunk,
+                                   std::min(dim, (i + 1) * chunk), scratch(worker));
+            else if (i < chunks + downs)
+                feed_forward_ddown<S>(shape, rows, dy, state, item(i - chunks), grad,
                                       scratch(worker));
-    });
+            else
+                feed_forward_dgate_dup<S>(shape, x, rows, state, item(i - chunks), grad,
+                                          scratch(worker));
+        },
+        [&](Index i) {
+            if (i < chunks) return cost_of_dx;
+            return item_cost(rows, item(i - chunks)) *
+                   static_cast<double>(i < chunks + downs ? inner : inputs);
+        });
 
-    for (Index e = 0; e < rows.num_experts() && operands.down_bias->count() > 0; ++e) {
-        const S* const bias = bias_row(*operands.down_bias, rows.first_expert + e);
-        for (Index r = rows.begin(e); r < rows.end(e); ++r) {
-            const auto row = static_cast<std::size_t>(r);
-            dweights.weights[row] +=
-                table.dot(shape.output_dim, dy.data() + rows.to[row] * dy.outerStride(), bias);
+    const Index parts = FeedForwardState<S>::dot_blocks(dim);
+    for (Index i = begin; i < end && state.dinput.size() > 0; ++i)
+        dweights.input_weights[static_cast<std::size_t>(i)] =
+            table.sum(parts, state.dinput.data() + (i - begin) * parts);
+}
+
+/// The backward pass of a group, from what feed_forward() left in the same node; gate and up are
+/// made again unless they were kept.
+template <class S>
+void feed_forward_backward(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands,
+                           In<S> x, const Rows<S>& rows, In<S> dy, Out<S> dx,
+                           const RowGradients<S>& dweights, const FeedForwardGradients<S>& grad,
+                           const Call<S>& call) {
+    if (rows.num_rows() == 0) return;
+    Executor& executor = call.ws.executor();
+    const int workers = executor.concurrency();
+    auto& state = call.ws.template state<FeedForwardState<S>>();
+    const Index most = FeedForwardState<S>::part_rows(shape, rows.num_rows());
+    state.resize_gradients(shape, most, !dweights.input_weights.empty());
+    state.grow_scratch(shape, most_rows(rows), Keep::everything, workers);
+    state.reserve_items(rows.num_experts(), workers);
+    for_each_part(rows, most, state.offsets, [&](const Rows<S>& part) {
+        if (!state.kept) {
+            state.first_kept = part.offsets.front();
+            feed_forward_in(shape, operands, x, part, true, state, executor);
         }
-    }
-    for (Index i = begin; i < end && state.dinput.size() > 0; ++i) {
-        const auto row = static_cast<std::size_t>(i);
-        dweights.input_weights[row] = table.sum(parts, state.dinput.data() + i * parts);
-    }
+        feed_forward_backward_part(shape, operands, x, part, dy, dx, dweights, grad, state,
+                                   executor);
+    });
 }
 
 }  // namespace moe::inline MOE_ABI::detail

@@ -71,6 +71,7 @@ void prefetch_row(const Out<S>& y, std::span<const std::int32_t> index, Index ro
 }
 
 /// hidden = act(gate x) * (up x), or act(up x + bias), for the columns of one item.
+/// @param keep  whether gate and up are written down too
 template <class S>
 void feed_forward_hidden(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands,
                          In<S> x, const Rows<S>& rows, bool keep, FeedForwardState<S>& state,
@@ -101,15 +102,17 @@ void feed_forward_hidden(const FeedForwardShape& shape, const FeedForwardOperand
                 product(table, count, columns, dim, a, gate.columns_from(begin), gate_block, width,
                         false, packing);
             for (Index i = 0; i < count; ++i) {
-                const Index at = (first + i) * state.stride + begin;
+                const Index row = first + i;
+                S* const hidden = state.hidden.data() + state.at(rows, row) + begin;
                 S* const u = up_block + i * width;
                 S* const g = gate_block + i * width;
                 if (bias != nullptr) table.axpy(columns, S(1), bias + begin, u);
                 if (shape.gated)
-                    table.gate(shape.activation, columns, g, u, state.hidden.data() + at);
+                    table.gate(shape.activation, columns, g, u, hidden);
                 else
-                    table.activate(shape.activation, columns, u, state.hidden.data() + at);
+                    table.activate(shape.activation, columns, u, hidden);
                 if (!keep) continue;
+                const Index at = state.kept_at(row) + begin;
                 std::copy_n(u, columns, state.up.data() + at);
                 if (shape.gated) std::copy_n(g, columns, state.gate.data() + at);
             }
@@ -138,7 +141,7 @@ void feed_forward_down(const FeedForwardShape& shape, const FeedForwardOperands<
         const S* const bias = bias_row(*operands.down_bias, expert);
         for (Index first = rows.begin(e); first < rows.end(e); first += block_rows) {
             const Index count = std::min(block_rows, rows.end(e) - first);
-            const Strided<S> a{state.hidden.data() + first * state.stride, state.stride, 1};
+            const Strided<S> a{state.hidden.data() + state.at(rows, first), state.stride, 1};
             for (Index at = begin; at < end; at += width) {
                 const Index columns = std::min(width, end - at);
                 product(table, count, columns, shape.ffn_dim, a, down.columns_from(at), block,
@@ -156,7 +159,29 @@ void feed_forward_down(const FeedForwardShape& shape, const FeedForwardOperands<
     }
 }
 
-/// The forward pass of a group: two phases, [N, F] in between.
+/// The hidden layer of a part of the rows.
+template <class S>
+void feed_forward_in(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands, In<S> x,
+                     const Rows<S>& rows, bool keep, FeedForwardState<S>& state,
+                     Executor& executor) {
+    const auto item = [&](Index i) -> const FeedForwardItem& {
+        return state.items[static_cast<std::size_t>(i)];
+    };
+    state.items.clear();
+    split_experts(rows, shape.ffn_dim, operands.up.table().panel_width, executor.concurrency(),
+                  state.items);
+    parallel_for(
+        executor, static_cast<Index>(state.items.size()),
+        shape.flops_per_row() * static_cast<double>(rows.num_rows()),
+        [&](Index i, int worker) {
+            feed_forward_hidden<S>(shape, operands, x, rows, keep, state, item(i),
+                                   state.scratch[static_cast<std::size_t>(worker)]);
+        },
+        [&](Index i) { return item_cost(rows, item(i)); });
+}
+
+/// The forward pass of a group, part by part of the rows in two phases: into the hidden layer, and
+/// out of it.
 template <class S>
 void feed_forward(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands, In<S> x,
                   const Rows<S>& rows, Out<S> y, const Call<S>& call) {
@@ -164,28 +189,24 @@ void feed_forward(const FeedForwardShape& shape, const FeedForwardOperands<S>& o
     const KernelTable<S>& table = operands.up.table();
     Executor& executor = call.ws.executor();
     const int workers = executor.concurrency();
-    const bool keep = call.ws.keeps();
+    const Keep keep = call.ws.keep();
     auto& state = call.ws.template state<FeedForwardState<S>>();
-    state.resize(shape, static_cast<Index>(rows.weights.size()), keep);
+    state.resize(shape, rows.num_rows(), static_cast<Index>(rows.weights.size()), keep);
     state.grow_scratch(shape, most_rows(rows), keep, workers);
     state.reserve_items(rows.num_experts(), workers);
-    const double flops = shape.flops_per_row() * static_cast<double>(rows.num_rows());
-
-    state.items.clear();
-    split_experts(rows, shape.ffn_dim, table.panel_width, workers, state.items);
-    parallel_for(executor, static_cast<Index>(state.items.size()), flops, [&](Index i, int worker) {
-        feed_forward_hidden<S>(shape, operands, x, rows, keep, state,
-                               state.items[static_cast<std::size_t>(i)],
-                               state.scratch[static_cast<std::size_t>(worker)]);
-    });
-
     const Index chunk =
         column_chunk(shape.output_dim, table.panel_width, workers, 4, feed_forward_down_columns);
     const Index chunks = (shape.output_dim + chunk - 1) / chunk;
-    parallel_for(executor, chunks, flops, [&](Index i, int worker) {
-        feed_forward_down<S>(shape, operands, rows, y, state, i * chunk,
-                             std::min(shape.output_dim, (i + 1) * chunk),
-                             state.scratch[static_cast<std::size_t>(worker)]);
+
+    const Index most = FeedForwardState<S>::part_rows(shape, rows.num_rows());
+    for_each_part(rows, most, state.offsets, [&](const Rows<S>& part) {
+        feed_forward_in(shape, operands, x, part, keep == Keep::everything, state, executor);
+        const double flops = shape.flops_per_row() * static_cast<double>(part.num_rows());
+        parallel_for(executor, chunks, flops, [&](Index i, int worker) {
+            feed_forward_down<S>(shape, operands, part, y, state, i * chunk,
+                                 std::min(shape.output_dim, (i + 1) * chunk),
+                                 state.scratch[static_cast<std::size_t>(worker)]);
+        });
     });
 }
 

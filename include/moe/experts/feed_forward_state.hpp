@@ -11,6 +11,7 @@
 #include <moe/core/rows.hpp>
 #include <moe/core/shape.hpp>
 #include <moe/core/types.hpp>
+#include <moe/core/workspace.hpp>
 #include <moe/kernels/dispatch.hpp>
 #include <moe/kernels/product.hpp>
 
@@ -65,69 +66,111 @@ inline constexpr Index feed_forward_ahead = 8;
 inline constexpr Index feed_forward_wide_columns = 1024;
 inline constexpr Index feed_forward_wide_rows = 128;
 
+/// Rows whose hidden layer, and gradients of it, are there at the same time: so many, or as many as
+/// take 4 MiB each, so that they are still in the last cache when the next phase reads them.
+inline constexpr Index feed_forward_part_rows = 1024;
+inline constexpr Index feed_forward_part_bytes = Index{1} << 22;
+
+/// Rows that an expert with fewer costs like: its weights have to come from memory. One row by
+/// 2048 x 1024 took 719 us, 16 rows took 1163 us and 64 took 3660 us.
+inline constexpr Index feed_forward_least_rows = 12;
+
 /// A piece of work: some rows or columns of one expert.
 struct FeedForwardItem {
     Index expert, begin, end;
 };
 
-/// What forward leaves for backward, and scratch of both. Rows are numbered as in Rows, also where
-/// a call sees a part of them, so that each part finds its own again.
+/// What forward leaves for backward, and scratch of both.
+///
+/// Rows are worked on in parts, experts ascending. What lasts only while a part is worked on is
+/// numbered from the part's first row; gate and up, if they are kept, as in Rows, also where a call
+/// sees some of the rows, so that each finds its own again. If they are not kept, they are
+/// scratch of a part like the others.
 template <class S>
 struct FeedForwardState {
-    Buffer<S> gate, up;              // [N, stride] before the nonlinearity
-    Buffer<S> hidden;                // [N, stride] act(gate) * up
-    Buffer<S> dgate;                 // [N, stride] dh' until the nonlinearity has run, then dg
-    Buffer<S> dup;                   // [N, stride]
-    Buffer<S> dinput;                // [N, D / 64] parts of the gradients at input weights
+    Buffer<S> gate, up;              // [N or part, stride] before the nonlinearity
+    Buffer<S> hidden;                // [part, stride] act(gate) * up
+    Buffer<S> dgate;                 // [part, stride] dh' until the nonlinearity has run, then dg
+    Buffer<S> dup;                   // [part, stride]
+    Buffer<S> dinput;                // [part, D / 64] parts of the gradients at input weights
     std::vector<Buffer<S>> scratch;  // one per worker
     std::vector<FeedForwardItem> items;
+    std::vector<Index> offsets;  // [experts + 1] of a part
     Index stride = 0;
+    bool kept = false;     // whether forward has left gate and up
+    Index first_kept = 0;  // the row that they begin with
 
-    /// @param keep  whether backward will want gate and up
-    void resize(const FeedForwardShape& shape, Index rows, bool keep) {
+    /// Room for forward of `rows` rows.
+    /// @param all  rows that are numbered, of which these are some
+    void resize(const FeedForwardShape& shape, Index rows, Index all, Keep keep) {
         stride = row_stride(shape.ffn_dim);
-        hidden.resize(checked_product(rows, stride));
-        up.resize(keep ? rows * stride : 0);
-        gate.resize(keep && shape.gated ? rows * stride : 0);
+        kept = keep == Keep::everything;
+        first_kept = 0;
+        hidden.resize(checked_product(part_rows(shape, rows), stride));
+        const Index size = kept ? checked_product(all, stride) : 0;
+        up.resize(size);
+        gate.resize(shape.gated ? size : 0);
+    }
+    /// Room for backward of a part.
+    void resize_gradients(const FeedForwardShape& shape, Index rows, bool of_inputs) {
+        const Index size = rows * stride;
+        hidden.resize(size);
+        dgate.resize(size);
+        dup.resize(size);
+        dinput.resize(of_inputs ? rows * dot_blocks(shape.model_dim) : 0);
+        if (kept) return;
+        up.resize(size);
+        gate.resize(shape.gated ? size : 0);
     }
 
     /// Room for calls of up to `rows` rows.
-    void reserve(const FeedForwardShape& shape, Index experts, Index rows, bool keep, int workers) {
-        resize(shape, rows, keep);
-        dgate.resize(keep ? rows * stride : 0);
-        dup.resize(keep ? rows * stride : 0);
-        dinput.resize(keep ? rows * dot_blocks(shape.model_dim) : 0);
+    void reserve(const FeedForwardShape& shape, Index experts, Index rows, Keep keep, int workers) {
+        resize(shape, rows, rows, keep);
+        if (keep != Keep::nothing) resize_gradients(shape, part_rows(shape, rows), true);
         reserve_items(experts, workers);
         grow_scratch(shape, rows, keep, workers);
     }
     /// Room for every worker, whichever tasks it will get.
     /// @param rows  of one expert, at most
-    void grow_scratch(const FeedForwardShape& shape, Index rows, bool keep, int workers) {
+    void grow_scratch(const FeedForwardShape& shape, Index rows, Keep keep, int workers) {
         scratch.resize(std::max(scratch.size(), static_cast<std::size_t>(workers)));
         for (Buffer<S>& buffer : scratch) buffer.resize(scratch_size(shape, rows, keep));
     }
     /// Room for the items of split_experts(), twice, however rows are spread over the experts.
     void reserve_items(Index experts, int workers) {
         items.reserve(2 * static_cast<std::size_t>(8 * Index{workers} + experts));
+        offsets.reserve(static_cast<std::size_t>(experts) + 1);
     }
     /// Bytes that such a call needs at most; see memory_budget().
-    static Index bytes(const FeedForwardShape& shape, Index rows, bool keep, int workers) {
-        const Index row = row_stride(shape.ffn_dim) * (keep ? (shape.gated ? 5 : 4) : 1) +
-                          (keep ? dot_blocks(shape.model_dim) : 0);
+    static Index bytes(const FeedForwardShape& shape, Index rows, Keep keep, int workers) {
+        const Index kept = keep == Keep::everything ? rows : part_rows(shape, rows);
+        Index elements = part_rows(shape, rows) * row_stride(shape.ffn_dim);
+        if (keep != Keep::nothing)
+            elements = 3 * elements + part_rows(shape, rows) * dot_blocks(shape.model_dim) +
+                       (shape.gated ? 2 : 1) * kept * row_stride(shape.ffn_dim);
         return static_cast<Index>(sizeof(S)) *
-               (rows * row + workers * scratch_size(shape, rows, keep));
+               (elements + workers * scratch_size(shape, rows, keep));
+    }
+    /// Where a row begins in what is numbered from the part's first row, and in gate and up.
+    Index at(const Rows<S>& part, Index row) const { return (row - part.offsets.front()) * stride; }
+    Index kept_at(Index row) const { return (row - first_kept) * stride; }
+    /// Rows of a part of `rows` rows.
+    static Index part_rows(const FeedForwardShape& shape, Index rows) {
+        const Index row = row_stride(shape.ffn_dim) * static_cast<Index>(sizeof(S));
+        return std::min(rows, std::max(feed_forward_part_rows, feed_forward_part_bytes / row));
     }
     /// Elements of one worker's scratch, at most.
     /// @param rows  of one expert
-    static Index scratch_size(const FeedForwardShape& shape, Index rows, bool keep) {
+    static Index scratch_size(const FeedForwardShape& shape, Index rows, Keep keep) {
         const Index in = row_stride(std::max(shape.model_dim, shape.output_dim));
         const Index block = std::min(rows, feed_forward_rows) * (in + 2 * feed_forward_columns);
         const Index wide = std::min(rows, feed_forward_wide_rows) *
                            std::min(shape.model_dim, feed_forward_wide_columns);
         // Forward packs a few columns, if any; backward reads matrices along their rows.
-        const Index packed = keep ? std::max({shape.model_dim, shape.ffn_dim, shape.output_dim})
-                                  : feed_forward_columns;
-        return std::max(block, keep ? wide : 0) + product_scratch(kernels<S>(), packed);
+        const bool backward = keep != Keep::nothing;
+        const Index packed = backward ? std::max({shape.model_dim, shape.ffn_dim, shape.output_dim})
+                                      : feed_forward_columns;
+        return std::max(block, backward ? wide : 0) + product_scratch(kernels<S>(), packed);
     }
 
     /// Elements from row to row of `columns`: no power of two, rows that far apart would share one
@@ -139,6 +182,40 @@ struct FeedForwardState {
     }
 };
 
+/// Calls function(part) for parts of the rows of at most `most` rows, ascending: whole experts, and
+/// pieces of one that has more.
+/// @param offsets  memory for those of a part
+template <class S, class F>
+void for_each_part(const Rows<S>& rows, Index most, std::vector<Index>& offsets, F&& function) {
+    if (rows.num_rows() <= most) return function(rows);
+    Rows<S> part = rows;
+    for (Index begin = rows.offsets.front(), end = 0; begin < rows.offsets.back(); begin = end) {
+        end = std::min(begin + most, rows.offsets.back());
+        for (const Index offset : rows.offsets)  // the last that leaves something, if there is one
+            if (begin < offset && offset <= begin + most) end = offset;
+        offsets.clear();
+        for (const Index offset : rows.offsets) offsets.push_back(std::clamp(offset, begin, end));
+        part.offsets = elements(offsets);
+        function(part);
+    }
+}
+
+/// What an item costs, in rows of the matrix times the unit of split_experts().
+template <class S>
+double item_cost(const Rows<S>& rows, const FeedForwardItem& item) {
+    return static_cast<double>(std::max(rows.size(item.expert), feed_forward_least_rows)) *
+           static_cast<double>(item.end - item.begin);
+}
+
+/// What all rows cost, in rows.
+template <class S>
+double part_cost(const Rows<S>& rows) {
+    Index cost = 0;
+    for (Index e = 0; e < rows.num_experts(); ++e)
+        if (rows.size(e) > 0) cost += std::max(rows.size(e), feed_forward_least_rows);
+    return static_cast<double>(cost);
+}
+
 /// Cuts every expert that has rows into pieces of `unit`, so that there are a few pieces of about
 /// equal cost per worker, hot experts or not.
 /// @param extent  what is cut: columns of a matrix or rows of a gradient, the same for all experts
@@ -146,12 +223,11 @@ template <class S>
 void split_experts(const Rows<S>& rows, Index extent, Index unit, int workers,
                    std::vector<FeedForwardItem>& items) {
     const Index units = (extent + unit - 1) / unit;
-    const double total = static_cast<double>(rows.num_rows()) * static_cast<double>(units);
-    const double each = std::max(total / (8.0 * workers), 1.0);
+    const double each = part_cost(rows) * static_cast<double>(extent) / (8.0 * workers);
     for (Index e = 0; e < rows.num_experts(); ++e) {
         if (rows.size(e) == 0) continue;
-        const double cost = static_cast<double>(rows.size(e)) * static_cast<double>(units);
-        const Index pieces = std::clamp(static_cast<Index>(cost / each), Index{1}, units);
+        const Index pieces =
+            std::clamp(static_cast<Index>(item_cost(rows, {e, 0, extent}) / each), Index{1}, units);
         for (Index piece = 0; piece < pieces; ++piece)
             items.push_back({e, std::min(extent, units * piece / pieces * unit),
                              std::min(extent, units * (piece + 1) / pieces * unit)});

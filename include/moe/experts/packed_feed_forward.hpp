@@ -16,8 +16,9 @@
 
 namespace moe::inline MOE_ABI {
 
-/// A group of feed-forward experts for inference, made by FeedForwardModule::freeze(): weights in
-/// the panels that the kernels read, each expert's with a storage of its own.
+/// A group of feed-forward experts for inference, made by
+/// FeedForwardModule::freeze(): weights in the panels that the kernels read,
+/// each expert's with a storage of its own.
 template <class S>
 class PackedFeedForward {
 public:
@@ -45,7 +46,8 @@ public:
     /// Bytes of the packed weights.
     Index bytes() const { return gate_.bytes() + up_.bytes() + down_.bytes(); }
 
-    /// The matrices as they are stored; decode(e) gives the weights that the kernels see.
+    /// The matrices as they are stored; decode(e) gives the weights that the
+    /// kernels see.
     const FrozenWeights<S>& gate() const { return gate_; }
     const FrozenWeights<S>& up() const { return up_; }
     const FrozenWeights<S>& down() const { return down_; }
@@ -66,7 +68,7 @@ public:
         const int workers = ws.executor().concurrency();
         if (compute_ == Compute::exact) {
             ws.template state<detail::FeedForwardState<S>>().reserve(shape_, num_experts(), rows,
-                                                                     false, workers);
+                                                                     Keep::nothing, workers);
         } else if constexpr (std::is_same_v<S, float>) {
             // Weighted inputs are encoded for each row, others for each token.
             ws.template state<detail::FeedForwardStoredState>().resize(
@@ -79,7 +81,7 @@ public:
             if (compute_ != Compute::exact)
                 return detail::FeedForwardStoredState::bytes(shape_, stored().x, stored().hidden,
                                                              std::max(tokens, rows), rows, workers);
-        return detail::FeedForwardState<S>::bytes(shape_, rows, false, workers);
+        return detail::FeedForwardState<S>::bytes(shape_, rows, Keep::nothing, workers);
     }
 
 private:

@@ -24,7 +24,7 @@ struct MemoryBudget {
 };
 
 /// What one call with `tokens` tokens and `assignments` assignments in all takes: forward, or
-/// forward and backward if `keep` is Keep::everything. Inputs, outputs, parameter gradients and
+/// forward and backward unless `keep` is Keep::nothing. Inputs, outputs, parameter gradients and
 /// what users' own parts allocate are not in it.
 ///
 /// It adds up what the head and the bank say, who ask their parts for
@@ -48,7 +48,7 @@ MemoryBudget memory_budget(const Layer& layer, Index tokens, Index assignments,
     layer.bank().for_each_group([&](std::size_t, const auto& group) { add_packed(group); });
 
     budget.routing = layer.head().workspace_bytes(tokens, assignments, keep, workers);
-    if (keep == Keep::everything)
+    if (keep != Keep::nothing)
         budget.routing += (layer.head().weighs_input() ? 2 : 1) * assignments * scalar;
     budget.experts = layer.bank().workspace_bytes(tokens, assignments, keep, workers);
     return budget;
