@@ -45,10 +45,10 @@ TYPED_TEST(Product, IsTheReferenceForAnyShapeAndStrides) {
     struct Shape {
         Index rows, cols, k;
     };
-    const Shape shapes[] = {{1, 1, 1},       {1, 33, 7},    {2, 3, 5},    {7, 31, 11},
-                            {13, 37, 29},    {14, 32, 64},  {15, 65, 3},  {31, 17, 61},
-                            {32, 64, 257},   {61, 97, 101}, {3, 5, 1031}, {29, 41, 607},
-                            {65, 1130, 120}, {47, 1450, 21}};
+    const Shape shapes[] = {{1, 1, 1},       {1, 33, 7},     {2, 3, 5},    {7, 31, 11},
+                            {13, 37, 29},    {14, 32, 64},   {15, 65, 3},  {31, 17, 61},
+                            {32, 64, 257},   {61, 97, 101},  {3, 5, 1031}, {29, 41, 607},
+                            {65, 1130, 120}, {47, 1450, 21}, {57, 41, 300}};
     Guarded<S> a_memory(70000), b_memory(140000), c_memory(80000), scratch_memory(140000);
     this->each_isa([&](const KernelTable<S>& t) {
         Numbers random(1);
@@ -185,6 +185,15 @@ TYPED_TEST(Product, OfNothingIsZeroOrUnchanged) {
         EXPECT_EQ(c_wide, std::vector<S>(c_wide.size(), S(7)));
         moe::product(t, 3, wide, 0, none, empty.view(), c_wide.data(), wide, false);
         EXPECT_EQ(c_wide, std::vector<S>(c_wide.size(), S(0)));
+        for (const Strided<S>& b : {Strided<S>{data.data(), 1, 0}, Strided<S>{data.data(), 0, 1}})
+            for (const Index rows : {1, 9, 50}) {  // columns, slices and rows of B
+                std::vector<S> all(static_cast<std::size_t>(rows * wide), S(7)), want(all);
+                std::vector<S> room(static_cast<std::size_t>(moe::product_scratch(t, wide)));
+                moe::product(t, rows, wide, 0, none, b, all.data(), wide, true, room.data());
+                EXPECT_EQ(all, want);
+                moe::product(t, rows, wide, 0, none, b, all.data(), wide, false, room.data());
+                EXPECT_EQ(all, std::vector<S>(want.size(), S(0)));
+            }
     });
 }
 

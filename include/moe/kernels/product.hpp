@@ -110,8 +110,9 @@ void product_of_slices(const KernelTable<S>& table, Index rows, Index cols, Inde
 ///
 /// Columns of A that are contiguous, as in dy^T, are packed for each block of rows: elements of one
 /// row lie in as many pages as there are columns (131 GFLOP/s without it in the first example). The
-/// next block of B is not prefetched: one line of each row with each tile, a page apart, made
-/// [128, 3584] [3584, 1024] slower, 114 GFLOP/s instead of 139.
+/// next block of B is prefetched along its rows, a part of one with each tile: [128, 1024] [1024,
+/// 1024] ran at 215 GFLOP/s so and at 190 without (Zen 5). One line of each row with each tile, a
+/// page apart, made [128, 3584] [3584, 1024] slower, 114 GFLOP/s instead of 139.
 template <class S>
 void product_by_rows(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
                      Strided<S> b, S* c, Index c_row, bool add, S* scratch) {
@@ -128,6 +129,12 @@ void product_by_rows(const KernelTable<S>& table, Index rows, Index cols, Index 
             const Index k0 = k_blocks.begin(s), kb = k_blocks.part(s);
             const auto columns = [&](Index j) { return std::min(width, cols - j * width); };
             const S* const from = b.data + k0 * b.row_stride + first * width;
+            const bool last = s + 1 == k_blocks.count;
+            const S* const next =
+                last ? b.data + (first + panels) * width : from + kb * b.row_stride;
+            const bool more = !last || block + 1 < panel_blocks.count;
+            const Index tiles = std::max<Index>(1, row_blocks.count * panels / longest);  // per row
+            const Index share = panels * width / tiles;
             constexpr Index together = 16;  // rows of B, of all panels: they may be a page apart
             for (Index p = 0; p < kb; p += together)
                 for (Index j = 0; j < panels; ++j)
@@ -150,18 +157,24 @@ void product_by_rows(const KernelTable<S>& table, Index rows, Index cols, Index 
                         for (Index i = 0; i < height; ++i)
                             for (Index at = 0; at < width; at += line)
                                 __builtin_prefetch(c_block + i * c_row + (j + 1) * width + at, 1);
+                    const Index tile = r * panels + j;
+                    Ahead<S> ahead{scratch, 0};
+                    if (more && tile < tiles * kb)
+                        ahead = {next + tile / tiles * b.row_stride + tile % tiles * share,
+                                 share / longest + 1};
                     table.tile(height, columns(first + j), kb, a_block.data, a_block.row_stride,
                                a_block.col_stride, scratch + j * kb * width, width,
-                               c_block + j * width, c_row, add || s > 0, scratch, 0);
+                               c_block + j * width, c_row, add || s > 0, ahead.address, ahead.step);
                 }
                 row += height;
             }
         }
 }
 
-/// Most rows of A for which B is read where it lies although each block of them reads it again:
-/// [48, 3584] [3584, 1024] ran at 185 GFLOP/s so and at 150 packed, 96 rows at 177 and 187 (Zen 5).
-inline constexpr Index in_place_rows = 48;
+/// Most blocks of rows of A for which B is read where it lies although each reads it again: 32 rows
+/// of 1024 by 1024 ran at 180 GFLOP/s so and at 137 packed, 64 rows at 176 and 203; with AVX2 16
+/// rows at 86 and 84, 24 at 91 and 95 (Zen 5).
+inline constexpr Index in_place_blocks = 3;
 /// Bytes of C that are added to over and over, a part of the second-level cache.
 inline constexpr Index in_place_bytes = 256 * 1024;
 
@@ -267,12 +280,12 @@ void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strid
     detail::check_product(rows, cols, k, c_row);
     MOE_ASSERT(scratch != nullptr, "a product needs room to pack what is not packed");
     if (rows == 0) return;
-    if (b.col_stride == 1 && rows <= detail::in_place_rows)
+    if (b.col_stride == 1 && rows <= detail::in_place_blocks * table.tile_rows)
         return detail::product_in_place(table, rows, cols, k, a, b, c, c_row, add, scratch);
     if (b.col_stride == 1)
         return detail::product_by_rows(table, rows, cols, k, a, b, c, c_row, add, scratch);
-    // 1, 4 and 8 rows of 768 x 2048 took weights from memory at 34, 32 and 25 GB/s so, at 18, 18 and
-    // 16 packed here and at 42, 41 and 39 packed beforehand (Zen 5).
+    // 1, 4 and 8 rows of 768 x 2048 took weights from memory at 34, 32 and 25 GB/s so, at 18, 18
+    // and 16 packed here and at 42, 41 and 39 packed beforehand (Zen 5).
     if (b.row_stride == 1 && a.col_stride == 1 && rows <= table.column_rows)
         return table.columns(rows, cols, k, a.data, a.row_stride, b.data, b.col_stride, c, c_row,
                              add);
@@ -287,9 +300,12 @@ void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strid
                        scratch);
             return scratch;
         },
-        // Columns are left to the hardware.
-        [&](Index j, Index k0, Index, Index, Index) {
-            return detail::Ahead<S>{at(j, k0), 0};
+        // A share of the next panel's columns: 16 rows of 768 x 2048, from memory, ran at 141
+        // GFLOP/s so and at 101 without (Zen 5).
+        [&](Index j, Index k0, Index kb, Index part, Index parts) -> detail::Ahead<S> {
+            if (k == 0 || (j + 1) * width >= cols) return {at(j, k0), 0};
+            return {at(j + 1, 0) + (k0 * parts + kb * part) * width / parts * b.col_stride / k,
+                    width / parts * b.col_stride / k};
         });
 }
 
