@@ -86,7 +86,7 @@ TEST(FeedForwardStored, SaysHowManyBytesItTakes) {
             const RowEncoding x = encoding_of(compute, 200), h = encoding_of(compute, 300);
             const long before = allocations::bytes_asked_for.load();
             FeedForwardStoredState state;
-            state.resize(shape, x, h, 500, 700, 700, 4, workers);
+            state.reserve(shape, x, h, 500, 700, 4, workers);
             const long used = allocations::bytes_asked_for.load() - before;
             const long said = FeedForwardStoredState::bytes(shape, x, h, 500, 700, workers);
             EXPECT_LE(used, said + 4096);

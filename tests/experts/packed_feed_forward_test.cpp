@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <moe/experts/packed_feed_forward.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
@@ -236,6 +237,7 @@ TEST(PackedFeedForward, GivesTheSameBitsWhoeverComputesThem) {
                 }
                 const auto frozen = group.freeze(options);
                 for (const int threads : {1, 2, 3, 7}) {
+                    if (e.tokens == 1) continue;  // not worth threads
                     moe::ThreadPool pool(threads);
                     moe::Workspace<float> ws(pool);
                     for (int call = 0; call < 2; ++call) {
@@ -262,6 +264,38 @@ TEST(PackedFeedForward, GivesTheSameBitsHoweverManyTokensThereAre) {
         more.x.topRows(12) = batch.x;
         EXPECT_TRUE(same_bits(run(frozen, more), run(frozen, batch)));
     });
+}
+
+/// Rows are worked on in parts of 1024 where the hidden layer is that wide.
+TEST(PackedFeedForward, GivesTheSameBitsInAnyNumberOfParts) {
+    expert_group::Extents e{.tokens = 1700, .model_dim = 5, .output_dim = 6, .experts = 3};
+    ASSERT_EQ(moe::detail::FeedForwardState<float>::part_rows({.ffn_dim = 1040}, 5000), 1024);
+    for (const bool weighted : {false, true}) {
+        e.input_weights = weighted;
+        const expert_group::Batch<float> batch(e);
+        const Group group = swiglu(3, 1040, e);
+        for (const Compute compute : {Compute::bf16, Compute::int8}) {
+            const auto frozen = group.freeze(
+                {.storage = compute == Compute::bf16 ? Storage::bf16 : Storage::int4_zero,
+                 .compute = compute});
+            const Matrix<float> whole = run(frozen, batch);
+            EXPECT_TRUE(same_bits(run(frozen, batch, {.split = 1}), whole));
+            Matrix<float> y = Matrix<float>::Zero(e.tokens, e.output_dim);
+            moe::Workspace<float> ws;
+            const moe::Context context;
+            for (Index i = 0; i < 3; ++i)
+                for (Index begin = batch.rows().begin(i); begin < batch.rows().end(i);
+                     begin += 300) {
+                    const std::vector<Index> offsets{begin,
+                                                     std::min(begin + 300, batch.rows().end(i))};
+                    moe::Rows<float> rows = batch.rows();
+                    rows.offsets = offsets;
+                    rows.first_expert = i;
+                    frozen.forward(batch.x, rows, y, {context, ws});
+                }
+            EXPECT_TRUE(same_bits(y, whole));
+        }
+    }
 }
 
 /// A row of x that an expert is alone with is read where it was encoded.
@@ -335,6 +369,15 @@ TEST(PackedFeedForward, WorksWithoutRows) {
     for_each_option(4, [&](const FreezeOptions& options) {
         EXPECT_EQ(run(group.freeze(options), expert_group::Batch<float>(e)).rows(), 0);
     });
+}
+
+TEST(PackedFeedForward, MayHoldNoExperts) {
+    const auto frozen = Group().freeze({.storage = Storage::int8, .compute = Compute::int8});
+    EXPECT_EQ(frozen.num_experts(), 0);
+    EXPECT_EQ(frozen.bytes(), 0);
+    moe::Workspace<float> ws;
+    frozen.reserve(3, 0, ws);
+    EXPECT_GE(frozen.workspace_bytes(3, 0, moe::Keep::nothing, 1), 0);
 }
 
 TEST(PackedFeedForward, NotANumberStaysInItsRows) {

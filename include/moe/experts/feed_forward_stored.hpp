@@ -15,7 +15,8 @@
 
 namespace moe::inline MOE_ABI::detail {
 
-/// Scratch of feed_forward_stored(). Rows are numbered from the first of the call.
+/// Scratch of feed_forward_stored(). Rows are numbered from the first of a part; those of x as in
+/// x, unless they are encoded for each row.
 struct FeedForwardStoredState {
     /// One worker's.
     struct Scratch {
@@ -29,8 +30,10 @@ struct FeedForwardStoredState {
     Buffer<float> hidden;  // [N, stride] act(gate) * up
     std::vector<Scratch> scratch;
     std::vector<FeedForwardItem> items;
+    std::vector<Index> offsets;  // of a part
 
-    /// @param inputs  rows of x that are encoded
+    /// @param inputs  rows of x that are encoded at once
+    /// @param rows    of a part
     /// @param most    rows of one expert
     void resize(const FeedForwardShape& shape, const RowEncoding& x, const RowEncoding& h,
                 Index inputs, Index rows, Index most, Index experts, int workers) {
@@ -47,13 +50,22 @@ struct FeedForwardStoredState {
             of.products.resize(std::max(block * 2 * feed_forward_columns, shape.model_dim));
         }
         items.reserve(2 * static_cast<std::size_t>(8 * Index{workers} + experts));
+        offsets.reserve(static_cast<std::size_t>(experts) + 1);
+    }
+    /// Room for calls of up to `tokens` tokens and `rows` rows: weighted inputs are encoded for
+    /// each row of a part, others for each token.
+    void reserve(const FeedForwardShape& shape, const RowEncoding& x, const RowEncoding& h,
+                 Index tokens, Index rows, Index experts, int workers) {
+        const Index part = FeedForwardState<float>::part_rows(shape, rows);
+        resize(shape, x, h, std::max(tokens, part), part, rows, experts, workers);
     }
     /// Bytes that such a call needs at most.
     static Index bytes(const FeedForwardShape& shape, const RowEncoding& x, const RowEncoding& h,
-                       Index inputs, Index rows, int workers) {
+                       Index tokens, Index rows, int workers) {
+        const Index part = FeedForwardState<float>::part_rows(shape, rows);
         const Index row = 4 * FeedForwardState<float>::row_stride(shape.ffn_dim) + h.stride() + 4;
         const Index block = x.stride() + 4 + 4 * 2 * feed_forward_columns;  // of one row
-        return inputs * (x.stride() + 4) + rows * row +
+        return std::max(tokens, part) * (x.stride() + 4) + part * row +
                workers * (std::min(rows, feed_forward_rows) * block + 4 * shape.model_dim);
     }
     EncodedRows x() { return {x_rows.data(), x_scales.data()}; }
@@ -187,46 +199,38 @@ inline void stored_down(const StoredFeedForward& experts, const Rows<float>& row
     }
 }
 
-/// The forward pass with Compute::bf16 or int8:
-///
-///     x' = encoded(x),  h' = encoded(act(gate x') * (up x')),  y = down h'
-///
-/// in four phases: rows of x are encoded, hidden rows made, encoded, and multiplied by down.
-inline void feed_forward_stored(const FeedForwardShape& shape, const StoredFeedForward& experts,
-                                In<float> x, const Rows<float>& rows, Out<float> y,
-                                const Call<float>& call) {
-    const Index count = rows.num_rows();
-    if (count == 0) return;
-    const KernelTable<float>& table = experts.up->kernels();
-    Executor& executor = call.ws.executor();
+/// f(first, last, worker) for runs of rows that together are [0, rows), to be encoded.
+template <class F>
+void for_encoded_runs(Executor& executor, Index rows, Index elements, F&& f) {
+    const double flops = 8 * static_cast<double>(rows) * static_cast<double>(elements);
+    const Index tasks =
+        std::min(rows, flops < serial_flops ? 1 : 4 * Index{executor.concurrency()});
+    parallel_for(executor, tasks, flops, [&](Index task, int worker) {
+        f(rows * task / tasks, rows * (task + 1) / tasks, worker);
+    });
+}
+
+/// One part of the rows, from inputs to y.
+inline void stored_part(const FeedForwardShape& shape, const StoredFeedForward& experts,
+                        bool by_row, const Rows<float>& rows, Out<float> y,
+                        FeedForwardStoredState& state, Executor& executor) {
+    const Index panel_width = experts.up->kernels().panel_width, count = rows.num_rows();
     const int workers = executor.concurrency();
-    const bool by_row = encodes_by_row(x.rows(), rows);
-    const Index inputs = by_row ? count : x.rows();
-    auto& state = call.ws.state<FeedForwardStoredState>();
-    state.resize(shape, experts.x, experts.hidden, inputs, count, most_rows(rows),
-                 rows.num_experts(), workers);
     const double flops = shape.flops_per_row() * static_cast<double>(count);
-    const auto for_runs = [&](Index of, Index elements, auto&& encode) {
-        const double cost = 8 * static_cast<double>(of) * static_cast<double>(elements);
-        const Index tasks = std::min(of, cost < serial_flops ? 1 : 4 * Index{workers});
-        parallel_for(executor, tasks, cost, [&](Index task, int worker) {
-            encode(of * task / tasks, of * (task + 1) / tasks, worker);
-        });
+    const auto scratch = [&](int worker) -> FeedForwardStoredState::Scratch& {
+        return state.scratch[static_cast<std::size_t>(worker)];
     };
-
-    for_runs(inputs, shape.model_dim, [&](Index first, Index last, int worker) {
-        encode_inputs(experts.x, table, x, rows, by_row, first, last, state,
-                      state.scratch[static_cast<std::size_t>(worker)].products.data());
-    });
-
+    const auto item = [&](Index i) { return state.items[static_cast<std::size_t>(i)]; };
     state.items.clear();
-    split_experts(rows, shape.ffn_dim, table.panel_width, workers, state.items);
-    parallel_for(executor, static_cast<Index>(state.items.size()), flops, [&](Index i, int worker) {
-        stored_hidden(shape, experts, by_row, rows, state.items[static_cast<std::size_t>(i)], state,
-                      state.scratch[static_cast<std::size_t>(worker)]);
-    });
+    split_experts(rows, shape.ffn_dim, panel_width, workers, state.items);
+    parallel_for(
+        executor, static_cast<Index>(state.items.size()), flops,
+        [&](Index i, int worker) {
+            stored_hidden(shape, experts, by_row, rows, item(i), state, scratch(worker));
+        },
+        [&](Index i) { return item_cost(rows, item(i)); });
 
-    for_runs(count, shape.ffn_dim, [&](Index first, Index last, int) {
+    for_encoded_runs(executor, count, shape.ffn_dim, [&](Index first, Index last, int) {
         const Index stride = FeedForwardState<float>::row_stride(shape.ffn_dim);
         for (Index i = first; i < last; ++i)
             experts.hidden.encode(state.hidden.data() + i * stride,
@@ -234,11 +238,40 @@ inline void feed_forward_stored(const FeedForwardShape& shape, const StoredFeedF
     });
 
     const Index chunk =
-        column_chunk(shape.output_dim, table.panel_width, workers, 4, feed_forward_down_columns);
-    const Index chunks = (shape.output_dim + chunk - 1) / chunk;
-    parallel_for(executor, chunks, flops, [&](Index i, int worker) {
+        column_chunk(shape.output_dim, panel_width, workers, 4, feed_forward_down_columns);
+    parallel_for(executor, (shape.output_dim + chunk - 1) / chunk, flops, [&](Index i, int worker) {
         stored_down(experts, rows, y, i * chunk, std::min(shape.output_dim, (i + 1) * chunk), state,
-                    state.scratch[static_cast<std::size_t>(worker)]);
+                    scratch(worker));
+    });
+}
+
+/// The forward pass with Compute::bf16 or int8:
+///
+///     x' = encoded(x),  h' = encoded(act(gate x') * (up x')),  y = down h'
+///
+/// Part by part of the rows, in four phases: inputs are encoded (rows of x once, for all parts),
+/// hidden rows made, encoded, and multiplied by down.
+inline void feed_forward_stored(const FeedForwardShape& shape, const StoredFeedForward& experts,
+                                In<float> x, const Rows<float>& rows, Out<float> y,
+                                const Call<float>& call) {
+    if (rows.num_rows() == 0) return;
+    Executor& executor = call.ws.executor();
+    const bool by_row = encodes_by_row(x.rows(), rows);
+    const Index most = FeedForwardState<float>::part_rows(shape, rows.num_rows());
+    auto& state = call.ws.state<FeedForwardStoredState>();
+    state.resize(shape, experts.x, experts.hidden, by_row ? most : x.rows(), most, most_rows(rows),
+                 rows.num_experts(), executor.concurrency());
+    const auto encode = [&](const Rows<float>& part, Index inputs) {
+        for_encoded_runs(
+            executor, inputs, shape.model_dim, [&](Index first, Index last, int worker) {
+                encode_inputs(experts.x, experts.up->kernels(), x, part, by_row, first, last, state,
+                              state.scratch[static_cast<std::size_t>(worker)].products.data());
+            });
+    };
+    if (!by_row) encode(rows, x.rows());
+    for_each_part(rows, most, state.offsets, [&](const Rows<float>& part) {
+        if (by_row) encode(part, part.num_rows());
+        stored_part(shape, experts, by_row, part, y, state, executor);
     });
 }
 

@@ -2,7 +2,6 @@
 #ifndef MOE_EXPERTS_PACKED_FEED_FORWARD_HPP
 #define MOE_EXPERTS_PACKED_FEED_FORWARD_HPP
 
-#include <algorithm>
 #include <type_traits>
 #include <utility>
 
@@ -16,9 +15,8 @@
 
 namespace moe::inline MOE_ABI {
 
-/// A group of feed-forward experts for inference, made by
-/// FeedForwardModule::freeze(): weights in the panels that the kernels read,
-/// each expert's with a storage of its own.
+/// A group of feed-forward experts for inference, made by FeedForwardModule::freeze(): weights in
+/// the panels that the kernels read, each expert's with a storage of its own.
 template <class S>
 class PackedFeedForward {
 public:
@@ -36,7 +34,7 @@ public:
           up_bias_(std::move(up_bias)),
           down_bias_(std::move(down_bias)),
           shape_(shape),
-          compute_(compute) {}
+          compute_(up_.count() > 0 ? compute : Compute::exact) {}
 
     const FeedForwardShape& shape() const { return shape_; }
     Compute compute() const { return compute_; }
@@ -46,8 +44,7 @@ public:
     /// Bytes of the packed weights.
     Index bytes() const { return gate_.bytes() + up_.bytes() + down_.bytes(); }
 
-    /// The matrices as they are stored; decode(e) gives the weights that the
-    /// kernels see.
+    /// The matrices as they are stored; decode(e) gives the weights that the kernels see.
     const FrozenWeights<S>& gate() const { return gate_; }
     const FrozenWeights<S>& up() const { return up_; }
     const FrozenWeights<S>& down() const { return down_; }
@@ -70,17 +67,15 @@ public:
             ws.template state<detail::FeedForwardState<S>>().reserve(shape_, num_experts(), rows,
                                                                      Keep::nothing, workers);
         } else if constexpr (std::is_same_v<S, float>) {
-            // Weighted inputs are encoded for each row, others for each token.
-            ws.template state<detail::FeedForwardStoredState>().resize(
-                shape_, stored().x, stored().hidden, std::max(tokens, rows), rows, rows,
-                num_experts(), workers);
+            ws.template state<detail::FeedForwardStoredState>().reserve(
+                shape_, stored().x, stored().hidden, tokens, rows, num_experts(), workers);
         }
     }
     Index workspace_bytes(Index tokens, Index rows, Keep, int workers) const {
         if constexpr (std::is_same_v<S, float>)
             if (compute_ != Compute::exact)
                 return detail::FeedForwardStoredState::bytes(shape_, stored().x, stored().hidden,
-                                                             std::max(tokens, rows), rows, workers);
+                                                             tokens, rows, workers);
         return detail::FeedForwardState<S>::bytes(shape_, rows, Keep::nothing, workers);
     }
 
