@@ -154,17 +154,18 @@ inline void sigmoid(Index n, const S* x, S* y) {
 /// value = act(a), slope = act'(a).
 ///
 /// Limits: at -inf gelu, gelu_tanh and silu are -0 with slope 0, at +inf the value is inf and the
-/// slope 1. NaN gives NaN, except that the slope of relu is then 1.
+/// slope 1. NaN gives NaN, except that the slope of relu is then 1. relu takes no max: clang 14
+/// makes of max(0, -0) another zero on ARM than elsewhere.
 template <Activation act>
 [[gnu::always_inline]] inline void evaluate(E a, E& value, E& slope) {
     const E zero = each(0);
     const E largest_finite = each(std::numeric_limits<S>::max());
     const E far = each(detail::far<S>);
     if constexpr (act == Activation::relu) {
-        value = max(zero, a);
+        value = where_le(a, zero, zero, a);
         slope = where_le(a, zero, zero, each(1));
     } else if constexpr (act == Activation::relu_squared) {
-        const E positive = max(zero, a);
+        const E positive = where_le(a, zero, zero, a);
         value = mul(positive, positive);
         slope = add(positive, positive);
     } else if constexpr (act == Activation::gelu) {

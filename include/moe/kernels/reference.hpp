@@ -64,7 +64,8 @@ double sum(Index n, const S* x) {
 template <class S>
 double log_sum_exp(Index n, const S* x) {
     double most = -std::numeric_limits<double>::infinity();
-    for (Index i = 0; i < n; ++i) most = std::fmax(most, double(x[i]));
+    for (Index i = 0; i < n; ++i)
+        if (double(x[i]) > most) most = double(x[i]);
     if (most == -std::numeric_limits<double>::infinity()) return most;
     double sum = 0;
     for (Index i = 0; i < n; ++i) sum += std::exp(double(x[i]) - most);
@@ -276,11 +277,11 @@ void evaluate(Activation act, S a, S& value, S& slope) {
     const S near = clamp(-detail::far<S>, a, detail::far<S>);
     switch (act) {
         case Activation::relu:
-            value = a < 0 ? S(0) : a;
+            value = a <= 0 ? S(0) : a;
             slope = a <= 0 ? S(0) : S(1);
             return;
         case Activation::relu_squared: {
-            const S positive = a < 0 ? S(0) : a;
+            const S positive = a <= 0 ? S(0) : a;
             value = positive * positive;
             slope = positive + positive;
             return;
