@@ -63,8 +63,8 @@ TEST(FeedForwardStored, EncodesRowsOfXOrOfExperts) {
         std::vector<float> scaled(100);
         Rows<float> rows{.offsets = offsets, .from = from, .to = from, .weights = weights};
         const auto encode = [&](bool by_row, Index count) {
-            moe::detail::encode_inputs(encoding, moe::kernels<float>(), x, rows, by_row, 0, count,
-                                       state, scaled.data());
+            moe::detail::encode_inputs<float>(encoding, moe::kernels<float>(), x, rows, by_row, 0,
+                                              count, state, scaled.data());
         };
         encode(false, 3);
         for (const Index i : {0, 1, 2}) expect_row(i, i, 1);

@@ -73,22 +73,25 @@ struct FeedForwardStoredState {
 };
 
 /// Experts whose weights are all stored, none as fp32.
+template <class S>
 struct StoredFeedForward {
-    const FrozenWeights<float>*gate, *up, *down;
-    const Weights<float>*up_bias, *down_bias;
+    const FrozenWeights<S>*gate, *up, *down;
+    const Weights<S>*up_bias, *down_bias;
     RowEncoding x, hidden;  ///< of inputs and of hidden rows
 };
 
 /// Rows of x that a call encodes: each once, or, if they are weighted or fewer so, one for each row
 /// of an expert.
-inline bool encodes_by_row(Index tokens, const Rows<float>& rows) {
+template <class S>
+bool encodes_by_row(Index tokens, const Rows<S>& rows) {
     return !rows.input_weights.empty() || rows.num_rows() <= tokens;
 }
 
 /// Encodes inputs [first, last): rows of x, or, by row, what the rows of the experts read.
-inline void encode_inputs(const RowEncoding& encoding, const KernelTable<float>& table, In<float> x,
-                          const Rows<float>& rows, bool by_row, Index first, Index last,
-                          FeedForwardStoredState& state, float* scaled) {
+template <class S>
+void encode_inputs(const RowEncoding& encoding, const KernelTable<S>& table, In<S> x,
+                   const Rows<S>& rows, bool by_row, Index first, Index last,
+                   FeedForwardStoredState& state, float* scaled) {
     for (Index i = first; i < last; ++i) {
         const auto row = static_cast<std::size_t>(rows.offsets.front() + i);
         const float* from = row_data(x, by_row ? rows.from[row] : i);
@@ -101,17 +104,18 @@ inline void encode_inputs(const RowEncoding& encoding, const KernelTable<float>&
 }
 
 /// hidden = act(gate x) * (up x), or act(up x + bias), for the columns of one item.
-inline void stored_hidden(const FeedForwardShape& shape, const StoredFeedForward& experts,
-                          bool by_row, const Rows<float>& rows, const FeedForwardItem& item,
-                          FeedForwardStoredState& state, FeedForwardStoredState::Scratch& scratch) {
-    const KernelTable<float>& table = experts.up->kernels();
+template <class S>
+void stored_hidden(const FeedForwardShape& shape, const StoredFeedForward<S>& experts, bool by_row,
+                   const Rows<S>& rows, const FeedForwardItem& item, FeedForwardStoredState& state,
+                   FeedForwardStoredState::Scratch& scratch) {
+    const KernelTable<S>& table = experts.up->kernels();
     const Index expert = rows.first_expert + item.expert, base = rows.offsets.front();
     const StoredMatrix& up = experts.up->stored(expert);
     const StoredMatrix& gate = shape.gated ? experts.gate->stored(expert) : up;
     const float* const bias = bias_row(*experts.up_bias, expert);
     const Index panel_width = table.panel_width, width = feed_forward_columns;
     const Index stride = experts.x.stride(), block = feed_forward_rows;
-    const Index hidden_stride = FeedForwardState<float>::row_stride(shape.ffn_dim);
+    const Index hidden_stride = FeedForwardState<S>::row_stride(shape.ffn_dim);
     float* const up_block = scratch.products.data();
     float* const gate_block = up_block + std::min(block, rows.size(item.expert)) * width;
 
@@ -157,10 +161,11 @@ inline void stored_hidden(const FeedForwardShape& shape, const StoredFeedForward
 
 /// y[to] = fma(weight, down hidden + bias, y[to]), experts ascending, for some columns of y that
 /// are nobody else's.
-inline void stored_down(const StoredFeedForward& experts, const Rows<float>& rows, Out<float> y,
-                        Index begin, Index end, FeedForwardStoredState& state,
-                        FeedForwardStoredState::Scratch& scratch) {
-    const KernelTable<float>& table = experts.down->kernels();
+template <class S>
+void stored_down(const StoredFeedForward<S>& experts, const Rows<S>& rows, Out<S> y, Index begin,
+                 Index end, FeedForwardStoredState& state,
+                 FeedForwardStoredState::Scratch& scratch) {
+    const KernelTable<S>& table = experts.down->kernels();
     const Index panel_width = table.panel_width, stride = experts.hidden.stride();
     const Index width = std::min(feed_forward_columns, end - begin), base = rows.offsets.front();
     float* const block = scratch.products.data();
@@ -188,7 +193,7 @@ inline void stored_down(const StoredFeedForward& experts, const Rows<float>& row
                 }
                 for (Index i = 0; i < count; ++i) {
                     if (const Index next = i + feed_forward_ahead; next < count)
-                        prefetch_row<float>(y, rows.to, first + next, at, columns);
+                        prefetch_row<S>(y, rows.to, first + next, at, columns);
                     const auto row = static_cast<std::size_t>(first + i);
                     if (bias != nullptr) table.axpy(columns, 1, bias + at, block + i * width);
                     table.axpy(columns, rows.weights[row], block + i * width,
@@ -211,9 +216,9 @@ void for_encoded_runs(Executor& executor, Index rows, Index elements, F&& f) {
 }
 
 /// One part of the rows, from inputs to y.
-inline void stored_part(const FeedForwardShape& shape, const StoredFeedForward& experts,
-                        bool by_row, const Rows<float>& rows, Out<float> y,
-                        FeedForwardStoredState& state, Executor& executor) {
+template <class S>
+void stored_part(const FeedForwardShape& shape, const StoredFeedForward<S>& experts, bool by_row,
+                 const Rows<S>& rows, Out<S> y, FeedForwardStoredState& state, Executor& executor) {
     const Index panel_width = experts.up->kernels().panel_width, count = rows.num_rows();
     const int workers = executor.concurrency();
     const double flops = shape.flops_per_row() * static_cast<double>(count);
@@ -231,7 +236,7 @@ inline void stored_part(const FeedForwardShape& shape, const StoredFeedForward& 
         [&](Index i) { return item_cost(rows, item(i)); });
 
     for_encoded_runs(executor, count, shape.ffn_dim, [&](Index first, Index last, int) {
-        const Index stride = FeedForwardState<float>::row_stride(shape.ffn_dim);
+        const Index stride = FeedForwardState<S>::row_stride(shape.ffn_dim);
         for (Index i = first; i < last; ++i)
             experts.hidden.encode(state.hidden.data() + i * stride,
                                   state.h().from(i, experts.hidden.stride()));
@@ -251,17 +256,17 @@ inline void stored_part(const FeedForwardShape& shape, const StoredFeedForward& 
 ///
 /// Part by part of the rows, in four phases: inputs are encoded (rows of x once, for all parts),
 /// hidden rows made, encoded, and multiplied by down.
-inline void feed_forward_stored(const FeedForwardShape& shape, const StoredFeedForward& experts,
-                                In<float> x, const Rows<float>& rows, Out<float> y,
-                                const Call<float>& call) {
+template <class S>
+void feed_forward_stored(const FeedForwardShape& shape, const StoredFeedForward<S>& experts,
+                         In<S> x, const Rows<S>& rows, Out<S> y, const Call<S>& call) {
     if (rows.num_rows() == 0) return;
     Executor& executor = call.ws.executor();
     const bool by_row = encodes_by_row(x.rows(), rows);
-    const Index most = FeedForwardState<float>::part_rows(shape, rows.num_rows());
-    auto& state = call.ws.state<FeedForwardStoredState>();
+    const Index most = FeedForwardState<S>::part_rows(shape, rows.num_rows());
+    auto& state = call.ws.template state<FeedForwardStoredState>();
     state.resize(shape, experts.x, experts.hidden, by_row ? most : x.rows(), most, most_rows(rows),
                  rows.num_experts(), executor.concurrency());
-    const auto encode = [&](const Rows<float>& part, Index inputs) {
+    const auto encode = [&](const Rows<S>& part, Index inputs) {
         for_encoded_runs(
             executor, inputs, shape.model_dim, [&](Index first, Index last, int worker) {
                 encode_inputs(experts.x, experts.up->kernels(), x, part, by_row, first, last, state,
@@ -269,7 +274,7 @@ inline void feed_forward_stored(const FeedForwardShape& shape, const StoredFeedF
             });
     };
     if (!by_row) encode(rows, x.rows());
-    for_each_part(rows, most, state.offsets, [&](const Rows<float>& part) {
+    for_each_part(rows, most, state.offsets, [&](const Rows<S>& part) {
         if (by_row) encode(part, part.num_rows());
         stored_part(shape, experts, by_row, part, y, state, executor);
     });

@@ -79,7 +79,7 @@ public:
     /// [out, in], the weights of expert e as the kernels see them.
     Matrix<S> decode(Index e) const {
         const auto i = static_cast<std::size_t>(e);
-        if (is_stored(i)) return stored_[i].decode().template cast<S>().transpose();
+        if (is_stored(i)) return stored_[i].template decode<S>().transpose();
         const PackedMatrix<S>& packed = packed_[i];
         Matrix<S> all(packed.cols(), packed.rows());
         const Index width = packed.table()->panel_width;

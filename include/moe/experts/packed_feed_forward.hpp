@@ -80,7 +80,7 @@ public:
     }
 
 private:
-    detail::StoredFeedForward stored() const {
+    detail::StoredFeedForward<S> stored() const {
         const StorageTable* const table = up_.stored(0).table();
         return {.gate = &gate_,
                 .up = &up_,

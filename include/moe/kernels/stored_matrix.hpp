@@ -95,8 +95,9 @@ public:
     Index bytes() const { return empty() ? 0 : panels() * panel_bytes(); }
 
     /// [k, cols], the weights as the kernels see them.
-    Matrix<float> decode() const {
-        Matrix<float> all(k_, cols_);
+    template <class S = float>  // compiled where it is used
+    Matrix<S> decode() const {
+        Matrix<S> all(k_, cols_);
         if (empty()) return all;
         const Index width = table_->panel_width, scale_bytes = layout().scale_bytes;
         Buffer<float> decoded;
