@@ -263,14 +263,17 @@ inline void run_ranges(Executor& executor, Index tasks, const FunctionRef<double
         TaskRange* const own = ranges + worker % count;
         for (;;) {
             TaskRange* from = own;
-            for (int r = 0; r < count && own->left() <= 0; ++r)
-                if (ranges[r].left() > from->left()) from = ranges + r;
-            if (from->left() <= 0) return;
+            Index most = own->left();
+            const int others = most > 0 ? 0 : count;  // only a worker without tasks looks for more
+            for (int r = 0; r < others; ++r)
+                if (const Index left = ranges[r].left(); left > most)
+                    from = ranges + r, most = left;
+            if (most <= 0) return;
             const Index i = from->next.fetch_add(1, std::memory_order_relaxed);
             if (i < from->end) task(i, worker);
         }
     };
-    executor.run(count, work);
+    executor.run(std::min<Index>(tasks, executor.concurrency()), work);
 }
 
 /// run_ranges() with the exception of the lowest task that threw; later ones may be skipped.

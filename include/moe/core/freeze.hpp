@@ -15,8 +15,8 @@ namespace moe::inline MOE_ABI {
 
 /// What moe::freeze() makes of a layer. A router or group that has something to prepare for
 /// inference offers `freeze(const FreezeOptions&) const`; all else is copied as it is. One that may
-/// refuse also offers `check_freeze(const FreezeOptions&) const`, which is asked of every part
-/// before the first is frozen.
+/// refuse also offers `check_freeze(const FreezeOptions&) const`, which is asked of every group
+/// before the first one of a layer that is given up is frozen.
 ///
 /// Storage is that of the matrices of feed-forward experts. Routers and biases stay in the scalar
 /// of the layer.
@@ -24,7 +24,7 @@ struct FreezeOptions {
     Storage storage = Storage::fp32;
     Compute compute = Compute::exact;
     /// One per routed expert of the layer, in its order; experts without weights ignore theirs.
-    /// Empty: all as `storage`. A group is handed its own part, shared experts none.
+    /// Empty: all as `storage`, which shared experts have in any case. A group is handed its part.
     std::vector<Storage> experts{};
     /// Packs in parallel if given.
     Executor* executor = nullptr;
@@ -97,7 +97,7 @@ void check_options(const FreezeOptions& options, Index count) {
                  name(storage), ", as expert ", e, "'s are to be; store them as ",
                  options.compute == Compute::bf16 ? "bf16"
                                                   : "int8, int8_block, int4, int4_zero or ternary",
-                 ", or use Compute::exact");
+                 ", or use Compute::exact (shared experts have FreezeOptions::storage)");
     }
 }
 

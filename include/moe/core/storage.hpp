@@ -19,7 +19,7 @@ namespace moe::inline MOE_ABI {
 ///
 /// s is max|w| / 127 for int8 and int8_block; minus an eighth of the weight of largest magnitude
 /// for int4; (max - min) / 15 for int4_zero, with 0 between them; the mean of |w| for ternary. A
-/// block whose s is below 2^-25 becomes 0, the smallest f16 being 2^-24. The error on normal
+/// block whose s is not above 2^-25 becomes 0, the smallest f16 being 2^-24. The error on normal
 /// weights, as root mean square, is 0.17 % for bf16, 0.02 % for f16, 0.8 % and 0.53 % for int8
 /// (2048 inputs) and int8_block, 8.6 % and 8.1 % for int4 and int4_zero, 51 % for ternary, which is
 /// for models that were trained with it.

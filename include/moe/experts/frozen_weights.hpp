@@ -66,7 +66,10 @@ public:
         return WeightOperand<S>(Operand<S>(packed_[i]));
     }
     /// The same, of an expert whose storage is not fp32.
-    const StoredMatrix& stored(Index e) const { return stored_[static_cast<std::size_t>(e)]; }
+    const StoredMatrix& stored(Index e) const {
+        MOE_ASSERT(0 <= e && is_stored(static_cast<std::size_t>(e)), "an expert stored otherwise");
+        return stored_[static_cast<std::size_t>(e)];
+    }
 
     /// Memory held.
     Index bytes() const {

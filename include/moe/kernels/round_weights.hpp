@@ -149,11 +149,12 @@ inline float largest_of(const float* w) {
     return *std::find_if(w, w + record_rows, [&](float x) { return std::fabs(x) == range.high; });
 }
 
-/// codes = zero + q, q = w / s rounded to nearest even, within [0, most]; q is 0 where s is.
-inline void round_codes(const float* w, float s, int zero, int most, std::uint8_t* codes) {
+/// codes = zero + q, q = w / s rounded to nearest even, within [least, most]; q is 0 where s is.
+inline void round_codes(const float* w, float s, int zero, int least, int most,
+                        std::uint8_t* codes) {
     constexpr float shift = 0x1.8p23f;     // floats up there are integers, the last 8 bits theirs
     const float divisor = s == 0 ? 1 : s;  // weights that small give 0
-    const auto low = static_cast<float>(-zero), high = static_cast<float>(most - zero);
+    const auto low = static_cast<float>(least - zero), high = static_cast<float>(most - zero);
     float q[record_rows];
     std::int32_t bits[record_rows];
     // One step per loop: together they become branches, which weights at random mispredict.
@@ -197,19 +198,19 @@ inline void round_record(Storage storage, Index width, const RecordWeights& w, c
                 for (Index p = 0; p < record_rows; ++p) put(2 * (p * width + j), halves[p]);
                 break;
             case Storage::int8:
-                round_codes(w[j], scales[j], 128, 255, q);
+                round_codes(w[j], scales[j], 128, 1, 255, q);
                 put_fours(j, q, record_rows);
                 break;
             case Storage::int8_block: {
                 const std::uint16_t s = f16_of(range_of(w[j]).size() / 127);
-                round_codes(w[j], decode_f16(s), 128, 255, q);
+                round_codes(w[j], decode_f16(s), 128, 1, 255, q);
                 put_fours(j, q, record_rows);
                 put(32 * width + 2 * j, s);
                 break;
             }
             case Storage::int4: {
                 const std::uint16_t s = f16_of(largest_of(w[j]) / -8);
-                round_codes(w[j], decode_f16(s), 8, 15, q);
+                round_codes(w[j], decode_f16(s), 8, 0, 15, q);
                 put_halves(j);
                 put(16 * width + 2 * j, s);
                 break;
@@ -219,16 +220,16 @@ inline void round_record(Storage storage, Index width, const RecordWeights& w, c
                 const std::uint16_t s = f16_of((range.high - range.low) / 15);
                 const float step = decode_f16(s);
                 const float lowest[record_rows] = {range.low};
-                round_codes(lowest, -step, 0, 15, q);
+                round_codes(lowest, -step, 0, 0, 15, q);
                 const std::uint8_t z = q[0];
-                round_codes(w[j], step, z, 15, q);
+                round_codes(w[j], step, z, 0, 15, q);
                 put_halves(j);
                 put(16 * width + 2 * j, s);
                 put(18 * width + j, z);
                 break;
             }
             case Storage::ternary: {
-                round_codes(w[j], scales[j], 1, 2, q);
+                round_codes(w[j], scales[j], 1, 0, 2, q);
                 std::uint8_t bytes[record_rows / 4];
                 for (Index p = 0; p < record_rows / 4; ++p) {
                     const std::uint8_t* const from = q + p / 4 * 16 + p % 4;

@@ -128,7 +128,7 @@ template <int Rows>
 [[gnu::noinline]] void tile_bf16(Index records, const std::byte* a, Index a_row, const std::byte* b,
                                  float* c, Ahead ahead) {
     const I upper = splat_int(static_cast<std::int32_t>(0xFFFF0000U));
-    constexpr int groups = (Rows + 2) / 3;  // rows in threes, as in tile_of of body.inl
+    constexpr int groups = (Rows + 2) / 3;  // rows in threes, as in tile_of of products.inl
     const std::byte* group[groups];
 #pragma GCC unroll 6
     for (int g = 0; g < groups; ++g) group[g] = a + 3 * g * a_row;

@@ -46,6 +46,7 @@ public:
     /// @param storage  any but fp32
     /// @throws std::length_error if the panels do not fit an Index
     void resize(Storage storage, const StorageTable& table, Index k, Index cols) {
+        MOE_ASSERT(storage != Storage::fp32 && k >= 0 && cols >= 0, "a storage with a layout");
         const PanelLayout layout = panel_layout(storage, table.panel_width);
         detail::checked_product(k, layout.record_bytes);  // more than the bytes of a panel
         auto memory = detail::allocate<std::byte>(
