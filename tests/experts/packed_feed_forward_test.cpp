@@ -269,7 +269,7 @@ TEST(PackedFeedForward, GivesTheSameBitsHoweverManyTokensThereAre) {
 /// Rows are worked on in parts of 1024 where the hidden layer is that wide.
 TEST(PackedFeedForward, GivesTheSameBitsInAnyNumberOfParts) {
     expert_group::Extents e{.tokens = 1700, .model_dim = 5, .output_dim = 6, .experts = 3};
-    ASSERT_EQ(moe::detail::FeedForwardState<float>::part_rows({.ffn_dim = 1040}, 5000), 1024);
+    ASSERT_EQ(moe::detail::FeedForwardState<float>::part_rows({.ffn_dim = 1040}, 5000, 7), 1024);
     for (const bool weighted : {false, true}) {
         e.input_weights = weighted;
         const expert_group::Batch<float> batch(e);

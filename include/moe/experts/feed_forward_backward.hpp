@@ -91,7 +91,7 @@ void feed_forward_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>
     const Index width = end - begin, part = feed_forward_dot_columns;
     const Index parts = FeedForwardState<S>::dot_blocks(shape.model_dim);
     const bool input_gradients = state.dinput.size() > 0;
-    const Index block_rows = std::min(feed_forward_wide_rows, most_rows(rows));
+    const Index block_rows = std::min(feed_forward_rows, rows.num_rows());
     S* const block = scratch.resize(block_rows * width + product_scratch(table, width)).data();
     S* const packing = block + block_rows * width;
     for (Index e = 0; e < rows.num_experts(); ++e) {
@@ -222,9 +222,9 @@ void feed_forward_backward_part(const FeedForwardShape& shape,
 
     // The rest depends on nothing else: one list of tasks of three kinds.
     state.items.clear();
-    split_experts(rows, shape.output_dim, feed_forward_gradient_rows, workers, state.items);
+    split_experts(rows, shape.output_dim, feed_forward_gradient_rows, workers, state.items, n);
     const auto downs = static_cast<Index>(state.items.size());
-    split_experts(rows, inner, feed_forward_gradient_rows, workers, state.items);
+    split_experts(rows, inner, feed_forward_gradient_rows, workers, state.items, n);
     const auto all = static_cast<Index>(state.items.size());
     const Index chunk =
         column_chunk(dim, feed_forward_dot_columns, workers, 1, feed_forward_wide_columns);
@@ -268,9 +268,9 @@ void feed_forward_backward(const FeedForwardShape& shape, const FeedForwardOpera
     Executor& executor = call.ws.executor();
     const int workers = executor.concurrency();
     auto& state = call.ws.template state<FeedForwardState<S>>();
-    const Index most = FeedForwardState<S>::part_rows(shape, rows.num_rows());
+    const Index most = FeedForwardState<S>::part_rows(shape, rows.num_rows(), workers);
     state.resize_gradients(shape, most, !dweights.input_weights.empty());
-    state.grow_scratch(shape, most_rows(rows), Keep::everything, workers);
+    state.grow_scratch(shape, rows.num_rows(), Keep::everything, workers);
     state.reserve_items(rows.num_experts(), workers);
     for_each_part(rows, most, state.offsets, [&](const Rows<S>& part) {
         if (!state.kept) {

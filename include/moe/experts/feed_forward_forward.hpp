@@ -80,7 +80,7 @@ void feed_forward_hidden(const FeedForwardShape& shape, const FeedForwardOperand
     const Index expert = rows.first_expert + item.expert, dim = shape.model_dim;
     const Index x_stride = FeedForwardState<S>::row_stride(dim);
     const Index block = std::min(feed_forward_rows, rows.size(item.expert));
-    const Index width = std::min(feed_forward_columns, item.end - item.begin);
+    const Index width = std::min(feed_forward_width(block), item.end - item.begin);
     S* const x_block =
         scratch.resize(block * (x_stride + 2 * width) + product_scratch(table, width)).data();
     S* const gate_block = x_block + block * x_stride;
@@ -130,8 +130,8 @@ void feed_forward_down(const FeedForwardShape& shape, const FeedForwardOperands<
                        const Rows<S>& rows, Out<S> y, const FeedForwardState<S>& state, Index begin,
                        Index end, Buffer<S>& scratch) {
     const KernelTable<S>& table = operands.up.table();
-    const Index width = std::min(feed_forward_columns, end - begin);
-    const Index block_rows = std::min(feed_forward_rows, most_rows(rows));
+    const Index block_rows = std::min(feed_forward_rows, rows.num_rows());
+    const Index width = std::min(feed_forward_width(block_rows), end - begin);
     S* const block = scratch.resize(block_rows * width + product_scratch(table, width)).data();
     S* const packing = block + block_rows * width;
     for (Index e = 0; e < rows.num_experts(); ++e) {
@@ -191,14 +191,14 @@ void feed_forward(const FeedForwardShape& shape, const FeedForwardOperands<S>& o
     const int workers = executor.concurrency();
     const Keep keep = call.ws.keep();
     auto& state = call.ws.template state<FeedForwardState<S>>();
-    state.resize(shape, rows.num_rows(), static_cast<Index>(rows.weights.size()), keep);
-    state.grow_scratch(shape, most_rows(rows), keep, workers);
+    state.resize(shape, rows.num_rows(), static_cast<Index>(rows.weights.size()), keep, workers);
+    state.grow_scratch(shape, rows.num_rows(), keep, workers);
     state.reserve_items(rows.num_experts(), workers);
     const Index chunk =
         column_chunk(shape.output_dim, table.panel_width, workers, 4, feed_forward_down_columns);
     const Index chunks = (shape.output_dim + chunk - 1) / chunk;
 
-    const Index most = FeedForwardState<S>::part_rows(shape, rows.num_rows());
+    const Index most = FeedForwardState<S>::part_rows(shape, rows.num_rows(), workers);
     for_each_part(rows, most, state.offsets, [&](const Rows<S>& part) {
         feed_forward_in(shape, operands, x, part, keep == Keep::everything, state, executor);
         const double flops = shape.flops_per_row() * static_cast<double>(part.num_rows());

@@ -47,8 +47,12 @@ inline void check_feed_forward(const char* who, Index count, Index ffn_dim) {
 
 /// Rows of a block that is gathered at once: its share of the second-level cache.
 inline constexpr Index feed_forward_rows = 256;
-/// Columns of the scratch between a product and what is done with its elements.
+/// Columns of the scratch between a product and what is done with its elements. Blocks of few rows
+/// take more: panels that follow each other in one product are prefetched.
 inline constexpr Index feed_forward_columns = 128;
+inline Index feed_forward_width(Index rows) {
+    return feed_forward_columns * (4 * rows <= feed_forward_rows ? 4 : 1);
+}
 /// The rows of a weight's gradient are cut into items at multiples of this.
 inline constexpr Index feed_forward_gradient_rows = 128;
 /// Columns of one part of the product of a row of dx with one of x: a task has whole parts, so that
@@ -61,13 +65,13 @@ inline constexpr Index feed_forward_down_columns = 512;
 /// Rows of y that are asked for before they are added to, since they lie anywhere.
 inline constexpr Index feed_forward_ahead = 8;
 
-/// Columns and rows of the block of dx that a task makes at a time. Weights are read along their
-/// rows: the wider the better.
+/// Columns of the block of dx that a task makes at a time. Weights are read along their rows: the
+/// wider the better.
 inline constexpr Index feed_forward_wide_columns = 1024;
-inline constexpr Index feed_forward_wide_rows = 128;
 
 /// Rows whose hidden layer, and gradients of it, are there at the same time: so many, or as many as
-/// take 4 MiB each, so that they are still in the last cache when the next phase reads them.
+/// take 4 MiB each, so that they are still in the last cache when the next phase reads them; more
+/// where many workers would wait for each other after every phase.
 inline constexpr Index feed_forward_part_rows = 1024;
 inline constexpr Index feed_forward_part_bytes = Index{1} << 22;
 
@@ -102,11 +106,11 @@ struct FeedForwardState {
 
     /// Room for forward of `rows` rows.
     /// @param all  rows that are numbered, of which these are some
-    void resize(const FeedForwardShape& shape, Index rows, Index all, Keep keep) {
+    void resize(const FeedForwardShape& shape, Index rows, Index all, Keep keep, int workers) {
         stride = row_stride(shape.ffn_dim);
         kept = keep == Keep::everything;
         first_kept = 0;
-        hidden.resize(checked_product(part_rows(shape, rows), stride));
+        hidden.resize(checked_product(part_rows(shape, rows, workers), stride));
         const Index size = kept ? checked_product(all, stride) : 0;
         up.resize(size);
         gate.resize(shape.gated ? size : 0);
@@ -125,13 +129,13 @@ struct FeedForwardState {
 
     /// Room for calls of up to `rows` rows.
     void reserve(const FeedForwardShape& shape, Index experts, Index rows, Keep keep, int workers) {
-        resize(shape, rows, rows, keep);
-        if (keep != Keep::nothing) resize_gradients(shape, part_rows(shape, rows), true);
+        resize(shape, rows, rows, keep, workers);
+        if (keep != Keep::nothing) resize_gradients(shape, part_rows(shape, rows, workers), true);
         reserve_items(experts, workers);
         grow_scratch(shape, rows, keep, workers);
     }
     /// Room for every worker, whichever tasks it will get.
-    /// @param rows  of one expert, at most
+    /// @param rows  of a part
     void grow_scratch(const FeedForwardShape& shape, Index rows, Keep keep, int workers) {
         scratch.resize(std::max(scratch.size(), static_cast<std::size_t>(workers)));
         for (Buffer<S>& buffer : scratch) buffer.resize(scratch_size(shape, rows, keep));
@@ -143,10 +147,11 @@ struct FeedForwardState {
     }
     /// Bytes that such a call needs at most; see memory_budget().
     static Index bytes(const FeedForwardShape& shape, Index rows, Keep keep, int workers) {
-        const Index kept = keep == Keep::everything ? rows : part_rows(shape, rows);
-        Index elements = part_rows(shape, rows) * row_stride(shape.ffn_dim);
+        const Index part = part_rows(shape, rows, workers);
+        const Index kept = keep == Keep::everything ? rows : part;
+        Index elements = part * row_stride(shape.ffn_dim);
         if (keep != Keep::nothing)
-            elements = 3 * elements + part_rows(shape, rows) * dot_blocks(shape.model_dim) +
+            elements = 3 * elements + part * dot_blocks(shape.model_dim) +
                        (shape.gated ? 2 : 1) * kept * row_stride(shape.ffn_dim);
         return static_cast<Index>(sizeof(S)) *
                (elements + workers * scratch_size(shape, rows, keep));
@@ -155,21 +160,23 @@ struct FeedForwardState {
     Index at(const Rows<S>& part, Index row) const { return (row - part.offsets.front()) * stride; }
     Index kept_at(Index row) const { return (row - first_kept) * stride; }
     /// Rows of a part of `rows` rows.
-    static Index part_rows(const FeedForwardShape& shape, Index rows) {
+    static Index part_rows(const FeedForwardShape& shape, Index rows, int workers) {
         const Index row = row_stride(shape.ffn_dim) * static_cast<Index>(sizeof(S));
-        return std::min(rows, std::max(feed_forward_part_rows, feed_forward_part_bytes / row));
+        return std::min(rows, std::max(feed_forward_part_rows, feed_forward_part_bytes / row) *
+                                  (1 + workers / 8));
     }
     /// Elements of one worker's scratch, at most.
-    /// @param rows  of one expert
+    /// @param rows  of a part
     static Index scratch_size(const FeedForwardShape& shape, Index rows, Keep keep) {
         const Index in = row_stride(std::max(shape.model_dim, shape.output_dim));
-        const Index block = std::min(rows, feed_forward_rows) * (in + 2 * feed_forward_columns);
-        const Index wide = std::min(rows, feed_forward_wide_rows) *
+        const Index block = std::min(rows, feed_forward_rows) * in +
+                            2 * std::min(4 * rows, feed_forward_rows) * feed_forward_columns;
+        const Index wide = std::min(rows, feed_forward_rows) *
                            std::min(shape.model_dim, feed_forward_wide_columns);
         // Forward packs a few columns, if any; backward reads matrices along their rows.
         const bool backward = keep != Keep::nothing;
         const Index packed = backward ? std::max({shape.model_dim, shape.ffn_dim, shape.output_dim})
-                                      : feed_forward_columns;
+                                      : feed_forward_width(1);
         return std::max(block, backward ? wide : 0) + product_scratch(kernels<S>(), packed);
     }
 
@@ -219,15 +226,18 @@ double part_cost(const Rows<S>& rows) {
 /// Cuts every expert that has rows into pieces of `unit`, so that there are a few pieces of about
 /// equal cost per worker, hot experts or not.
 /// @param extent  what is cut: columns of a matrix or rows of a gradient, the same for all experts
+/// @param whole   rows of an expert up to which one worker alone has nothing from pieces: where
+///                there are more, each piece of a matrix is in the cache for all of them
 template <class S>
 void split_experts(const Rows<S>& rows, Index extent, Index unit, int workers,
-                   std::vector<FeedForwardItem>& items) {
+                   std::vector<FeedForwardItem>& items, Index whole = feed_forward_rows) {
     const Index units = (extent + unit - 1) / unit;
     const double each = part_cost(rows) * static_cast<double>(extent) / (8.0 * workers);
     for (Index e = 0; e < rows.num_experts(); ++e) {
         if (rows.size(e) == 0) continue;
+        const Index most = workers == 1 && rows.size(e) <= whole ? 1 : units;
         const Index pieces =
-            std::clamp(static_cast<Index>(item_cost(rows, {e, 0, extent}) / each), Index{1}, units);
+            std::clamp(static_cast<Index>(item_cost(rows, {e, 0, extent}) / each), Index{1}, most);
         for (Index piece = 0; piece < pieces; ++piece)
             items.push_back({e, std::min(extent, units * piece / pieces * unit),
                              std::min(extent, units * (piece + 1) / pieces * unit)});

@@ -56,13 +56,13 @@ struct FeedForwardStoredState {
     /// each row of a part, others for each token.
     void reserve(const FeedForwardShape& shape, const RowEncoding& x, const RowEncoding& h,
                  Index tokens, Index rows, Index experts, int workers) {
-        const Index part = FeedForwardState<float>::part_rows(shape, rows);
+        const Index part = FeedForwardState<float>::part_rows(shape, rows, workers);
         resize(shape, x, h, std::max(tokens, part), part, rows, experts, workers);
     }
     /// Bytes that such a call needs at most.
     static Index bytes(const FeedForwardShape& shape, const RowEncoding& x, const RowEncoding& h,
                        Index tokens, Index rows, int workers) {
-        const Index part = FeedForwardState<float>::part_rows(shape, rows);
+        const Index part = FeedForwardState<float>::part_rows(shape, rows, workers);
         const Index row = 4 * FeedForwardState<float>::row_stride(shape.ffn_dim) + h.stride() + 4;
         const Index block = x.stride() + 4 + 4 * 2 * feed_forward_columns;  // of one row
         return std::max(tokens, part) * (x.stride() + 4) + part * row +
@@ -262,7 +262,8 @@ void feed_forward_stored(const FeedForwardShape& shape, const StoredFeedForward<
     if (rows.num_rows() == 0) return;
     Executor& executor = call.ws.executor();
     const bool by_row = encodes_by_row(x.rows(), rows);
-    const Index most = FeedForwardState<S>::part_rows(shape, rows.num_rows());
+    const Index most =
+        FeedForwardState<S>::part_rows(shape, rows.num_rows(), executor.concurrency());
     auto& state = call.ws.template state<FeedForwardStoredState>();
     state.resize(shape, experts.x, experts.hidden, by_row ? most : x.rows(), most, most_rows(rows),
                  rows.num_experts(), executor.concurrency());
