@@ -280,6 +280,21 @@ TEST(ParallelFor, WhoIsDoneTakesFromTheRangeThatHasMostLeft) {
     for (std::size_t i = 1; i < 20; ++i) EXPECT_NE(worker_of[i], worker_of[0]) << i;
 }
 
+/// More than there are ranges: each task waits for all others.
+TEST(ParallelFor, EveryWorkerOfManyWorks) {
+    constexpr Index workers = moe::detail::most_ranges + 36;
+    ManyThreads executor(static_cast<int>(workers));
+    std::atomic<Index> begun{0};
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    parallel_for(executor, workers, worth_threads, [&](Index, int) {
+        ++begun;
+        while (begun < workers && std::chrono::steady_clock::now() < deadline)
+            std::this_thread::yield();
+    });
+    EXPECT_EQ(begun, workers);
+    EXPECT_LT(std::chrono::steady_clock::now(), deadline) << "some had to wait for their turn";
+}
+
 TEST(ParallelFor, AllocatesNothing) {
     moe::ThreadPool pool(2);
     std::atomic<int> count{0};
