@@ -475,7 +475,8 @@ TEST(PackedFeedForward, RefusesOptionsThatDoNotFit) {
     EXPECT_EQ(said({.compute = Compute::bf16,
                     .experts = {Storage::bf16, Storage::bf16, Storage::int8, Storage::bf16}}),
               "moe::freeze: compute bf16 does not multiply weights stored as int8, as expert 2's "
-              "are to be; store them as bf16, or use Compute::exact");
+              "are to be; store them as bf16, or use Compute::exact "
+              "(shared experts have FreezeOptions::storage)");
     EXPECT_EQ(said({.experts = {Storage::bf16, Storage::int8}}),
               "moe::freeze: FreezeOptions::experts has 2 entries, this group has 4 experts; give "
               "each one entry, or leave it empty and set storage");
