@@ -471,7 +471,7 @@ TEST(PackedFeedForward, RefusesOptionsThatDoNotFit) {
     EXPECT_EQ(said({.storage = Storage::f16, .compute = Compute::int8}),
               "moe::freeze: compute int8 does not multiply weights stored as f16, as expert 0's "
               "are to be; store them as int8, int8_block, int4, int4_zero or ternary, or use "
-              "Compute::exact");
+              "Compute::exact (shared experts have FreezeOptions::storage)");
     EXPECT_EQ(said({.compute = Compute::bf16,
                     .experts = {Storage::bf16, Storage::bf16, Storage::int8, Storage::bf16}}),
               "moe::freeze: compute bf16 does not multiply weights stored as int8, as expert 2's "
