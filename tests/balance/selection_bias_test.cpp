@@ -209,6 +209,9 @@ struct EveryOther {
         if (++calls % 2 == 0) bias[0] += 1;
     }
 };
+static_assert(moe::BalanceController<const moe::SignUpdate>);
+static_assert(moe::BalanceController<const moe::SignUpdate, double>);
+static_assert(moe::BalanceController<const moe::ProportionalUpdate>);
 static_assert(moe::BalanceController<EveryOther>);
 static_assert(!moe::BalanceController<const EveryOther>);
 static_assert(!moe::BalanceController<int>);

@@ -16,6 +16,8 @@ using moe::Index;
 using moe::Random;
 using moe::Shape;
 
+static_assert(moe::TrainableGroup<moe::ConstantModule<float>>);
+
 /// Weights large enough for the softmax to matter.
 template <class S>
 moe::ConstantModule<S> make(Index count, Index dim = 19) {

@@ -15,6 +15,8 @@ using moe::Index;
 using moe::Random;
 using moe::Shape;
 
+static_assert(moe::TrainableGroup<moe::CopyModule<float>>);
+
 template <class S>
 moe::CopyModule<S> make(Index count, Index dim = 19) {
     Random random(1);

@@ -23,6 +23,8 @@ using moe::Matrix;
 using moe::Random;
 using moe::Shape;
 
+static_assert(moe::TrainableGroup<moe::NullModule<float>>);
+
 template <class S>
 moe::NullModule<S> make(Index count) {
     Random random(1);

@@ -16,6 +16,8 @@ using moe::Matrix;
 using moe::Random;
 using moe::Shape;
 
+static_assert(moe::TrainableGroup<moe::ZeroModule<float>>);
+
 template <class S>
 moe::ZeroModule<S> make(moe::Index count) {
     Random random(1);

@@ -33,6 +33,9 @@ using moe::TieBreak;
 using moe::TopK;
 using moe::testing::random_spaced;
 
+static_assert(moe::Recipe<moe::TopK>);
+static_assert(moe::TrainableGate<moe::TopKModule<float>, float>);
+
 using Experts = std::vector<Index>;
 template <class S>
 constexpr S infinity = std::numeric_limits<S>::infinity();

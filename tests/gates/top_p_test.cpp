@@ -28,6 +28,9 @@ using moe::Normalize;
 using moe::Placement;
 using moe::TopP;
 
+static_assert(moe::Recipe<moe::TopP>);
+static_assert(moe::TrainableGate<moe::TopPModule<float>, float>);
+
 using Experts = std::vector<Index>;
 using Rule = TopP::Rule;
 constexpr Rule all_rules[] = {Rule::exceed, Rule::reach, Rule::below};

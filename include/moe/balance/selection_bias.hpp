@@ -105,9 +105,6 @@ struct ProportionalUpdate {
     }
 };
 
-static_assert(BalanceController<const SignUpdate> && BalanceController<const SignUpdate, double>);
-static_assert(BalanceController<const ProportionalUpdate>);
-
 /// The selection bias of a layer, a head or a gate, [E]: its one parameter with Role::state whose
 /// name is "bias" or ends in ".bias" ("gate.bias" in a layer). Valid as long as the layer is.
 /// @throws std::invalid_argument if there is none, or several

@@ -193,8 +193,6 @@ struct Constant {
     }
 };
 
-static_assert(TrainableGroup<ConstantModule<float>>);
-
 }  // namespace moe::inline MOE_ABI
 
 #endif  // MOE_EXPERTS_CONSTANT_HPP

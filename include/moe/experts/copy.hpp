@@ -77,8 +77,6 @@ struct Copy {
     }
 };
 
-static_assert(TrainableGroup<CopyModule<float>>);
-
 }  // namespace moe::inline MOE_ABI
 
 #endif  // MOE_EXPERTS_COPY_HPP

@@ -49,8 +49,6 @@ struct Null {
     }
 };
 
-static_assert(TrainableGroup<NullModule<float>>);
-
 }  // namespace moe::inline MOE_ABI
 
 #endif  // MOE_EXPERTS_NULL_HPP

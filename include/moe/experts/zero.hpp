@@ -57,8 +57,6 @@ struct Zero {
     }
 };
 
-static_assert(TrainableGroup<ZeroModule<float>>);
-
 }  // namespace moe::inline MOE_ABI
 
 #endif  // MOE_EXPERTS_ZERO_HPP

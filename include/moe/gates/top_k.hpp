@@ -249,8 +249,6 @@ private:
     Parameter<S> bias_;  // [1, L]
 };
 
-static_assert(Recipe<TopK> && TrainableGate<TopKModule<float>, float>);
-
 }  // namespace moe::inline MOE_ABI
 
 #endif  // MOE_GATES_TOP_K_HPP

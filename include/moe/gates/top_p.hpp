@@ -195,8 +195,6 @@ private:
     detail::CombineRule rule_;
 };
 
-static_assert(Recipe<TopP> && TrainableGate<TopPModule<float>, float>);
-
 }  // namespace moe::inline MOE_ABI
 
 #endif  // MOE_GATES_TOP_P_HPP

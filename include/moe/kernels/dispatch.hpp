@@ -5,6 +5,7 @@
 #include <array>
 #include <atomic>
 #include <cstdlib>
+#include <iterator>
 #include <span>
 #include <string_view>
 #include <type_traits>
@@ -125,13 +126,13 @@ namespace detail {
 /// Those of this kind of processor that are no better than `best`, worst first.
 inline std::span<const Isa> isas_up_to(Isa best) {
 #if defined(__aarch64__)
-    static constexpr std::array all{Isa::scalar, Isa::neon};
+    static constexpr Isa all[] = {Isa::scalar, Isa::neon};
 #else
-    static constexpr std::array all{Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx};
+    static constexpr Isa all[] = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx};
 #endif
     std::size_t count = 1;
-    while (count < all.size() && all[count] <= best) ++count;
-    return std::span(all).first(count);
+    while (count < std::size(all) && all[count] <= best) ++count;
+    return {all, count};
 }
 
 }  // namespace detail
