@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include <moe/stats/memory.hpp>
 
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
 #include <gtest/gtest.h>
 
 #include <moe/moe.hpp>
@@ -170,6 +174,23 @@ TEST(MemoryBudget, GrowsLikeRowsTimesFfnDim) {
     EXPECT_GE(at(30000) - at(20000), 10000 * (2 * 2 * 160 + 2 * 64) * 4);
     const moe::MemoryBudget none = moe::memory_budget(l, 0, 0);
     EXPECT_LT(none.workspace(), at(100));  // scratch of the workers
+}
+
+/// A layer of 128 experts of 2048 x 768, 8 for each of 4096 tokens, has rows like these 8 experts.
+TEST(MemoryBudget, OfEachModeInOneLine) {
+    const moe::Layer l{moe::Config{.model_dim = 2048}, moe::LinearRouter{}, moe::TopK{.k = 8},
+                       moe::Swiglu{.count = 8, .ffn_dim = 768}};
+    const std::string line = moe::report_keeps(l, 4096, 8 * 4096);
+    const auto megabytes = [&](const char* name) {
+        const std::size_t at = line.find(name);
+        EXPECT_NE(at, std::string::npos) << line;
+        return at == std::string::npos ? 0 : std::atof(line.c_str() + at + std::strlen(name));
+    };
+    // The router's share of dx and a copy of x, should there be padding; gate and up.
+    const double head = 2.0 * 4096 * 2048 * 4 / 1e6, kept = 2.0 * 8 * 4096 * 768 * 4 / 1e6;
+    EXPECT_NEAR(megabytes("everything "), head + kept, 35) << line;
+    EXPECT_NEAR(megabytes("recompute "), head, 35) << line;
+    EXPECT_NEAR(megabytes("nothing "), 0, 15) << line;
 }
 
 TEST(MemoryBudget, PrintsOneLine) {

@@ -17,7 +17,8 @@ struct MemoryBudget {
     Index parameters = 0;  ///< the layer's own
     Index packed = 0;      ///< what a frozen layer has packed
     Index routing = 0;     ///< workspace of the head: logits, plan; O(T (L + D) + N)
-    Index experts = 0;     ///< workspace of the bank: row lists, and what groups keep; O(N F)
+    Index experts = 0;     ///< workspace of the bank: row lists, and what groups keep; O(N F) with
+                           ///< Keep::everything, else O(N) and a part of the rows at a time
 
     Index workspace() const { return routing + experts; }
     Index total() const { return parameters + packed + workspace(); }
@@ -54,17 +55,36 @@ MemoryBudget memory_budget(const Layer& layer, Index tokens, Index assignments,
     return budget;
 }
 
+namespace detail {
+
+/// "12.6 MB"
+inline std::string bytes_text(Index count) {
+    const char* units[] = {" B", " kB", " MB", " GB", " TB"};
+    auto value = static_cast<double>(count);
+    std::size_t unit = 0;
+    for (; value >= 1000 && unit < 4; ++unit) value /= 1000;
+    return (unit == 0 ? std::to_string(count) : fixed(value, 1)) + units[unit];
+}
+
+}  // namespace detail
+
 /// One line: "parameters 12.6 MB + packed 0 B + workspace 1.2 MB = 13.8 MB".
 inline std::string report(const MemoryBudget& budget) {
-    const auto bytes = [](Index count) {
-        const char* units[] = {" B", " kB", " MB", " GB", " TB"};
-        auto value = static_cast<double>(count);
-        std::size_t unit = 0;
-        for (; value >= 1000 && unit < 4; ++unit) value /= 1000;
-        return (unit == 0 ? std::to_string(count) : detail::fixed(value, 1)) + units[unit];
+    return "parameters " + detail::bytes_text(budget.parameters) + " + packed " +
+           detail::bytes_text(budget.packed) + " + workspace " +
+           detail::bytes_text(budget.workspace()) + " = " + detail::bytes_text(budget.total());
+}
+
+/// The workspace of a call for each Keep: "everything 292.7 MB, recompute 95.6 MB, nothing 10.9
+/// MB".
+template <class Layer>
+std::string report_keeps(const Layer& layer, Index tokens, Index assignments, int workers = 1) {
+    const auto bytes = [&](Keep keep) {
+        return detail::bytes_text(
+            memory_budget(layer, tokens, assignments, keep, workers).workspace());
     };
-    return "parameters " + bytes(budget.parameters) + " + packed " + bytes(budget.packed) +
-           " + workspace " + bytes(budget.workspace()) + " = " + bytes(budget.total());
+    return "everything " + bytes(Keep::everything) + ", recompute " + bytes(Keep::recompute) +
+           ", nothing " + bytes(Keep::nothing);
 }
 
 }  // namespace moe::inline MOE_ABI
