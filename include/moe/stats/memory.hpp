@@ -75,8 +75,7 @@ inline std::string report(const MemoryBudget& budget) {
            detail::bytes_text(budget.workspace()) + " = " + detail::bytes_text(budget.total());
 }
 
-/// The workspace of a call for each Keep: "everything 292.7 MB, recompute 95.6 MB, nothing 10.9
-/// MB".
+/// One line, the workspace for each Keep: "everything 293 MB, recompute 96 MB, nothing 11 MB".
 template <class Layer>
 std::string report_keeps(const Layer& layer, Index tokens, Index assignments, int workers = 1) {
     const auto bytes = [&](Keep keep) {
