@@ -314,7 +314,7 @@ TEST(FrozenStorage, RefusesBeforeAnythingIsReleased) {
               }),
               "moe::freeze: compute int8 does not multiply weights stored as fp32, as expert 0's "
               "are to be; store them as int8, int8_block, int4, int4_zero or ternary, or use "
-              "Compute::exact");
+              "Compute::exact (shared experts have FreezeOptions::storage)");
     EXPECT_TRUE(same_bits(layer(batch()), before)) << "as it was";
     layer.bank().group<5>().experts().down.owned(0).view()(3, 4) = std::nanf("");
     for (const bool moved : {false, true})
