@@ -78,8 +78,8 @@ struct AlignedDelete {
 /// @throws std::length_error if the byte count overflows; std::bad_alloc
 template <class T>
 std::unique_ptr<T, AlignedDelete> allocate(Index count) {
-    return std::unique_ptr<T, AlignedDelete>(static_cast<T*>(allocate_bytes(count, sizeof(T))),
-                                             AlignedDelete{count * Index{sizeof(T)}});
+    T* memory = static_cast<T*>(allocate_bytes(count, sizeof(T)));  // throws before bytes overflow
+    return std::unique_ptr<T, AlignedDelete>(memory, AlignedDelete{count * Index{sizeof(T)}});
 }
 
 }  // namespace detail
