@@ -98,7 +98,8 @@ void report(benchmark::State& state, double bytes, double flops, double peak_flo
             per_iteration * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
     };
     add("bytes", bytes);
-    add("of_read", bytes / machine::read_bandwidth(1).per_second);
+    static const double read = machine::read_bandwidth(1).per_second;
+    add("of_read", bytes / read);
     if (flops > 0) add("flops", flops);
     if (peak_flops > 0) add("of_peak", flops / peak_flops);
 }
@@ -164,15 +165,16 @@ void product(benchmark::State& state, Tables t, Storage storage, Compute compute
     const Index a_row = (k + 16) * 4, c_row = columns;
     Buffer a(rows * a_row), encoded(rows * a_row), c(rows * c_row * 4);
     Buffer slice(8 * moe::record_rows * width * 4);
-    std::vector<std::int8_t> q(static_cast<std::size_t>(rows * (k + 64)));
+    Buffer bytes(rows * (k + 64));
+    auto* const q = reinterpret_cast<std::int8_t*>(bytes.data());
     std::vector<float> scale(static_cast<std::size_t>(rows));
     std::vector<std::int32_t> sums(static_cast<std::size_t>(rows * records));
     for (Index i = 0; i < rows; ++i) {
         t.stored->encode_bf16(k, a.floats() + i * a_row / 4, encoded.data() + i * a_row);
-        t.stored->encode_int8(k, a.floats() + i * a_row / 4, q.data() + i * (k + 64),
-                              scale.data() + i, sums.data() + i * records);
+        t.stored->encode_int8(k, a.floats() + i * a_row / 4, q + i * (k + 64), scale.data() + i,
+                              sums.data() + i * records);
     }
-    const moe::Int8Rows x{q.data(), k + 64, scale.data(), sums.data(), records};
+    const moe::Int8Rows x{q, k + 64, scale.data(), sums.data(), records};
     Panels panels(layout.bytes(k));
     for (auto _ : state) {
         for (Index j = 0; j < columns; j += width) {

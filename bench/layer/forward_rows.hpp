@@ -53,8 +53,6 @@ inline void forward_row(benchmark::State& state, const LayerShape& shape, const 
     }
     const double error = max_error(frozen, ws.routing(), x, y);
     if (!(error <= variant.tolerance())) return state.SkipWithError("the output is wrong");
-    race.run(state, shape.hot, ws.executor());
-
     const moe::Routing& routing = ws.routing();
     const double used = experts_used(routing) / static_cast<double>(shape.experts);
     const auto& group = frozen.bank().group<0>();
@@ -63,7 +61,8 @@ inline void forward_row(benchmark::State& state, const LayerShape& shape, const 
                     .expert_flops = shape.flops(static_cast<double>(routing.num_kept())),
                     .bytes = used * static_cast<double>(group.bytes()),
                     .hot = shape.hot};
-    report(state, work, routing, threads, race.seconds());
+    race.run(state, shape.hot, ws.executor(), [&] { return work.limit(threads); });
+    report(state, work, routing, race);
     state.counters["max_error"] = error;
     state.counters["of_trained"] = max_error(subject.layer, routing, x, y);
     if (alone) state.counters["overhead"] = (race.seconds() - race.seconds(1)) / race.seconds();

@@ -67,14 +67,14 @@ inline void free_row(benchmark::State& state, const Variant& variant, double tau
     Race race;
     race.add("", [&] { run(layers.free, plan, ws); });
     race.add("vs_plain", [&] { run(layers.plain, plain_plan, plain_ws); });
-    race.run(state, shape.hot, ws.executor());
     const auto rows =
         static_cast<double>(plan.expert_offsets()[experts]);  // of feed-forward experts
     const Work work{.compute = variant.compute,
                     .router_flops = shape.router_flops(tokens),
                     .expert_flops = shape.flops(rows),
                     .bytes = static_cast<double>(layers.plain.bank().group<0>().bytes())};
-    report(state, work, plan, threads, race.seconds());
+    race.run(state, shape.hot, ws.executor(), [&] { return work.limit(threads); });
+    report(state, work, plan, race);
     state.counters["ideal"] = static_cast<double>(tokens * shape.k) / rows;
 }
 

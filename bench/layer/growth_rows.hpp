@@ -25,14 +25,14 @@ inline void growth_row(benchmark::State& state, const LayerShape& shape, const V
     frozen.forward(x, y, ws);
     Race race;
     race.add("", [&] { frozen.forward(x, y, ws); });
-    race.run(state, shape.hot, ws.executor());
     const moe::Routing& routing = ws.routing();
     const double used = experts_used(routing) / static_cast<double>(shape.experts);
     const Work work{.compute = variant.compute,
                     .router_flops = shape.router_flops(tokens),
                     .expert_flops = shape.flops(static_cast<double>(routing.num_kept())),
                     .bytes = used * static_cast<double>(frozen.bank().group<0>().bytes())};
-    report(state, work, routing, threads, race.seconds());
+    race.run(state, shape.hot, ws.executor(), [&] { return work.limit(threads); });
+    report(state, work, routing, race);
     if (before > 0) state.counters["over_half"] = race.seconds() / before;
     before = race.seconds();
 }

@@ -9,7 +9,7 @@
 #include <moe/core/routing.hpp>
 
 #include "machine.hpp"
-#include "shapes.hpp"
+#include "race.hpp"
 
 namespace bench {
 
@@ -21,14 +21,14 @@ struct Work {
     bool hot = false;  ///< they may come from the caches
 
     /// Seconds: the slower of multiplying at the peak and reading at the bandwidth that this
-    /// machine was measured to have.
+    /// machine has now. It is measured, 3 runs each: neighbours and clocks change it by the second.
     double limit(int threads) const {
+        constexpr int runs = 3;
         const double multiply =
-            router_flops / machine::peak(moe::Compute::exact, threads).per_second +
-            expert_flops / machine::peak(compute, threads).per_second;
+            router_flops / machine::peak(moe::Compute::exact, threads, runs).per_second +
+            expert_flops / machine::peak(compute, threads, runs).per_second;
         const double bandwidth =
-            (hot ? machine::read_bandwidth(threads, bytes) : machine::read_bandwidth(threads))
-                .per_second;
+            machine::read_bandwidth(threads, hot ? bytes : 1e18, runs).per_second;
         return std::max(multiply, bytes / bandwidth);
     }
 };
@@ -42,7 +42,8 @@ inline double experts_used(const moe::Routing& routing) {
 
 /// Counters that every row of a layer has.
 inline void report(benchmark::State& state, const Work& work, const moe::Routing& routing,
-                   int threads, double seconds) {
+                   const Race& race) {
+    const double seconds = race.seconds();
     const double flops = work.router_flops + work.expert_flops;
     state.counters["GFLOP/s"] = flops / seconds / 1e9;
     state.counters["GB/s"] = work.bytes / seconds / 1e9;
@@ -50,7 +51,7 @@ inline void report(benchmark::State& state, const Work& work, const moe::Routing
     state.counters["weight_bytes"] = work.bytes;
     state.counters["rows_per_expert"] =
         static_cast<double>(routing.num_kept()) / experts_used(routing);
-    state.counters["of_limit"] = seconds / work.limit(threads);
+    state.counters["of_limit"] = race.of_limit();
 }
 
 }  // namespace bench

@@ -26,17 +26,21 @@ public:
         entries_.push_back({std::move(counter), std::move(run), settle, {}});
     }
 
-    /// @param hot  each is run once more just before it is timed; otherwise the caches of those
-    ///             who work for `executor` are emptied
-    void run(benchmark::State& state, bool hot, moe::Executor& executor) {
+    /// @param hot    each is run once more just before it is timed; otherwise the caches of those
+    ///               who work for `executor` are emptied
+    /// @param limit  measures how long the first one has to take at least
+    void run(benchmark::State& state, bool hot, moe::Executor& executor,
+             const std::function<double()>& limit) {
         for (auto _ : state) {
+            sleep(0.02);  // threads that wait for work spin for a while
+            const double least = limit();
             for (Entry& entry : entries_) {
                 hot ? entry.run() : machine::evict_caches(executor);
                 entry.times.push_back(machine::timed(entry.run));
-                if (entry.settle > 0)
-                    std::this_thread::sleep_for(std::chrono::duration<double>(entry.settle));
+                sleep(entry.settle);
             }
             state.SetIterationTime(entries_.front().times.back());
+            of_limit_.push_back(entries_.front().times.back() / least);
         }
         for (const Entry& entry : entries_)
             if (!entry.counter.empty())
@@ -45,9 +49,15 @@ public:
 
     /// Median of entry `i`, in the order they were added.
     double seconds(std::size_t i = 0) const { return machine::median(entries_[i].times); }
+    /// Median of the first one's time over its limit just before.
+    double of_limit() const { return machine::median(of_limit_); }
     std::size_t size() const { return entries_.size(); }
 
 private:
+    static void sleep(double seconds) {
+        if (seconds > 0) std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
+    }
+
     struct Entry {
         std::string counter;
         std::function<void()> run;
@@ -55,6 +65,7 @@ private:
         std::vector<double> times;
     };
     std::vector<Entry> entries_;
+    std::vector<double> of_limit_;
 };
 
 /// A row of the table, so many runs of it.

@@ -36,14 +36,14 @@ inline void skew_row(benchmark::State& state, const LayerShape& shape, const Var
     Race race;
     race.add("", [&] { run(skewed); });
     race.add("vs_even", [&] { run(even); });
-    race.run(state, shape.hot, ws.executor());
     const auto bytes = static_cast<double>(frozen.bank().group<0>().bytes());
     const Work work{.compute = variant.compute,
                     .router_flops = shape.router_flops(tokens),
                     .expert_flops = shape.flops(static_cast<double>(tokens * shape.k)),
                     .bytes = bytes,
                     .hot = shape.hot};
-    report(state, work, skewed, threads, race.seconds());
+    race.run(state, shape.hot, ws.executor(), [&] { return work.limit(threads); });
+    report(state, work, skewed, race);
     state.counters["max_over_mean"] = moe::load_stats(skewed).max_over_mean;
 }
 

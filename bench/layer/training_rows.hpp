@@ -41,8 +41,6 @@ inline void training_row(benchmark::State& state, const LayerShape& shape, Index
     Race race;
     race.add("", ours);
     race.add("vs_naive", theirs);
-    race.run(state, shape.hot, ws.executor());
-
     // Backward reads the weights again, and reads and writes their gradients.
     const moe::Routing& routing = ws.routing();
     const Work work{.compute = moe::Compute::exact,
@@ -50,7 +48,8 @@ inline void training_row(benchmark::State& state, const LayerShape& shape, Index
                     .expert_flops = 3 * shape.flops(static_cast<double>(routing.num_kept())),
                     .bytes = 4 * 4 * shape.weights_per_expert() * experts_used(routing),
                     .hot = shape.hot};
-    report(state, work, routing, threads, race.seconds());
+    race.run(state, shape.hot, ws.executor(), [&] { return work.limit(threads); });
+    report(state, work, routing, race);
     state.counters["max_error"] = max_error(subject.layer, routing, x, y);
 }
 

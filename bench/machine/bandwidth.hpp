@@ -127,28 +127,31 @@ private:
 };
 
 /// Bytes per second that `threads` threads read together from `bytes` bytes which they read again
-/// and again. Rounded up to a power of two; from half the last-level cache on it is memory: a pool
-/// of four times that cache, at least 1 GiB, of which each run reads the next eighth.
-inline Rate read_bandwidth(int threads, double bytes) {
+/// and again, the best of `runs` runs. Rounded up to a power of two; from half the last-level cache
+/// on it is memory: a pool of four times that cache, at least 1 GiB, of which each run reads the
+/// next eighth.
+inline Rate read_bandwidth(int threads, double bytes, int runs = 32) {
     const bool cold = bytes > static_cast<double>(last_level_cache()) / 2;
     const Index wanted = std::max(static_cast<Index>(bytes), Index{threads} << 14);
     const Index pool = cold ? std::max(4 * last_level_cache(), Index{1} << 30)
                             : static_cast<Index>(std::bit_ceil(static_cast<std::size_t>(wanted)));
-    static std::map<std::pair<int, Index>, Rate> known;
-    Rate& rate = known[{threads, pool}];
-    if (rate.per_second == 0) {
-        const Index parts = cold ? 8 : 1,
-                    times = cold ? 1 : std::max<Index>(1, (Index{64} << 20) / pool);
-        std::vector<std::unique_ptr<EightRows>> rows(static_cast<std::size_t>(threads));
-        const double seconds = together(threads, 33, [&](int thread, int run) {
-            auto& mine = rows[static_cast<std::size_t>(thread)];
-            if (!mine) mine = std::make_unique<EightRows>(pool / threads);  // a run for nothing
-            for (Index i = 0; i < times; ++i) mine->read(run % parts, parts);
-        });
-        rate = {static_cast<double>(rows[0]->bytes() / parts * times) * threads / seconds,
-                cold ? "8 rows together, from memory" : "8 rows together, from caches"};
-    }
-    return rate;
+    struct Pool {
+        std::vector<std::unique_ptr<EightRows>> of_thread;
+        Index next = 0;  // part that is read next
+    };
+    static std::map<std::pair<int, Index>, Pool> known;
+    Pool& mine = known[{threads, pool}];
+    mine.of_thread.resize(static_cast<std::size_t>(threads));
+    const Index parts = cold ? 8 : 1,
+                times = cold ? 1 : std::max<Index>(1, (Index{64} << 20) / pool);
+    const double seconds = together(threads, runs, [&](int thread, int run) {
+        auto& rows = mine.of_thread[static_cast<std::size_t>(thread)];
+        if (!rows) rows = std::make_unique<EightRows>(pool / threads);
+        for (Index i = 0; i < times; ++i) rows->read((mine.next + run) % parts, parts);
+    });
+    mine.next += runs + 1;
+    return {static_cast<double>(mine.of_thread[0]->bytes() / parts * times) * threads / seconds,
+            cold ? "8 rows together, from memory" : "8 rows together, from caches"};
 }
 
 /// From memory.

@@ -7,7 +7,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
-#include <utility>
 
 #include <benchmark/benchmark.h>
 
@@ -192,21 +191,19 @@ inline Loop fastest_loop(moe::Compute compute) {
     return {fma_portable, 16 * 2.0 * 4, "multiply-add, 128 bits"};
 }
 
-/// Operations per second of `threads` cores at once that one way of multiplying has at most. bf16
-/// without tiles is multiplied by the fused multiply-add of floats; int8 by it where there is
-/// neither AVX2 nor anything better.
-inline Rate peak(moe::Compute compute, int threads) {
-    static std::map<std::pair<moe::Compute, int>, Rate> known;
-    Rate& rate = known[{compute, threads}];
-    if (rate.per_second == 0) {
-        const Loop loop = fastest_loop(compute);
-        long rounds = 1000;
+/// Operations per second of `threads` cores at once that one way of multiplying has at most, the
+/// best of `runs` runs of some 2 ms. bf16 without tiles is multiplied by the fused multiply-add of
+/// floats; int8 by it where there is neither AVX2 nor anything better.
+inline Rate peak(moe::Compute compute, int threads, int runs = 30) {
+    static std::map<moe::Compute, long> rounds_of;
+    const Loop loop = fastest_loop(compute);
+    long& rounds = rounds_of[compute];
+    if (rounds == 0) {
+        rounds = 1000;
         while (timed([&] { loop.run(rounds); }) < 2e-3) rounds *= 2;
-        const double seconds =
-            together(threads, 30, [&loop, rounds](int, int) { loop.run(rounds); });
-        rate = {loop.operations * static_cast<double>(rounds) * threads / seconds, loop.how};
     }
-    return rate;
+    const double seconds = together(threads, runs, [&loop, rounds](int, int) { loop.run(rounds); });
+    return {loop.operations * static_cast<double>(rounds) * threads / seconds, loop.how};
 }
 
 }  // namespace machine

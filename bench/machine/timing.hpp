@@ -32,7 +32,7 @@ inline double median(std::vector<double> values) {
 }
 
 /// Seconds of f(thread, run) on `threads` threads at once, from the first one's start to the last
-/// one's end, the shortest of `runs` runs. The threads are there before the first run.
+/// one's end, the shortest of `runs` runs after a first one. The threads are there before that.
 template <class F>
 double together(int threads, int runs, F&& f) {
     const auto count = static_cast<std::size_t>(threads);
@@ -40,13 +40,13 @@ double together(int threads, int runs, F&& f) {
     std::barrier line(threads);
     double best = 1e30;
     const auto work = [&](int thread) {
-        for (int run = 0; run < runs; ++run) {
+        for (int run = 0; run <= runs; ++run) {
             line.arrive_and_wait();
             starts[static_cast<std::size_t>(thread)] = now();
             f(thread, run);
             ends[static_cast<std::size_t>(thread)] = now();
             line.arrive_and_wait();
-            if (thread == 0)
+            if (thread == 0 && run > 0)
                 best = std::min(best, *std::max_element(ends.begin(), ends.end()) -
                                           *std::min_element(starts.begin(), starts.end()));
         }
