@@ -152,8 +152,8 @@ void exact_product(const Tables& t, Storage storage, Index rows, const float* a,
             const Index here = rows / tiles + (tile < rows % tiles ? 1 : 0);
             const auto* next = reinterpret_cast<const float*>(ahead + r * layout.record_bytes);
             floats.tile(here, width, part * moe::record_rows, a + i * a_row + r * moe::record_rows,
-                        a_row, 1, slice, width, c + i * c_row, c_row, r > 0, next,
-                        tile == 0 ? ahead_step : 0);
+                        a_row, 1, slice, width, c + i * c_row, c_row, r > 0,
+                        {next, tile == 0 ? ahead_step : 0});
             i += here;
         }
     }

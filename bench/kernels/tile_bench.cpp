@@ -103,7 +103,7 @@ void tile(benchmark::State& state, Isa isa, Index rows, Index k, bool by_rows) {
     Buffer<S> a((by_rows ? rows : k) * stride), b(k * width), c(rows * width);
     for (auto _ : state) {
         t.tile(rows, width, k, a.data(), by_rows ? stride : 1, by_rows ? 1 : stride, b.data(),
-               width, c.data(), width, true, nullptr, 0);
+               width, c.data(), width, true, {});
         benchmark::ClobberMemory();
     }
     report_flops(state, 2.0 * static_cast<double>(rows * width * k), peak(isa, sizeof(S)));
@@ -131,8 +131,9 @@ void product(benchmark::State& state, Isa isa, Index rows, Index out, Index in, 
         for (Index j = 0; j < out; j += 128) {
             const Index columns = std::min<Index>(128, out - j);
             if (packed)
-                moe::product(t, rows, columns, in, a, moe::Panels<S>{w + j * in}, y.data() + j, out,
-                             false);
+                moe::product(t, rows, columns, in, a,
+                             moe::Panels<S>{w + j * in, (out - j) / t.panel_width}, y.data() + j,
+                             out, false);
             else
                 moe::product(t, rows, columns, in, a, moe::Strided<S>{w + j * in, 1, in},
                              y.data() + j, out, false, scratch.data());

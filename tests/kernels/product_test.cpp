@@ -113,11 +113,35 @@ TYPED_TEST(Product, PanelsMayBeComputedInAnyOrder) {
         for (const Index j : {2, 0, 3, 1}) packed.pack(right, j, j + 1);
         for (const Index j : {3, 1, 0, 2}) {
             const Index first = j * t.panel_width, width = std::min(t.panel_width, cols - first);
-            moe::product(t, rows, width, k, left, moe::Panels<S>{packed.panel(j)},
-                         parts.data() + first, cols, false);
+            moe::product(t, rows, width, k, left, packed.view(j), parts.data() + first, cols,
+                         false);
         }
         EXPECT_TRUE(same(rows * cols, parts.data(), whole.data()));
         EXPECT_EQ(packed.panel(2), packed.view().data + 2 * k * t.panel_width);
+    });
+}
+
+/// Panels take turns, some of them and some rows of B at a time.
+TYPED_TEST(Product, OfManyPanelsInTurns) {
+    using S = TypeParam;
+    this->each_isa([&](const KernelTable<S>& t) {
+        Numbers random(4);
+        for (const Index panels : {9, 19})
+            for (const Index rows : {Index{1}, t.tile_rows, 2 * t.tile_rows + 1}) {
+                const Index cols = panels * t.panel_width - 3, k = 300;
+                const auto size = static_cast<std::size_t>(rows * cols);
+                std::vector<S> a(static_cast<std::size_t>(rows * k)),
+                    b(static_cast<std::size_t>(k * cols)), whole(size), expected(size);
+                random.fill(rows * k, a.data());
+                random.fill(k * cols, b.data());
+                const Strided<S> left{a.data(), k, 1}, right{b.data(), cols, 1};
+                PackedMatrix<S> packed;
+                packed.pack(t, right, k, cols);
+                moe::product(t, rows, cols, k, left, packed.view(), whole.data(), cols, false);
+                moe::exact::tile(rows, cols, k, a.data(), k, 1, b.data(), cols, expected.data(),
+                                 cols, false);
+                EXPECT_TRUE(same(rows * cols, whole.data(), expected.data()));
+            }
     });
 }
 
@@ -131,14 +155,14 @@ TYPED_TEST(Product, DoesNotDependOnHowKIsSplit) {
         std::vector<S> one(static_cast<std::size_t>(rows * cols)), blocks(one), by_hand(one);
         random.fill(rows * k, a.data());
         random.fill(k * cols, b.data());
-        t.tile(rows, cols, k, a.data(), k, 1, b.data(), cols, one.data(), cols, false, nullptr, 0);
+        t.tile(rows, cols, k, a.data(), k, 1, b.data(), cols, one.data(), cols, false, {});
         PackedMatrix<S> packed;
         packed.pack(t, {b.data(), cols, 1}, k, cols);
         moe::product(t, rows, cols, k, {a.data(), k, 1}, packed.view(), blocks.data(), cols, false);
         EXPECT_TRUE(same(rows * cols, blocks.data(), one.data()));
         for (Index from = 0; from < k; from += 101)
             t.tile(rows, cols, std::min<Index>(101, k - from), a.data() + from, k, 1,
-                   b.data() + from * cols, cols, by_hand.data(), cols, from > 0, nullptr, 0);
+                   b.data() + from * cols, cols, by_hand.data(), cols, from > 0, {});
         EXPECT_TRUE(same(rows * cols, by_hand.data(), one.data()));
     });
 }

@@ -129,7 +129,7 @@ TYPED_TEST(Table, TilesAreOneFmaChainPerElement) {
                         std::vector<S> want(c, c + c_size);
                         moe::exact::tile(rows, cols, k, a, a_row, a_col, b, b_row, want.data(),
                                          c_row, add);
-                        t.tile(rows, cols, k, a, a_row, a_col, b, b_row, c, c_row, add, nullptr, 0);
+                        t.tile(rows, cols, k, a, a_row, a_col, b, b_row, c, c_row, add, {});
                         ASSERT_TRUE(same(c_size, c, want.data()))
                             << "rows " << rows << " cols " << cols << " k " << k << " a_row "
                             << a_row << " a_col " << a_col << " add " << add;
@@ -149,7 +149,7 @@ TYPED_TEST(Table, TilesDoNotTouchWhatIsBesideThem) {
             std::vector<S> b(static_cast<std::size_t>(t.panel_width * 4), S(1));
             std::vector<S> c(static_cast<std::size_t>((rows + 2) * c_row), sentinel);
             t.tile(rows, cols, 4, a.data(), 4, 1, b.data(), t.panel_width, c.data() + c_row, c_row,
-                   false, nullptr, 0);
+                   false, {});
             for (Index i = 0; i < rows + 2; ++i)
                 for (Index j = 0; j < c_row; ++j) {
                     const bool inside = i >= 1 && i <= rows && j < cols;
@@ -172,7 +172,7 @@ TYPED_TEST(Table, TilesAreAsGoodAsTheirChain) {
         std::vector<double> want(c.size());
         random.fill(rows * k, a.data());
         random.fill(k * cols, b.data());
-        t.tile(rows, cols, k, a.data(), k, 1, b.data(), cols, c.data(), cols, false, nullptr, 0);
+        t.tile(rows, cols, k, a.data(), k, 1, b.data(), cols, c.data(), cols, false, {});
         moe::plain::tile(rows, cols, k, a.data(), k, 1, b.data(), cols, want.data(), cols, false);
         // |error| <= k eps sum |a b| for one chain of k roundings; |a|, |b| <= 2.
         const double tolerance =
@@ -581,9 +581,8 @@ TEST(FloatTables, AgreeOnAProductWhateverTheirTile) {
     for (const Isa isa : moe::supported_isas()) {
         float c[32], first[32];
         moe::kernels<float>(Isa::scalar)
-            .tile(1, 16, k, a.data(), 1, 1, b.data(), 32, first, 32, false, nullptr, 0);
-        moe::kernels<float>(isa).tile(1, 16, k, a.data(), 1, 1, b.data(), 32, c, 32, false, nullptr,
-                                      0);
+            .tile(1, 16, k, a.data(), 1, 1, b.data(), 32, first, 32, false, {});
+        moe::kernels<float>(isa).tile(1, 16, k, a.data(), 1, 1, b.data(), 32, c, 32, false, {});
         EXPECT_TRUE(same<float>(16, c, first)) << moe::name(isa);
     }
 }

@@ -43,6 +43,7 @@ Index packed_size(const KernelTable<S>& table, Index k, Index cols) {
 template <class S>
 struct Panels {
     const S* data;
+    Index count = 0;  ///< there are at least; those that are not read now are prefetched
 };
 
 /// Packs panels [begin, end) of B to where they belong in the packed matrix that starts at `to`.
@@ -128,7 +129,10 @@ public:
         MOE_ASSERT(table_ != nullptr && 0 <= j && j <= panels(), "a panel of the matrix");
         return data_.get() + j * k_ * table_->panel_width;
     }
-    Panels<S> view() const { return {data_.get()}; }
+    /// All panels without the first ones.
+    Panels<S> view(Index first = 0) const {
+        return {data_.get() + first * k_ * (table_ ? table_->panel_width : 0), panels() - first};
+    }
     /// Memory held.
     Index bytes() const { return capacity_ * static_cast<Index>(sizeof(S)); }
 

@@ -57,13 +57,6 @@ inline void check_product([[maybe_unused]] Index rows, [[maybe_unused]] Index co
     MOE_ASSERT(rows < 2 || c_row >= cols, "rows of a product do not overlap");
 }
 
-/// Where the next tiles' share of B lies, for the tile's prefetch.
-template <class S>
-struct Ahead {
-    const S* address = nullptr;
-    Index step = 0;
-};
-
 /// C (+)= A B with the panels of B outermost: `slice(j, k0, kb)` gives rows [k0, k0 + kb) of panel
 /// j; `next(j, k0, kb, part, parts)` a part of what that will read, to be prefetched in kb steps.
 /// k is cut at multiples of `unit`.
@@ -96,7 +89,7 @@ void product_of_slices(const KernelTable<S>& table, Index rows, Index cols, Inde
             table.tile(row_blocks.part(r), width, kb,
                        a.data + row * a.row_stride + k0 * a.col_stride, a.row_stride, a.col_stride,
                        b, table.panel_width, c + row * c_row + first_col, c_row, add || s > 0,
-                       ahead.address, ahead.step);
+                       ahead);
             row += row_blocks.part(r);
         }
     }
@@ -164,7 +157,7 @@ void product_by_rows(const KernelTable<S>& table, Index rows, Index cols, Index 
                                  share / longest + 1};
                     table.tile(height, columns(first + j), kb, a_block.data, a_block.row_stride,
                                a_block.col_stride, scratch + j * kb * width, width,
-                               c_block + j * width, c_row, add || s > 0, ahead.address, ahead.step);
+                               c_block + j * width, c_row, add || s > 0, ahead);
                 }
                 row += height;
             }
@@ -212,26 +205,60 @@ void product_in_place(const KernelTable<S>& table, Index rows, Index cols, Index
                     table.tile(row_blocks.part(r), here, kb,
                                a.data + row * a.row_stride + k0 * a.col_stride, a.row_stride,
                                a.col_stride, from, b_row, c + row * c_row + col, c_row,
-                               add || s > 0, r == 0 ? ahead : from, r == 0 ? b.row_stride : 0);
+                               add || s > 0, {r == 0 ? ahead : from, r == 0 ? b.row_stride : 0});
                     row += row_blocks.part(r);
                 }
             }
         }
 }
 
-/// C (+)= A B with packed B for one block of rows of A: each element of B is read once, in one
-/// piece, and prefetched the further ahead the more rows there are. From memory, 12 rows of 768 x
-/// 2048 ran at 240 GFLOP/s so and at 127 in slices, half of the next prefetched with each (Zen 5).
-/// Panels two by two, 6 x 64, took 4 and 6 rows at 39 GB/s of weights, these tiles at 40 and 39.
+/// Panels that are multiplied, and prefetched, in turns.
+inline constexpr Index panels_together = 8;
+/// Rows of B for which they are where A is one block of rows.
+inline constexpr Index turn_rows = 128;
+
+/// C (+)= A B with packed B. A few panels take turns, some rows of each at a time; meanwhile the
+/// next rows of all of them come in, in streams that are walked together. One core of a Xeon
+/// (Emerald Rapids) that read eight rows of memory together at 16, and some time later at 20 GB/s,
+/// took 1, 4, 8 and 14 rows by 2048 by 1024 at 15.8, 15.9, 15.7 and 14.9 GB/s of weights so, later
+/// at 20, 18, 18 and 16, where panel by panel it had been 12.4, 12.8, 11.4 and 10.5, and 15, 15, 13
+/// and 13.
 template <class S>
 void product_of_panels(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
                        Panels<S> b, S* c, Index c_row, bool add) {
-    const Index distance = std::min<Index>(2048 * rows, 16384) / static_cast<Index>(sizeof(S));
-    const Index width = table.panel_width;
-    for (Index col = 0; col < cols; col += width)
-        table.tile(rows, std::min(width, cols - col), k, a.data, a.row_stride, a.col_stride,
-                   b.data + col * k, width, c + col, c_row, add, b.data + col * k + distance,
-                   width);
+    const Index width = table.panel_width, panel = k * width;
+    const EvenSplit row_blocks(rows, table.tile_rows);
+    const EvenSplit k_blocks(k, row_blocks.count == 1 ? turn_rows : k_block(table));
+    const EvenSplit groups(num_panels(table, cols), panels_together);
+    for (Index g = 0; g < groups.count; ++g)
+        for (Index s = 0; s < k_blocks.count; ++s) {
+            const Index first = groups.begin(g), panels = groups.part(g);
+            const Index k0 = k_blocks.begin(s), kb = k_blocks.part(s);
+            const S* const from = b.data + first * panel + k0 * width;
+            const bool last = s + 1 == k_blocks.count;
+            Ahead<S> ahead{from};
+            Index share = 0;  // of each stream, with each tile
+            if (const Index streams =
+                    last ? std::min(panels_together, b.count - first - panels) : panels;
+                streams > 0) {
+                share = kb * width / (panels * row_blocks.count);
+                ahead = {last ? b.data + (first + panels) * panel : from + kb * width, panel,
+                         streams,
+                         (share * streams + kb - 1) / std::max<Index>(1, kb) - streams * panel};
+            }
+            for (Index j = 0; j < panels; ++j) {
+                const Index col = (first + j) * width;
+                Index row = 0;
+                for (Index r = 0; r < row_blocks.count; ++r) {
+                    table.tile(row_blocks.part(r), std::min(width, cols - col), kb,
+                               a.data + row * a.row_stride + k0 * a.col_stride, a.row_stride,
+                               a.col_stride, from + j * panel, width, c + row * c_row + col, c_row,
+                               add || s > 0, ahead);
+                    ahead.address += share;
+                    row += row_blocks.part(r);
+                }
+            }
+        }
 }
 
 }  // namespace detail
@@ -254,17 +281,7 @@ template <class S>
 void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
              Panels<S> b, S* c, Index c_row, bool add) {
     detail::check_product(rows, cols, k, c_row);
-    if (rows == 0) return;
-    if (rows <= table.tile_rows)
-        return detail::product_of_panels(table, rows, cols, k, a, b, c, c_row, add);
-    detail::product_of_slices(
-        table, rows, cols, k, a, c, c_row, add,
-        [&](Index j, Index k0, Index) { return b.data + (j * k + k0) * table.panel_width; },
-        [&](Index j, Index k0, Index kb, Index part, Index parts) -> detail::Ahead<S> {
-            const Index size = kb * table.panel_width;
-            return {b.data + (j * k + k0) * table.panel_width + size * part / parts,
-                    (size / parts + kb - 1) / std::max<Index>(1, kb)};
-        });
+    if (rows > 0) detail::product_of_panels(table, rows, cols, k, a, b, c, c_row, add);
 }
 
 /// The same with B as it lies in memory. It is packed in pieces, each once for all rows, into
@@ -302,7 +319,7 @@ void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strid
         },
         // A share of the next panel's columns: 16 rows of 768 x 2048, from memory, ran at 141
         // GFLOP/s so and at 101 without (Zen 5).
-        [&](Index j, Index k0, Index kb, Index part, Index parts) -> detail::Ahead<S> {
+        [&](Index j, Index k0, Index kb, Index part, Index parts) -> Ahead<S> {
             if (k == 0 || (j + 1) * width >= cols) return {at(j, k0), 0};
             return {at(j + 1, 0) + (k0 * parts + kb * part) * width / parts * b.col_stride / k,
                     width / parts * b.col_stride / k};
@@ -343,7 +360,7 @@ void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strid
     MOE_ASSERT(b.packed->table() == &table, "the kernels in use are those B was packed for");
     MOE_ASSERT(b.packed->rows() == k, "B has a row for each column of A");
     MOE_ASSERT(b.first_panel * table.panel_width + cols <= b.packed->cols(), "columns of B");
-    product(table, rows, cols, k, a, Panels<S>{b.packed->panel(b.first_panel)}, c, c_row, add);
+    product(table, rows, cols, k, a, b.packed->view(b.first_panel), c, c_row, add);
 }
 
 }  // namespace moe::inline MOE_ABI

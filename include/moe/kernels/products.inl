@@ -9,7 +9,7 @@ inline constexpr int row_lines = static_cast<int>((panel_width + line - 1) / lin
 /// unroll pragmas are what keeps them there at -O2.
 template <int Rows>
 void tile_of(Index, Index cols, Index k, const S* a, Index a_row, Index a_col, const S* b,
-             Index b_row, S* c, Index c_row, bool add, const S* ahead, Index ahead_step) {
+             Index b_row, S* c, Index c_row, bool add, const Ahead<S>& ahead) {
     const Index added = add ? cols : 0;  // columns whose chain starts from C
     V acc[Rows][tile_vectors];
 #pragma GCC unroll 16
@@ -22,6 +22,8 @@ void tile_of(Index, Index cols, Index k, const S* a, Index a_row, Index a_col, c
     const S* group[groups];
 #pragma GCC unroll 6
     for (int g = 0; g < groups; ++g) group[g] = a + 3 * g * a_row;
+    const S* next = ahead.address;
+    Index left = ahead.streams;
     for (Index p = 0; p < k; ++p) {
         V row[tile_vectors];
 #pragma GCC unroll 2
@@ -36,8 +38,12 @@ void tile_of(Index, Index cols, Index k, const S* a, Index a_row, Index a_col, c
         for (int g = 0; g < groups; ++g) group[g] += a_col;
         b += b_row;
 #pragma GCC unroll 4
-        for (int l = 0; l < row_lines; ++l) __builtin_prefetch(ahead + l * line);
-        ahead += ahead_step;
+        for (int l = 0; l < row_lines; ++l) __builtin_prefetch(next + l * line);
+        next += ahead.step;
+        if (--left == 0) {
+            next += ahead.wrap;
+            left = ahead.streams;
+        }
     }
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i)
@@ -55,9 +61,9 @@ struct Tiles<std::integer_sequence<int, Less...>> {
 };
 
 inline void tile(Index rows, Index cols, Index k, const S* a, Index a_row, Index a_col, const S* b,
-                 Index b_row, S* c, Index c_row, bool add, const S* ahead, Index ahead_step) {
-    Tiles<std::make_integer_sequence<int, tile_rows>>::of[rows - 1](
-        rows, cols, k, a, a_row, a_col, b, b_row, c, c_row, add, ahead, ahead_step);
+                 Index b_row, S* c, Index c_row, bool add, const Ahead<S>& ahead) {
+    Tiles<std::make_integer_sequence<int, tile_rows>>::of[rows - 1](rows, cols, k, a, a_row, a_col,
+                                                                    b, b_row, c, c_row, add, ahead);
 }
 
 // ---- contiguous columns of B: weights stored [out, in] ----
@@ -200,7 +206,7 @@ inline void columns_packed(Index rows, Index cols, Index k, const S* a, Index a_
             const Index count = k - p < lanes ? k - p : lanes;
             pack(count, here, b + j * b_col + p, 1, b_col, panel);
             tile(rows, here, count, a + p, a_row, 1, panel, panel_width, c + j, c_row, add || p > 0,
-                 panel, 0);
+                 {panel});
             p += lanes;
         } while (p < k);
     }

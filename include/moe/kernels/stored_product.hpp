@@ -55,7 +55,7 @@ inline void product(const KernelTable<float>& table, Index rows, Index cols, Ind
     if (rows > std::min(detail::few_rows, table.tile_rows) || k == 0)
         return detail::product_of_slices(
             table, rows, cols, k, a, c, c_row, add, slice,
-            [&](Index j, Index k0, Index kb, Index part, Index parts) -> detail::Ahead<float> {
+            [&](Index j, Index k0, Index kb, Index part, Index parts) -> Ahead<float> {
                 const Index size = records(kb) * layout.record_bytes / 4;
                 return {reinterpret_cast<const float*>(record(j, k0)) + size * part / parts,
                         (size / parts + kb - 1) / std::max<Index>(1, kb)};
@@ -67,7 +67,7 @@ inline void product(const KernelTable<float>& table, Index rows, Index cols, Ind
             const Index kb = std::min(step, k - k0);
             table.tile(rows, std::min(width, cols - j * width), kb, a.data + k0 * a.col_stride,
                        a.row_stride, a.col_stride, slice(j, k0, kb), width, c + j * width, c_row,
-                       add || k0 > 0, scratch, 0);
+                       add || k0 > 0, {scratch});
         }
 }
 

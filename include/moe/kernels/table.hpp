@@ -19,6 +19,16 @@ namespace moe::inline MOE_ABI {
 /// the lists of tests/kernels/table_test.cpp, bits_main.cpp and tests/experts/mlp_test.cpp.
 enum class Activation { relu, relu_squared, gelu, gelu_tanh, silu };
 
+/// What a tile prefetches while it computes: as many bytes as a row of a panel has in each step,
+/// the next address `step` elements on, and `wrap` more after every `streams` steps. Any address.
+template <class S>
+struct Ahead {
+    const S* address = nullptr;
+    Index step = 0;
+    Index streams = 1;
+    Index wrap = 0;
+};
+
 /// Everything arithmetic that a layer does per element, as plain functions over pointers, strides
 /// and counts: one table per instruction set, the same bits from each for float.
 ///
@@ -56,11 +66,9 @@ struct KernelTable {
     /// @param a     A(i, p) = a[i * a_row + p * a_col]
     /// @param b     B(p, j) = b[p * b_row + j]; all panel_width columns of each row are readable
     /// @param c     C(i, j) = c[i * c_row + j]
-    /// @param ahead, ahead_step  in step p as many bytes as a row of a panel has are prefetched
-    ///              from ahead + p * ahead_step on: what the next tiles will read comes in while
-    ///              this one computes. Any address.
+    /// @param ahead what the next tiles will read comes in while this one computes
     void (*tile)(Index rows, Index cols, Index k, const S* a, Index a_row, Index a_col, const S* b,
-                 Index b_row, S* c, Index c_row, bool add, const S* ahead, Index ahead_step);
+                 Index b_row, S* c, Index c_row, bool add, const Ahead<S>& ahead);
 
     Index column_rows;  ///< most rows that one `columns` call takes, at most tile_rows
 
