@@ -108,15 +108,14 @@ void report(benchmark::State& state, double bytes, double flops, double peak_flo
 class Panels {
 public:
     explicit Panels(Index bytes) : bytes_(bytes), count_(pool_bytes / bytes) {}
-    const std::byte* next() {
-        turn_ = turn_ + 1 < count_ ? turn_ + 1 : 0;
+    const std::byte* next(Index panels) {
+        turn_ = ahead_of(panels);
         return pool().data() + turn_ * bytes_;
     }
-    const std::byte* ahead() const {
-        return pool().data() + (turn_ + 1 < count_ ? turn_ + 1 : 0) * bytes_;
-    }
+    const std::byte* ahead(Index panels) const { return pool().data() + ahead_of(panels) * bytes_; }
 
 private:
+    Index ahead_of(Index panels) const { return turn_ + 2 * panels <= count_ ? turn_ + panels : 0; }
     Index bytes_, count_, turn_ = 0;
 };
 
@@ -126,7 +125,7 @@ void decode(benchmark::State& state, Tables t, Storage storage) {
     Buffer to(part * moe::record_rows * t.stored->panel_width * 4);
     Panels panels(layout.bytes(k));
     for (auto _ : state) {
-        const std::byte* const panel = panels.next();
+        const std::byte* const panel = panels.next(1);
         for (Index r = 0; r < records; r += part)
             t.stored->decode(storage, part, panel + layout.scale_bytes + r * layout.record_bytes,
                              reinterpret_cast<const float*>(panel), to.floats());
@@ -177,18 +176,20 @@ void product(benchmark::State& state, Tables t, Storage storage, Compute compute
     const moe::Int8Rows x{q, k + 64, scale.data(), sums.data(), records};
     Panels panels(layout.bytes(k));
     for (auto _ : state) {
-        for (Index j = 0; j < columns; j += width) {
-            const std::byte* const panel = panels.next();
+        // As many columns at once as a layer takes.
+        const Index together = compute == Compute::exact ? width : rows <= 64 ? 512 : 128;
+        for (Index j = 0; j < columns; j += together) {
+            const std::byte* const panel = panels.next(together / width);
             float* const to = c.floats() + j;
             if (compute == Compute::exact)
                 exact_product(t, storage, rows, a.floats(), a_row / 4, panel, to, c_row,
-                              slice.floats(), panels.ahead());
+                              slice.floats(), panels.ahead(together / width));
             else if (compute == Compute::bf16)
-                t.stored->product_bf16(rows, width, records, encoded.data(), a_row, panel, to,
-                                       c_row, panels.ahead());
+                t.stored->product_bf16(rows, together, records, encoded.data(), a_row, panel, to,
+                                       c_row, panels.ahead(together / width));
             else
-                t.stored->product_int8(storage, rows, width, records, x, panel, to, c_row,
-                                       panels.ahead());
+                t.stored->product_int8(storage, rows, together, records, x, panel, to, c_row,
+                                       panels.ahead(together / width));
         }
         benchmark::ClobberMemory();
     }

@@ -511,6 +511,57 @@ private:
     std::vector<float> want_;
 };
 
+/// Panels that follow one another, between guard pages: each as alone.
+TEST(StorageTable, ManyPanelsInTurnsAreThoseOfEach) {
+    each_table([](const StorageTable& t) {
+        Numbers random(21);
+        for (const Storage storage : kernel_test::stored_forms)
+            for (const Index k : {Index{40}, Index{700}, moe::StorageTable::row_chunk + 70}) {
+                if (storage == Storage::f16) continue;
+                const Index width = t.panel_width, panels = k > 1000 ? 3 : 9;
+                const Index cols = panels * width - 5, records = StoredPanel::records(k);
+                const Index size = moe::panel_layout(storage, width).bytes(k);
+                Guarded<std::byte> all(panels * size);
+                for (Index j = 0; j < panels; ++j) {
+                    const StoredPanel panel(storage, width, k, width, random);
+                    std::copy_n(panel.data(), size, all.last(panels * size) + j * size);
+                }
+                const std::byte* const b = all.last(panels * size);
+                const std::vector<float> x = activations(most_rows, k, 0, random);
+                const Index a_row = padded(k) * t.bf16_bytes, q_row = padded(k);
+                std::vector<std::byte> a(size_of(most_rows * a_row));
+                std::vector<std::int8_t> q(size_of(most_rows * q_row));
+                std::vector<float> scale(size_of(most_rows));
+                std::vector<std::int32_t> sums(size_of(most_rows * records));
+                for (Index i = 0; i < most_rows; ++i) {
+                    t.encode_bf16(k, x.data() + i * k, a.data() + i * a_row);
+                    t.encode_int8(k, x.data() + i * k, q.data() + i * q_row, &scale[size_of(i)],
+                                  sums.data() + i * records);
+                }
+                const auto product = [&](Index rows, Index columns, const std::byte* from, float* c,
+                                         const std::byte* ahead) {
+                    if (storage == Storage::bf16)
+                        t.product_bf16(rows, columns, records, a.data(), a_row, from, c, cols,
+                                       ahead);
+                    else
+                        t.product_int8(storage, rows, columns, records,
+                                       {q.data(), q_row, scale.data(), sums.data(), records}, from,
+                                       c, cols, ahead);
+                };
+                for (const Index rows : {1, 6, 17, 33, 100}) {
+                    if (rows > 33 && k > 100) continue;  // slow where tiles are emulated
+                    std::vector<float> got(size_of(rows * cols)), want(got);
+                    product(rows, cols, b, got.data(), rows == 1 ? nullptr : b);
+                    for (Index j = 0; j < panels; ++j)
+                        product(rows, std::min(width, cols - j * width), b + j * size,
+                                want.data() + j * width, nullptr);
+                    ASSERT_TRUE(same(rows * cols, got.data(), want.data()))
+                        << moe::name(storage) << " rows " << rows << " k " << k;
+                }
+            }
+    });
+}
+
 class StoredIntegers : public ::testing::TestWithParam<Storage> {};
 
 TEST_P(StoredIntegers, ProductsAreExactSums) {

@@ -47,10 +47,14 @@ struct FeedForwardStoredState {
         for (Scratch& of : scratch) {
             of.rows.resize(block * x.stride());
             of.scales.resize(block);
-            of.products.resize(std::max(block * 2 * feed_forward_columns, shape.model_dim));
+            of.products.resize(std::max(products_size(block), shape.model_dim));
         }
         items.reserve(2 * static_cast<std::size_t>(8 * Index{workers} + experts));
         offsets.reserve(static_cast<std::size_t>(experts) + 1);
+    }
+    /// Elements of what is multiplied at once, for blocks of up to `block` rows: gate and up.
+    static Index products_size(Index block) {
+        return 2 * std::min(4 * block, feed_forward_rows) * feed_forward_columns;
     }
     /// Room for calls of up to `tokens` tokens and `rows` rows: weighted inputs are encoded for
     /// each row of a part, others for each token.
@@ -64,9 +68,10 @@ struct FeedForwardStoredState {
                        Index tokens, Index rows, int workers) {
         const Index part = FeedForwardState<float>::part_rows(shape, rows, workers);
         const Index row = 4 * FeedForwardState<float>::row_stride(shape.ffn_dim) + h.stride() + 4;
-        const Index block = x.stride() + 4 + 4 * 2 * feed_forward_columns;  // of one row
+        const Index block = std::min(rows, feed_forward_rows);
         return std::max(tokens, part) * (x.stride() + 4) + part * row +
-               workers * (std::min(rows, feed_forward_rows) * block + 4 * shape.model_dim);
+               workers *
+                   (block * (x.stride() + 4) + 4 * products_size(block) + 4 * shape.model_dim);
     }
     EncodedRows x() { return {x_rows.data(), x_scales.data()}; }
     EncodedRows h() { return {hidden_rows.data(), hidden_scales.data()}; }
@@ -113,11 +118,12 @@ void stored_hidden(const FeedForwardShape& shape, const StoredFeedForward<S>& ex
     const StoredMatrix& up = experts.up->stored(expert);
     const StoredMatrix& gate = shape.gated ? experts.gate->stored(expert) : up;
     const float* const bias = bias_row(*experts.up_bias, expert);
-    const Index panel_width = table.panel_width, width = feed_forward_columns;
-    const Index stride = experts.x.stride(), block = feed_forward_rows;
+    const Index stride = experts.x.stride();
+    const Index block = std::min(feed_forward_rows, rows.size(item.expert));
+    const Index width = feed_forward_width(block);
     const Index hidden_stride = FeedForwardState<S>::row_stride(shape.ffn_dim);
     float* const up_block = scratch.products.data();
-    float* const gate_block = up_block + std::min(block, rows.size(item.expert)) * width;
+    float* const gate_block = up_block + block * width;
 
     for (Index first = rows.begin(item.expert); first < rows.end(item.expert); first += block) {
         const Index count = std::min(block, rows.end(item.expert) - first);
@@ -135,17 +141,13 @@ void stored_hidden(const FeedForwardShape& shape, const StoredFeedForward<S>& ex
         }
         for (Index begin = item.begin; begin < item.end; begin += width) {
             const Index columns = std::min(width, item.end - begin);
-            for (Index at = 0; at < columns; at += panel_width) {
-                const Index panel = (begin + at) / panel_width;
-                const Index here = std::min(panel_width, columns - at);
-                const Index next = begin + at + here < item.end ? panel + 1 : panel;
-                const std::byte* const next_up = up.panel(next);
-                experts.x.multiply(count, here, a, up, panel, up_block + at, width,
-                                   shape.gated ? gate.panel(panel) : next_up);
-                if (shape.gated)
-                    experts.x.multiply(count, here, a, gate, panel, gate_block + at, width,
-                                       next_up);
-            }
+            const Index panel = begin / table.panel_width;
+            const std::byte* const next =
+                begin + width < item.end ? up.panel((begin + width) / table.panel_width) : nullptr;
+            experts.x.multiply(count, columns, a, up, panel, up_block, width,
+                               shape.gated ? gate.panel(panel) : next);
+            if (shape.gated)
+                experts.x.multiply(count, columns, a, gate, panel, gate_block, width, next);
             for (Index i = 0; i < count; ++i) {
                 float* const u = up_block + i * width;
                 float* const to = state.hidden.data() + (first - base + i) * hidden_stride + begin;
@@ -166,31 +168,28 @@ void stored_down(const StoredFeedForward<S>& experts, const Rows<S>& rows, Out<S
                  Index end, FeedForwardStoredState& state,
                  FeedForwardStoredState::Scratch& scratch) {
     const KernelTable<S>& table = experts.down->kernels();
-    const Index panel_width = table.panel_width, stride = experts.hidden.stride();
-    const Index width = std::min(feed_forward_columns, end - begin), base = rows.offsets.front();
+    const Index stride = experts.hidden.stride(), base = rows.offsets.front();
     float* const block = scratch.products.data();
     for (Index e = 0; e < rows.num_experts(); ++e) {
         if (rows.size(e) == 0) continue;
         const Index expert = rows.first_expert + e;
         const StoredMatrix& down = experts.down->stored(expert);
         const float* const bias = bias_row(*experts.down_bias, expert);
-        Index after = e + 1;  // the next expert that has rows, or this one
+        const Index width = feed_forward_width(std::min(feed_forward_rows, rows.size(e)));
+        Index after = e + 1;  // the next expert that has rows, or none
         while (after < rows.num_experts() && rows.size(after) == 0) ++after;
         const std::byte* const then =
-            (after < rows.num_experts() ? experts.down->stored(rows.first_expert + after) : down)
-                .panel(begin / panel_width);
+            after < rows.num_experts()
+                ? experts.down->stored(rows.first_expert + after).panel(begin / table.panel_width)
+                : nullptr;
         for (Index first = rows.begin(e); first < rows.end(e); first += feed_forward_rows) {
             const Index count = std::min(feed_forward_rows, rows.end(e) - first);
             const EncodedRows a = state.h().from(first - base, stride);
             for (Index at = begin; at < end; at += width) {
                 const Index columns = std::min(width, end - at);
-                for (Index j = 0; j < columns; j += panel_width) {
-                    const Index panel = (at + j) / panel_width;
-                    const bool last = at + j + panel_width >= end;
-                    experts.hidden.multiply(count, std::min(panel_width, columns - j), a, down,
-                                            panel, block + j, width,
-                                            last ? then : down.panel(panel + 1));
-                }
+                experts.hidden.multiply(
+                    count, columns, a, down, at / table.panel_width, block, width,
+                    at + width < end ? down.panel((at + width) / table.panel_width) : then);
                 for (Index i = 0; i < count; ++i) {
                     if (const Index next = i + feed_forward_ahead; next < count)
                         prefetch_row<S>(y, rows.to, first + next, at, columns);

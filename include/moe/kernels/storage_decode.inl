@@ -2,6 +2,11 @@
 // What is not a product: weights to floats and activations to bf16 and int8. Included by
 // storage_body.inl.
 
+/// Bytes between what is read and what is prefetched where weights are read once. An EPYC 9005 core
+/// read them at 80 % of the rate of a plain loop with 2 kB, 83 % with 4 kB and 85 % with 8 kB; on a
+/// Xeon 8 kB were slower than 2.
+inline constexpr Index read_ahead = 4096;
+
 /// weight = (code - zero) s for the `bits` of each code. A code goes into the last bits of 2^23, a
 /// float whose steps are 1.
 template <Storage storage>

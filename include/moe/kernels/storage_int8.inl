@@ -189,7 +189,7 @@ void add_chunk(Index cols, const Int8Rows& a, Index begun, Index n, bool end, co
     }
 }
 
-/// One product for all storages of integers.
+/// One product for all storages of integers; panels take turns as in product_bf16.
 template <Storage storage>
 void product_of(Index rows, Index cols, Index records, const Int8Rows& a, const std::byte* panel,
                 float* c, Index c_row, const std::byte* ahead) {
@@ -201,60 +201,82 @@ void product_of(Index rows, Index cols, Index records, const Int8Rows& a, const 
                               : bits == 4 ? int4_rows
                               : by_record ? block_rows
                                           : int8_rows;
-    constexpr Index block = block_sums / tile_rows;
+    constexpr Index block = block_sums / tile_rows, most_rows = block * tile_rows;
     constexpr Index slice =
         slice_bytes / layout.record_bytes < chunk ? slice_bytes / layout.record_bytes : chunk;
+    constexpr Index turn = turn_bytes / layout.record_bytes;
     constexpr Index wide_row = dot_rows == 2 && bits == 8 ? 2 * slice * record_rows : 0;
-    [[maybe_unused]] const float* const scales = reinterpret_cast<const float*>(panel);
-    alignas(64) std::byte sums[block * tile_rows * row_bytes];
+    alignas(64) std::byte sums[panels_together][most_rows * row_bytes];
     alignas(64) std::int8_t wide[tile_rows * wide_row + 1];
     const Tiles tiles(rows, tile_rows);
-    const Index most = tiles.count == 1 && wide_row == 0 ? chunk : slice;
-    Prefetch prefetch(panel + layout.scale_bytes, ahead, records, layout.record_bytes, tiles.count,
-                      bits);
-    for (Index first = 0; first < tiles.count; first += block) {
-        const Index last = first + block < tiles.count ? first + block : tiles.count;
-        const Index row = tiles.start(first), end = tiles.start(last);
-        clear(end - row, sums);
-        Index begun = 0;  // the first record of this chunk
-        for (Index r = 0, count = 0; r < records; r += count) {
-            count = prefetch.slice(
-                r, !by_record && begun + chunk - r < most ? begun + chunk - r : most);
-            for (Index t = first; t < last; ++t) {
-                const Index i = tiles.start(t), height = tiles.start(t + 1) - i;
-                const std::int8_t* q = a.q + i * a.q_row + r * record_rows;
-                if constexpr (wide_row > 0) {
-                    for (Index l = 0; l < height; ++l)
-                        for (Index p = 0; p < count * record_rows; p += record_rows)
-                            store_int(wide + l * wide_row + 2 * p, widen(q + l * a.q_row + p));
-                    q = wide;
-                }
-                Int8Tiles<storage, std::make_integer_sequence<int, tile_rows>>::of[height - 1](
-                    count, q, wide_row > 0 ? wide_row : a.q_row, a.sums + i * a.sums_row + r,
-                    a.sums_row, panel + layout.scale_bytes + r * layout.record_bytes,
-                    sums + (i - row) * row_bytes, prefetch.next(r, count));
-            }
-            if constexpr (!by_record)
-                if (r + count == begun + chunk && r + count < records) {
-                    for (Index i = row; i < end; ++i)
-                        add_chunk<storage>(cols, rows_from(a, i), begun, chunk, false, scales,
-                                           sums + (i - row) * row_bytes, c + i * c_row);
-                    clear(end - row, sums);
-                    begun = r + count;
-                }
-        }
-        for (Index i = row; i < end; ++i) {
-            const std::byte* const sum = sums + (i - row) * row_bytes;
-            float* const to = c + i * c_row;
-            if constexpr (!by_record)
-                add_chunk<storage>(cols, rows_from(a, i), begun, records - begun, true, scales, sum,
-                                   to);
-            else
-                for (Index v = 0; v < tile_vectors; ++v)
-                    store(to + v * lanes,
-                          mul(load(reinterpret_cast<const float*>(sum) + v * lanes),
-                              splat(a.scale[i])),
-                          cols - v * lanes);
+    const Index panel_bytes = layout.bytes(records * record_rows);
+    // Three tiles by record take longer than memory does, and want B from close by.
+    constexpr Index few = by_record ? 2 : 1;
+    const Index together = tiles.count > (by_record ? few : block) ? 1 : panels_together;
+    const Index longest = tiles.count > few ? slice : few * turn;
+    for (Index col = 0; col < cols; col += together * panel_width) {
+        const Index left = (cols - col + panel_width - 1) / panel_width;
+        const Index panels = left < together ? left : together;
+        const std::byte* const b = panel + col / panel_width * panel_bytes;
+        const std::byte* const then = left > together ? b + together * panel_bytes : ahead;
+        for (Index first = 0; first < tiles.count; first += block) {
+            const Index last = first + block < tiles.count ? first + block : tiles.count;
+            const Index row = tiles.start(first), end = tiles.start(last);
+            for (Index j = 0; j < panels; ++j) clear(end - row, sums[j]);
+            Index begun = 0;  // the first record of this chunk
+            Index r = 0, count = 0;
+            do {
+                const Index most = by_record ? records - r : begun + chunk - r;
+                count = records - r < most ? records - r : most;
+                if (count > longest) count = longest;
+                const std::byte* const from = b + layout.scale_bytes + r * layout.record_bytes;
+                Prefetch prefetch(r + count < records ? from + count * layout.record_bytes : then,
+                                  from, panel_bytes, panels, count * layout.record_bytes,
+                                  count * bits * (last - first));
+                for (Index j = 0; j < panels; ++j)
+                    for (Index t = first; t < last; ++t) {
+                        const Index i = tiles.start(t), height = tiles.start(t + 1) - i;
+                        const std::int8_t* q = a.q + i * a.q_row + r * record_rows;
+                        if constexpr (wide_row > 0) {
+                            for (Index l = 0; l < height; ++l)
+                                for (Index p = 0; p < count * record_rows; p += record_rows)
+                                    store_int(wide + l * wide_row + 2 * p,
+                                              widen(q + l * a.q_row + p));
+                            q = wide;
+                        }
+                        Int8Tiles<storage, std::make_integer_sequence<int, tile_rows>>::of[height -
+                                                                                           1](
+                            count, q, wide_row > 0 ? wide_row : a.q_row,
+                            a.sums + i * a.sums_row + r, a.sums_row, from + j * panel_bytes,
+                            sums[j] + (i - row) * row_bytes, prefetch.next(count * bits));
+                    }
+                if constexpr (!by_record)
+                    if (r + count == begun + chunk || r + count == records) {
+                        const bool is_last = r + count == records;
+                        for (Index j = 0; j < panels; ++j) {
+                            const Index at = col + j * panel_width;
+                            const auto* scales =
+                                reinterpret_cast<const float*>(b + j * panel_bytes);
+                            for (Index i = row; i < end; ++i)
+                                add_chunk<storage>(
+                                    cols - at, rows_from(a, i), begun, r + count - begun, is_last,
+                                    scales, sums[j] + (i - row) * row_bytes, c + i * c_row + at);
+                            clear(end - row, sums[j]);
+                        }
+                        begun = r + count;
+                    }
+                r += count;
+            } while (r < records);
+            if constexpr (by_record)
+                for (Index i = row; i < end; ++i)
+                    for (Index at = col; at < col + panels * panel_width; at += lanes) {
+                        const std::byte* const sum = sums[(at - col) / panel_width] +
+                                                     (i - row) * row_bytes +
+                                                     (at - col) % panel_width * 4;
+                        store(c + i * c_row + at,
+                              mul(load(reinterpret_cast<const float*>(sum)), splat(a.scale[i])),
+                              cols - at);
+                    }
         }
     }
     finish();

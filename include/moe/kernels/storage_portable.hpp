@@ -116,7 +116,11 @@ inline void encode_bf16(Index n, const float* x, std::byte* to) {
 }
 
 inline void product_bf16(Index rows, Index cols, Index records, const std::byte* a, Index a_row,
-                         const std::byte* panel, float* c, Index c_row, const std::byte*) {
+                         const std::byte* panel, float* c, Index c_row, const std::byte* ahead) {
+    for (; cols > panel_width; cols -= panel_width, c += panel_width) {
+        product_bf16(rows, panel_width, records, a, a_row, panel, c, c_row, ahead);
+        panel += panel_layout(Storage::bf16, panel_width).bytes(records * record_rows);
+    }
     float b[record_rows * panel_width];
     for (Index i = 0; i < rows; ++i)
         for (Index j = 0; j < cols; ++j) c[i * c_row + j] = 0;
@@ -166,8 +170,12 @@ inline void encode_int8(Index n, const float* x, std::int8_t* q, float* scale, s
 inline constexpr Index block_rows = 16;
 
 inline void product_int8(Storage storage, Index rows, Index cols, Index records, const Int8Rows& a,
-                         const std::byte* panel, float* c, Index c_row, const std::byte*) {
+                         const std::byte* panel, float* c, Index c_row, const std::byte* ahead) {
     const PanelLayout layout = panel_layout(storage, panel_width);
+    for (; cols > panel_width; cols -= panel_width, c += panel_width) {
+        product_int8(storage, rows, panel_width, records, a, panel, c, c_row, ahead);
+        panel += layout.bytes(records * record_rows);
+    }
     const bool by_record = has_block_scales(storage);
     const Index chunk = by_record ? 1 : StorageTable::row_chunk / record_rows;
     for (Index first = 0; first < rows; first += block_rows) {

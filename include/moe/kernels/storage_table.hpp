@@ -77,7 +77,7 @@ struct Int8Rows {
 };
 
 /// Products with stored weights, in float: one table per instruction set, the same bits from each.
-/// A function multiplies one panel, whole columns of B, with all rows of A: k is not split by the
+/// A function multiplies panels, whole columns of B, with all rows of A: k is not split by the
 /// caller. No function checks its arguments; pointers may be unaligned; rows may be 0.
 ///
 /// exact    `decode` writes the float panel that KernelTable<float>::tile of the same instruction
@@ -117,12 +117,13 @@ struct StorageTable {
     Index bf16_bytes;
     /// x rounded to bf16, to nearest even (NaN stays NaN), then zeros up to a multiple of 64.
     void (*encode_bf16)(Index n, const float* x, std::byte* to);
-    /// C = A B for one panel stored as bf16.
-    /// @param cols   1 to panel_width; other columns of C are not touched
+    /// C = A B for panels stored as bf16.
+    /// @param cols   other columns of C are not touched
     /// @param a      rows as encode_bf16 writes them, a_row bytes apart, best no multiple of 4096
-    /// @param panel  layout of Storage::bf16, `records` records
+    /// @param panel  the first one, layout of Storage::bf16, `records` records; the others follow
     /// @param c      C(i, j) = c[i * c_row + j]
-    /// @param ahead  what will be read next, as much as the panel; may be prefetched. Any address.
+    /// @param ahead  the panels, as many and as large, that will be read next and may be
+    ///               prefetched; null if nobody knows
     void (*product_bf16)(Index rows, Index cols, Index records, const std::byte* a, Index a_row,
                          const std::byte* panel, float* c, Index c_row, const std::byte* ahead);
 
@@ -131,7 +132,7 @@ struct StorageTable {
     /// multiplied by an inverse. If max|x| < 2^-100, q and scale are 0; if x holds a NaN or an
     /// infinity, q is 0 and scale NaN.
     void (*encode_int8)(Index n, const float* x, std::int8_t* q, float* scale, std::int32_t* sums);
-    /// C = A B for one panel of integers; as product_bf16.
+    /// C = A B for panels of integers; as product_bf16.
     void (*product_int8)(Storage storage, Index rows, Index cols, Index records, const Int8Rows& a,
                          const std::byte* panel, float* c, Index c_row, const std::byte* ahead);
 };

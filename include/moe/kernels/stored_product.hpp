@@ -139,9 +139,8 @@ struct RowEncoding {
                                reinterpret_cast<std::int32_t*>(to.data + padded()));
     }
 
-    /// C = A B for one panel of B.
-    /// @param cols   1 to panel_width
-    /// @param ahead  the panel that comes next
+    /// C = A B for panels of B from `panel` on.
+    /// @param ahead  the panels that come next, as many; null if nobody knows
     void multiply(Index rows, Index cols, const EncodedRows& a, const StoredMatrix& b, Index panel,
                   float* c, Index c_row, const std::byte* ahead) const {
         if (compute == Compute::bf16)

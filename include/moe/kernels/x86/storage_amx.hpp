@@ -27,7 +27,7 @@ inline constexpr Index wide_size = 16384;
 inline void product_bf16(Index rows, Index cols, Index records, const std::byte* a, Index a_row,
                          const std::byte* panel, float* c, Index c_row, const std::byte* ahead) {
     const Index k = records * record_rows;
-    if (rows >= tiles_from(Storage::bf16) || rows * (k + 16) > wide_size)
+    if (records > 0 && (rows >= tiles_from(Storage::bf16) || rows * (k + 16) > wide_size))
         return tiles_bf16(rows, cols, records, a, a_row, panel, c, c_row, ahead);
     alignas(64) float wide[wide_size];
     for (Index i = 0; i < rows; ++i) widen_bf16(k, a + i * a_row, wide + i * (k + 16));

@@ -57,21 +57,35 @@ inline void configure(Index rows, int depth) {
     amx::configure(config);
 }
 
-/// What will be read next: `lines` cache lines of it come into the second-level cache per step.
+/// What will be read next: `lines` cache lines of it come into the second-level cache per step, one
+/// of each panel in turn, as in storage_body.inl.
 struct Ahead {
     std::uintptr_t at;  // a number: any address may be counted up from
-    Index lines;
+    std::uintptr_t stream, wrap;
+    Index lines, streams, left;
 
-    /// @param bytes  of the panel that one step reads
-    /// @param times  how often the panel is read
-    Ahead(const std::byte* from, Index bytes, Index times)
-        : at(reinterpret_cast<std::uintptr_t>(from)), lines((bytes / 64 + times - 1) / times) {}
+    /// @param from   a record of the first panel; null if nobody knows what is read next
+    /// @param here   what is read now
+    /// @param bytes  of each panel, in all steps together
+    /// @param steps  of all blocks for one panel
+    Ahead(const std::byte* from, const std::byte* here, Index panel_bytes, Index panels,
+          Index bytes, Index steps)
+        : at(reinterpret_cast<std::uintptr_t>(from == nullptr ? here : from)),
+          stream(static_cast<std::uintptr_t>(panel_bytes)),
+          wrap(64 - stream * static_cast<std::uintptr_t>(panels)),
+          lines(from == nullptr ? 0 : (bytes / 64 + steps - 1) / steps),
+          streams(panels),
+          left(panels) {}
 
     [[gnu::always_inline]] void step() {
-        std::uintptr_t line = at;
-        for (Index l = 0; l < lines; ++l, line += 64)
-            __builtin_prefetch(reinterpret_cast<const void*>(line), 0, 2);
-        at = line;
+        for (Index l = 0; l < lines; ++l) {
+            __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 2);
+            at += stream;
+            if (--left == 0) {
+                at += wrap;
+                left = streams;
+            }
+        }
     }
 };
 
@@ -134,6 +148,11 @@ void block(Index steps, const std::byte* a, Index a_row, const std::byte* b, flo
 inline constexpr Index group_rows = 4 * block_rows;
 inline constexpr Index slice_steps = 16;  // 32 KiB of B
 
+/// Panels that take turns, a slice of each at a time.
+inline Index panels_together(Index rows) { return rows <= block_rows ? 8 : 4; }
+/// Elements of the sums of a group, of all those panels.
+inline constexpr Index sums_size = 4 * group_rows * panel_width;
+
 inline Index blocks_of(Index rows) { return (rows + block_rows - 1) / block_rows; }
 /// Rows of the next group.
 inline Index group_of(Index left) {
@@ -141,28 +160,19 @@ inline Index group_of(Index left) {
     return left < group_rows ? left / block_rows * block_rows : group_rows;
 }
 
-/// The same for a group; sums [rows, panel_width].
+/// The same for a group and at most slice_steps steps; sums [rows, panel_width].
 template <bool integers>
 void group(Index rows, Index steps, const std::byte* a, Index a_row, const std::byte* b,
            float* sums, bool add, Ahead& ahead) {
-    const Index most = rows > block_rows ? slice_steps : steps;
-    Index s = 0;
-    do {
-        const Index here = steps - s < most ? steps - s : most;
-        for (Index i = 0; i < rows; i += block_rows) {
-            const std::byte* const from = a + i * a_row + 64 * s;
-            const std::byte* const with = b + s * 16 * b_row;
-            float* const to = sums + i * panel_width;
-            if (rows > block_rows)
-                block<integers, true, true>(here, from, a_row, with, to, add, ahead);
-            else if (rows > 16)
-                block<integers, true, false>(here, from, a_row, with, to, add, ahead);
-            else
-                block<integers, false, false>(here, from, a_row, with, to, add, ahead);
-        }
-        add = true;
-        s += here;
-    } while (s < steps);
+    for (Index i = 0; i < rows; i += block_rows, a += block_rows * a_row) {
+        float* const to = sums + i * panel_width;
+        if (rows > block_rows)
+            block<integers, true, true>(steps, a, a_row, b, to, add, ahead);
+        else if (rows > 16)
+            block<integers, true, false>(steps, a, a_row, b, to, add, ahead);
+        else
+            block<integers, false, false>(steps, a, a_row, b, to, add, ahead);
+    }
 }
 
 // ---- bf16 ----
@@ -195,18 +205,37 @@ inline void widen_bf16(Index n, const std::byte* from, float* to) {
 /// StorageTable::product_bf16 in tiles.
 inline void tiles_bf16(Index rows, Index cols, Index records, const std::byte* a, Index a_row,
                        const std::byte* panel, float* c, Index c_row, const std::byte* next) {
-    if (rows == 0) return;
+    constexpr PanelLayout layout = panel_layout(Storage::bf16, panel_width);
     // Not in C, whose rows may lie a multiple of 4096 bytes apart: all in one set of the cache.
-    alignas(64) float sums[group_rows * panel_width];
-    Ahead ahead(next, 16 * b_row, blocks_of(rows));
-    for (Index i = 0, here = 0; i < rows; i += here) {
-        here = group_of(rows - i);
-        if (i == 0 || here < block_rows) configure(here < block_rows ? here : block_rows, 16);
-        group<false>(here, records, a + i * a_row, a_row, panel, sums, false, ahead);
-        for (Index row = 0; row < here; ++row)
-            for (Index j = 0; j < cols; j += 16)
-                _mm512_mask_storeu_ps(c + (i + row) * c_row + j, mask(cols - j),
-                                      _mm512_load_ps(sums + row * panel_width + j));
+    alignas(64) float sums[sums_size];
+    const Index panel_bytes = layout.bytes(records * record_rows), together = panels_together(rows);
+    for (Index col = 0; col < cols; col += together * panel_width) {
+        const Index left = (cols - col + panel_width - 1) / panel_width;
+        const Index panels = left < together ? left : together;
+        const std::byte* const b = panel + col / panel_width * panel_bytes;
+        const std::byte* const then = left > together ? b + together * panel_bytes : next;
+        for (Index i = 0, here = 0; i < rows; i += here) {
+            here = group_of(rows - i);
+            if (i == 0 || here < block_rows) configure(here < block_rows ? here : block_rows, 16);
+            for (Index r = 0, count = 0; r < records; r += count) {
+                count = records - r < slice_steps ? records - r : slice_steps;
+                const std::byte* const from = b + r * layout.record_bytes;
+                Ahead ahead(r + count < records ? from + count * layout.record_bytes
+                            : i + here < rows   ? nullptr
+                                                : then,
+                            from, panel_bytes, panels, count * layout.record_bytes,
+                            count * blocks_of(here));
+                for (Index j = 0; j < panels; ++j)
+                    group<false>(here, count, a + i * a_row + 64 * r, a_row, from + j * panel_bytes,
+                                 sums + j * here * panel_width, r > 0, ahead);
+            }
+            for (Index row = 0; row < here; ++row)
+                for (Index at = 0; at < panels * panel_width; at += 16)
+                    _mm512_mask_storeu_ps(
+                        c + (i + row) * c_row + col + at, mask(cols - col - at),
+                        _mm512_load_ps(sums + (at / panel_width * here + row) * panel_width +
+                                       at % panel_width));
+        }
     }
     amx::release();
     finish();

@@ -69,39 +69,53 @@ inline void unpack_ternary(Index records, const std::byte* from, std::byte* to) 
         }
 }
 
-/// Records of ternary weights that are unpacked at once, 32 KiB.
-inline constexpr Index ternary_records = 32;
-
 template <bool ternary>
 void product_by_output(Index rows, Index cols, Index records, const Int8Rows& a,
                        const std::byte* panel, float* c, Index c_row, const std::byte* next) {
-    constexpr Index chunk = StorageTable::row_chunk / record_rows;
-    constexpr Index most = ternary ? ternary_records : chunk;
+    constexpr Index chunk = StorageTable::row_chunk / record_rows, slice = 2 * slice_steps;
+    static_assert(chunk % slice == 0);
     constexpr PanelLayout layout =
         panel_layout(ternary ? Storage::ternary : Storage::int8, panel_width);
-    alignas(64) float sums[group_rows * panel_width];
-    alignas(64) std::byte codes[ternary ? most * record_rows * panel_width : 64];
-    Ahead ahead(next, 2 * layout.record_bytes, blocks_of(rows));
-    for (Index i = 0, here = 0; i < rows; i += here) {
-        here = group_of(rows - i);
-        if (i == 0 || here < block_rows) configure(here < block_rows ? here : block_rows, 16);
-        for (Index r = 0, count = 0; r < records; r += count) {
-            count = records - r < most ? records - r : most;
-            const std::byte* b = panel + layout.scale_bytes + r * layout.record_bytes;
-            if constexpr (ternary) {
-                unpack_ternary(count, b, codes);
-                b = codes;
-            }
-            group<true>(here, count / 2,
+    alignas(64) float sums[sums_size];
+    alignas(64) std::byte codes[ternary ? slice * record_rows * panel_width : 64];
+    const Index panel_bytes = layout.bytes(records * record_rows), together = panels_together(rows);
+    for (Index col = 0; col < cols; col += together * panel_width) {
+        const Index left = (cols - col + panel_width - 1) / panel_width;
+        const Index panels = left < together ? left : together;
+        const std::byte* const b = panel + col / panel_width * panel_bytes;
+        const std::byte* const then = left > together ? b + together * panel_bytes : next;
+        for (Index i = 0, here = 0; i < rows; i += here) {
+            here = group_of(rows - i);
+            if (i == 0 || here < block_rows) configure(here < block_rows ? here : block_rows, 16);
+            for (Index r = 0, count = 0; r < records; r += count) {
+                count = records - r < slice ? records - r : slice;
+                const std::byte* const from = b + layout.scale_bytes + r * layout.record_bytes;
+                const Index end = r + count, begin = r / chunk * chunk;
+                Ahead ahead(end < records     ? from + count * layout.record_bytes
+                            : i + here < rows ? nullptr
+                                              : then,
+                            from, panel_bytes, panels, count * layout.record_bytes,
+                            count / 2 * blocks_of(here));
+                for (Index j = 0; j < panels; ++j) {
+                    const std::byte* with = from + j * panel_bytes;
+                    float* const to = sums + j * here * panel_width;
+                    if constexpr (ternary) {
+                        unpack_ternary(count, with, codes);
+                        with = codes;
+                    }
+                    group<true>(
+                        here, count / 2,
                         reinterpret_cast<const std::byte*>(a.q) + i * a.q_row + r * record_rows,
-                        a.q_row, b, sums, r % chunk > 0, ahead);
-            const Index end = r + count;
-            if (end % chunk > 0 && end < records) continue;
-            const Index begin = (end - 1) / chunk * chunk;
-            add_chunk(here, cols, end - begin, ternary ? 1 : 128, sums,
-                      a.sums + i * a.sums_row + begin, a.sums_row, begin == 0,
-                      end == records ? reinterpret_cast<const float*>(panel) : nullptr, a.scale + i,
-                      c + i * c_row, c_row);
+                        a.q_row, with, to, r > begin, ahead);
+                    if (end % chunk > 0 && end < records) continue;
+                    const Index at = col + j * panel_width;
+                    add_chunk(here, cols - at, end - begin, ternary ? 1 : 128, to,
+                              a.sums + i * a.sums_row + begin, a.sums_row, begin == 0,
+                              end == records ? reinterpret_cast<const float*>(b + j * panel_bytes)
+                                             : nullptr,
+                              a.scale + i, c + i * c_row + at, c_row);
+                }
+            }
         }
     }
     amx::release();
@@ -222,30 +236,44 @@ inline void product_by_record(Storage storage, Index rows, Index cols, Index rec
     constexpr Index q_bytes = unpacked_records * record_rows;
     alignas(64) std::int8_t padded[16 * q_bytes];  // the last rows of A, up to 16
     Unpacked b;
-    const Index record_bytes = panel_layout(storage, panel_width).record_bytes;
-    Ahead ahead(next, 2 * record_bytes, 2 * ((rows + 15) / 16));
+    const PanelLayout layout = panel_layout(storage, panel_width);
+    const Index panel_bytes = layout.bytes(records * record_rows), together = panels_together(rows);
     configure(block_rows, 8);
-    for (Index r = 0; r < records; r += unpacked_records) {
-        const Index here = records - r < unpacked_records ? records - r : unpacked_records;
-        const bool last = r + here == records;
-        unpack(storage, here, panel + r * record_bytes, b);
-        for (Index i = 0; i < rows; i += 16) {
-            const Index height = rows - i < 16 ? rows - i : 16;
-            const std::int8_t* q = a.q + i * a.q_row + r * record_rows;
-            Index q_row = a.q_row;
-            if (height < 16) {
-                for (Index row = 0; row < 16; ++row)
-                    for (Index p = 0; p < here * record_rows; p += 64)
-                        _mm512_store_si512(padded + row * q_bytes + p,
-                                           row < height ? _mm512_loadu_si512(q + row * q_row + p)
-                                                        : _mm512_setzero_si512());
-                q = padded;
-                q_row = q_bytes;
+    for (Index col = 0; col < cols; col += together * panel_width) {
+        const Index left = (cols - col + panel_width - 1) / panel_width;
+        const Index panels = left < together ? left : together;
+        const std::byte* const first = panel + col / panel_width * panel_bytes;
+        const std::byte* const then = left > together ? first + together * panel_bytes : next;
+        for (Index r = 0, count = 0; r < records; r += count) {
+            count = records - r < unpacked_records ? records - r : unpacked_records;
+            const bool last = r + count == records;
+            const std::byte* const from = first + r * layout.record_bytes;
+            Ahead ahead(last ? then : from + count * layout.record_bytes, from, panel_bytes, panels,
+                        count * layout.record_bytes, count * ((rows + 15) / 16));
+            for (Index j = 0; j < panels * panel_width; j += 16) {
+                if (j % panel_width == 0)
+                    unpack(storage, count, from + j / panel_width * panel_bytes, b);
+                if (col + j >= cols) break;
+                for (Index i = 0; i < rows; i += 16) {
+                    const Index height = rows - i < 16 ? rows - i : 16;
+                    const std::int8_t* q = a.q + i * a.q_row + r * record_rows;
+                    Index q_row = a.q_row;
+                    if (height < 16) {
+                        for (Index row = 0; row < 16; ++row)
+                            for (Index p = 0; p < count * record_rows; p += 64)
+                                _mm512_store_si512(padded + row * q_bytes + p,
+                                                   row < height
+                                                       ? _mm512_loadu_si512(q + row * q_row + p)
+                                                       : _mm512_setzero_si512());
+                        q = padded;
+                        q_row = q_bytes;
+                    }
+                    block_by_record(height, cols - col - j, count / 2, q, q_row,
+                                    b.code[0] + 4 * (j % panel_width), b.scale[0] + j % panel_width,
+                                    last ? a.scale + i : nullptr, c + i * c_row + col + j, c_row,
+                                    r > 0, ahead);
+                }
             }
-            for (Index j = 0; j < cols; j += 16)
-                block_by_record(height, cols - j, here / 2, q, q_row, b.code[0] + 4 * j,
-                                b.scale[0] + j, last ? a.scale + i : nullptr, c + i * c_row + j,
-                                c_row, r > 0, ahead);
         }
     }
     amx::release();
