@@ -132,7 +132,7 @@ void product(benchmark::State& state, Isa isa, Index rows, Index out, Index in, 
             const Index columns = std::min<Index>(128, out - j);
             if (packed)
                 moe::product(t, rows, columns, in, a,
-                             moe::Panels<S>{w + j * in, (out - j) / t.panel_width}, y.data() + j,
+                             moe::Panels<S>{w + j * in, w + (j + 128) % out * in}, y.data() + j,
                              out, false);
             else
                 moe::product(t, rows, columns, in, a, moe::Strided<S>{w + j * in, 1, in},

@@ -157,6 +157,8 @@ class ScopedIsa;
 template <class S>
 struct KernelTable;
 template <class S>
+struct Ahead;
+template <class S>
 struct Strided;
 template <class S>
 struct Panels;

@@ -96,11 +96,14 @@ void feed_forward_hidden(const FeedForwardShape& shape, const FeedForwardOperand
         const Strided<S> a{x_block, x_stride, 1};
         for (Index begin = item.begin; begin < item.end; begin += width) {
             const Index columns = std::min(width, item.end - begin);
-            product(table, count, columns, dim, a, up.columns_from(begin), up_block, width, false,
-                    packing);
+            WeightOperand<S> up_here = up.columns_from(begin), gate_here = gate.columns_from(begin);
+            WeightOperand<S>& last = shape.gated ? gate_here : up_here;
+            if (begin + width < item.end) last = last.before(up.columns_from(begin + width));
+            if (shape.gated) up_here = up_here.before(gate_here);
+            product(table, count, columns, dim, a, up_here, up_block, width, false, packing);
             if (shape.gated)
-                product(table, count, columns, dim, a, gate.columns_from(begin), gate_block, width,
-                        false, packing);
+                product(table, count, columns, dim, a, gate_here, gate_block, width, false,
+                        packing);
             for (Index i = 0; i < count; ++i) {
                 const Index row = first + i;
                 S* const hidden = state.hidden.data() + state.at(rows, row) + begin;
@@ -130,22 +133,30 @@ void feed_forward_down(const FeedForwardShape& shape, const FeedForwardOperands<
                        const Rows<S>& rows, Out<S> y, const FeedForwardState<S>& state, Index begin,
                        Index end, Buffer<S>& scratch) {
     const KernelTable<S>& table = operands.up.table();
-    const Index block_rows = std::min(feed_forward_rows, rows.num_rows());
-    const Index width = std::min(feed_forward_width(block_rows), end - begin);
-    S* const block = scratch.resize(block_rows * width + product_scratch(table, width)).data();
-    S* const packing = block + block_rows * width;
     for (Index e = 0; e < rows.num_experts(); ++e) {
         if (rows.size(e) == 0) continue;
+        const Index block_rows = std::min(feed_forward_rows, rows.size(e));
+        const Index width = std::min(feed_forward_width(block_rows), end - begin);
+        S* const block = scratch.resize(block_rows * width + product_scratch(table, width)).data();
+        S* const packing = block + block_rows * width;
         const Index expert = rows.first_expert + e;
         const WeightOperand<S> down = operands.down.transposed(expert);
         const S* const bias = bias_row(*operands.down_bias, expert);
+        Index after = e + 1;  // the next expert that has rows, if there is one
+        while (after < rows.num_experts() && rows.size(after) == 0) ++after;
         for (Index first = rows.begin(e); first < rows.end(e); first += block_rows) {
             const Index count = std::min(block_rows, rows.end(e) - first);
             const Strided<S> a{state.hidden.data() + state.at(rows, first), state.stride, 1};
             for (Index at = begin; at < end; at += width) {
                 const Index columns = std::min(width, end - at);
-                product(table, count, columns, shape.ffn_dim, a, down.columns_from(at), block,
-                        width, false, packing);
+                WeightOperand<S> here = down.columns_from(at);
+                if (at + width < end)
+                    here = here.before(down.columns_from(at + width));
+                else if (after < rows.num_experts())
+                    here = here.before(
+                        operands.down.transposed(rows.first_expert + after).columns_from(begin));
+                product(table, count, columns, shape.ffn_dim, a, here, block, width, false,
+                        packing);
                 for (Index i = 0; i < count; ++i) {
                     if (const Index next = i + feed_forward_ahead; next < count)
                         prefetch_row<S>(y, rows.to, first + next, at, columns);

@@ -43,7 +43,9 @@ Index packed_size(const KernelTable<S>& table, Index k, Index cols) {
 template <class S>
 struct Panels {
     const S* data;
-    Index count = 0;  ///< there are at least; those that are not read now are prefetched
+    /// The panels that are read next, as many as large, and may be prefetched; null if nobody
+    /// knows.
+    const S* ahead = nullptr;
 };
 
 /// Packs panels [begin, end) of B to where they belong in the packed matrix that starts at `to`.
@@ -131,7 +133,7 @@ public:
     }
     /// All panels without the first ones.
     Panels<S> view(Index first = 0) const {
-        return {data_.get() + first * k_ * (table_ ? table_->panel_width : 0), panels() - first};
+        return {data_.get() + first * k_ * (table_ ? table_->panel_width : 0)};
     }
     /// Memory held.
     Index bytes() const { return capacity_ * static_cast<Index>(sizeof(S)); }

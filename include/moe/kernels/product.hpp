@@ -238,13 +238,13 @@ void product_of_panels(const KernelTable<S>& table, Index rows, Index cols, Inde
             const bool last = s + 1 == k_blocks.count;
             Ahead<S> ahead{from};
             Index share = 0;  // of each stream, with each tile
-            if (const Index streams =
-                    last ? std::min(panels_together, b.count - first - panels) : panels;
-                streams > 0) {
+            const S* const next = !last                  ? from + kb * width
+                                  : g + 1 < groups.count ? b.data + (first + panels) * panel
+                                                         : b.ahead;
+            if (next != nullptr) {
                 share = kb * width / (panels * row_blocks.count);
-                ahead = {last ? b.data + (first + panels) * panel : from + kb * width, panel,
-                         streams,
-                         (share * streams + kb - 1) / std::max<Index>(1, kb) - streams * panel};
+                ahead = {next, panel, panels,
+                         (share * panels + kb - 1) / std::max<Index>(1, kb) - panels * panel};
             }
             for (Index j = 0; j < panels; ++j) {
                 const Index col = (first + j) * width;
@@ -347,7 +347,8 @@ struct Operand {
 
     Strided<S> unpacked{nullptr, 0, 1};
     const PackedMatrix<S>* packed = nullptr;
-    Index first_panel = 0;  ///< of the packed matrix
+    Index first_panel = 0;     ///< of the packed matrix
+    const S* ahead = nullptr;  ///< Panels::ahead
 };
 
 /// The same with either.
@@ -360,7 +361,9 @@ void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strid
     MOE_ASSERT(b.packed->table() == &table, "the kernels in use are those B was packed for");
     MOE_ASSERT(b.packed->rows() == k, "B has a row for each column of A");
     MOE_ASSERT(b.first_panel * table.panel_width + cols <= b.packed->cols(), "columns of B");
-    product(table, rows, cols, k, a, b.packed->view(b.first_panel), c, c_row, add);
+    Panels<S> panels = b.packed->view(b.first_panel);
+    panels.ahead = b.ahead;
+    product(table, rows, cols, k, a, panels, c, c_row, add);
 }
 
 }  // namespace moe::inline MOE_ABI

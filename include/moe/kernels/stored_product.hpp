@@ -88,6 +88,14 @@ struct WeightOperand {
         return rest;
     }
 
+    /// B when `next` will be read after it: a hint.
+    WeightOperand before(const WeightOperand& next) const {
+        WeightOperand here = *this;
+        if (next.plain.packed != nullptr)
+            here.plain.ahead = next.plain.packed->panel(next.plain.first_panel);
+        return here;
+    }
+
     Operand<S> plain;
     const StoredMatrix* stored = nullptr;
     Index first_panel = 0;  ///< of the stored matrix
