@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -98,6 +99,42 @@ void products_and_sums(Isa isa, const char* type) {
     print("axpy", type, isa, axpy);
 }
 
+/// Weights of each narrow type, in all the ways that they are read: bits at random, but for NaN and
+/// infinities.
+void narrow_products(Isa isa) {
+    const KernelTable<float>& t = moe::kernels<float>(isa);
+    const Index cols = 71, k = 601;
+    Numbers random(4);
+    std::vector<std::uint16_t> w(static_cast<std::size_t>(k * cols));
+    for (std::uint16_t& bits : w) bits = static_cast<std::uint16_t>(random.bits() & 0xBFBFU);
+    std::vector<float> a(static_cast<std::size_t>(20 * k)), c(static_cast<std::size_t>(20 * cols));
+    std::vector<float> scales(static_cast<std::size_t>(cols));
+    std::vector<float> scratch(static_cast<std::size_t>(moe::product_scratch(t, cols)));
+    random.fill(20 * k, a.data());
+    random.fill(cols, scales.data());
+    const auto& tables = moe::detail::all_narrow_tables<std::int8_t>();
+    for (const moe::Dtype dtype : {moe::Dtype::bf16, moe::Dtype::f16, moe::Dtype::i8}) {
+        moe::NarrowStrided b{.data = reinterpret_cast<const std::byte*>(w.data()),
+                             .row_stride = 0,
+                             .col_stride = 0,
+                             .scales = scales.data(),
+                             .scale_row = 0,
+                             .scale_col = 1,
+                             .kernels = &tables[static_cast<std::size_t>(isa)]->of(dtype)};
+        Hash hash;
+        for (const bool by_rows : {false, true}) {
+            b.row_stride = by_rows ? cols : 1;
+            b.col_stride = by_rows ? 1 : k;
+            for (const Index rows : {1, 2, 3, 4, 5, 6, 7, 8, 20}) {
+                moe::product(t, rows, cols, k, {a.data(), k, 1}, b, c.data(), cols, false,
+                             scratch.data());
+                hash.add(rows * cols, c.data());
+            }
+        }
+        print("product/narrow", moe::dtype_name(dtype), isa, hash);
+    }
+}
+
 std::vector<float> awkward() {
     Numbers random(2);
     std::vector<float> x;
@@ -171,6 +208,7 @@ int main(int argc, char** argv) {
         products_and_sums<float>(isa, "f32");
         products_and_sums<double>(isa, "f64");
         elementwise(isa);
+        narrow_products(isa);
     }
     return 0;
 }

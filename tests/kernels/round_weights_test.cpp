@@ -16,6 +16,7 @@
 
 #include <gtest/gtest.h>
 
+#include <moe/kernels/dispatch.hpp>
 #include <moe/kernels/storage_reference.hpp>
 
 #include "numbers.hpp"
@@ -323,7 +324,8 @@ TEST(RoundWeights, ErrorsOnNormalWeightsAreThoseOfTheFormats) {
     EXPECT_NEAR(error(Storage::ternary), 0.51, 0.005);
 }
 
-std::string refusal(Storage storage, Strided<float> w, Index rows, Index cols) {
+template <class W>
+std::string refusal(Storage storage, const W& w, Index rows, Index cols) {
     try {
         moe::detail::check_storable(storage, w, rows, cols, "up", 3);
     } catch (const std::invalid_argument& error) {
@@ -338,8 +340,8 @@ TEST(RoundWeights, RefusesTheFirstWeightThatCannotBeStored) {
     const auto both = [&](Storage storage) {
         for (Index i = 0; i < rows; ++i)
             for (Index j = 0; j < cols; ++j) transposed[at(j * rows + i)] = w[at(i * cols + j)];
-        const std::string found = refusal(storage, {w.data(), cols, 1}, rows, cols);
-        EXPECT_EQ(refusal(storage, {transposed.data(), 1, rows}, rows, cols), found);
+        const std::string found = refusal(storage, Strided<float>{w.data(), cols, 1}, rows, cols);
+        EXPECT_EQ(refusal(storage, Strided<float>{transposed.data(), 1, rows}, rows, cols), found);
         return found;
     };
     for (const Storage storage : storages) EXPECT_EQ(both(storage), "");
@@ -369,6 +371,45 @@ TEST(RoundWeights, RefusesTheFirstWeightThatCannotBeStored) {
               "524032; store the expert as bf16 or fp32, see FreezeOptions::experts");
     w[700] = 3.4e38f;
     EXPECT_NE(both(Storage::bf16).find("; store the expert as fp32, see"), std::string::npos);
+}
+
+TEST(RoundWeights, RefusesNarrowWeightsWithTheSameSentence) {
+    const Index rows = 5, cols = 200;
+    std::vector<std::uint16_t> w(at(rows * cols), 0x3F80), transposed;
+    std::vector<float> values;
+    const auto& kernels = moe::detail::all_narrow_tables<std::int8_t>()[0]->bf16;
+    const auto strided = [&](const std::vector<std::uint16_t>& from, Index row, Index col) {
+        return moe::NarrowStrided{.data = reinterpret_cast<const std::byte*>(from.data()),
+                                  .row_stride = row,
+                                  .col_stride = col,
+                                  .scales = nullptr,
+                                  .scale_row = 0,
+                                  .scale_col = 0,
+                                  .kernels = &kernels};
+    };
+    const auto refusals = [&](Storage storage) {
+        transposed.resize(w.size());
+        values.resize(w.size());
+        for (Index i = 0; i < rows; ++i)
+            for (Index j = 0; j < cols; ++j) {
+                transposed[at(j * rows + i)] = w[at(i * cols + j)];
+                values[at(i * cols + j)] = moe::decode_bf16(w[at(i * cols + j)]);
+            }
+        const std::string found =
+            refusal(storage, Strided<float>{values.data(), cols, 1}, rows, cols);
+        EXPECT_EQ(refusal(storage, strided(w, cols, 1), rows, cols), found);
+        EXPECT_EQ(refusal(storage, strided(transposed, 1, rows), rows, cols), found);
+        return found;
+    };
+    for (const Storage storage : storages) EXPECT_EQ(refusals(storage), "");
+    for (const Index place : {0, 15, 16, 199, 400, 999})
+        for (const int bad : {0x7F80, 0xFF80, 0x7FC0, 0x7F7F}) {
+            const auto kept = std::exchange(w[at(place)], static_cast<std::uint16_t>(bad));
+            for (const Storage storage : {Storage::f16, Storage::int8_block, Storage::int4})
+                EXPECT_NE(refusals(storage), "") << place << " " << bad;
+            EXPECT_EQ(refusals(Storage::int8).empty(), bad == 0x7F7F);
+            w[at(place)] = kept;
+        }
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <atomic>
+#include <cstdint>
 #include <cstdlib>
 #include <iterator>
 #include <span>
@@ -43,10 +44,12 @@ namespace detail {
 /// The tables by Isa; null for those of other processors.
 template <class S>
 using KernelTables = std::array<const KernelTable<S>*, 5>;
+using NarrowTables = std::array<const NarrowTable*, 5>;
 
-// Two symbols, so that a program of floats compiles no kernel for double. With MOE_EXTERN_KERNELS
-// only the translation unit which defines MOE_IMPLEMENT_KERNELS gives them a value, and they are
-// all that the others compile of the kernels.
+// Separate symbols, so that a program of floats compiles no kernel for double. With
+// MOE_EXTERN_KERNELS only the translation unit which defines MOE_IMPLEMENT_KERNELS gives them a
+// value, and they are all that the others compile of the kernels. Those for narrow elements are a
+// template: a program compiles them where it views such weights, and most do not.
 #if defined(MOE_EXTERN_KERNELS)
 extern const KernelTables<float> float_tables;
 extern const KernelTables<double> double_tables;
@@ -61,17 +64,44 @@ MOE_TABLES KernelTables<float> float_tables{&portable_float::table, &isa_avx2::t
                                             &isa_avx512::table, &isa_avx512::table};
 MOE_TABLES KernelTables<double> double_tables{&portable_double::table, &isa_avx2_double::table,
                                               &isa_avx512_double::table, &isa_avx512_double::table};
+template <class Int8>
+inline constexpr NarrowTables narrow_tables_of{
+    &portable_float::narrow_table<Int8>, &isa_avx2::narrow_table<Int8>,
+    &isa_avx512::narrow_table<Int8>, &isa_avx512::narrow_table<Int8>};
 #elif defined(__aarch64__)
 MOE_TABLES KernelTables<float> float_tables{&portable_float::table, nullptr, nullptr, nullptr,
                                             &isa_neon::table};
 MOE_TABLES KernelTables<double> double_tables{&portable_double::table, nullptr, nullptr, nullptr,
                                               &isa_neon_double::table};
+template <class Int8>
+inline constexpr NarrowTables narrow_tables_of{&portable_float::narrow_table<Int8>, nullptr,
+                                               nullptr, nullptr, &isa_neon::narrow_table<Int8>};
 #else
 MOE_TABLES KernelTables<float> float_tables{&portable_float::table};
 MOE_TABLES KernelTables<double> double_tables{&portable_double::table};
+template <class Int8>
+inline constexpr NarrowTables narrow_tables_of{&portable_float::narrow_table<Int8>};
 #endif
 #endif
 #undef MOE_TABLES
+
+#if defined(MOE_EXTERN_KERNELS)
+extern const NarrowTables narrow_tables;
+#if defined(MOE_IMPLEMENT_KERNELS)
+constexpr NarrowTables narrow_tables = narrow_tables_of<std::int8_t>;
+#endif
+#endif
+
+/// The tables for narrow elements, by Isa.
+/// @tparam Int8  std::int8_t, a parameter for what narrow_tables_of says
+template <class Int8>
+const NarrowTables& all_narrow_tables() {
+#if defined(MOE_EXTERN_KERNELS)
+    return narrow_tables;
+#else
+    return narrow_tables_of<Int8>;
+#endif
+}
 
 /// The Isa in use as an int; -1 until the first question.
 inline constinit std::atomic<int> isa_in_use{-1};

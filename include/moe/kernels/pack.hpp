@@ -22,7 +22,29 @@ struct Strided {
     Index col_stride;
 
     Strided transpose() const { return {data, col_stride, row_stride}; }
+    /// What begins at element (i, j).
+    Strided from(Index i, Index j) const {
+        return {data + i * row_stride + j * col_stride, row_stride, col_stride};
+    }
+    /// The same for NarrowStrided: where it lies, and how many S take the room of its elements.
+    const S* address() const { return data; }
+    Index in_scalars(Index count) const { return count; }
 };
+
+namespace detail {
+
+/// One panel of B, as KernelTable::pack() writes it.
+template <class S>
+void pack_panel(const KernelTable<S>& table, const Strided<S>& b, Index k, Index cols, S* panel) {
+    table.pack(k, cols, b.data, b.row_stride, b.col_stride, panel);
+}
+inline void pack_panel([[maybe_unused]] const KernelTable<float>& table, const NarrowStrided& b,
+                       Index k, Index cols, float* panel) {
+    MOE_ASSERT(b.kernels->panel_width == table.panel_width, "kernels of one instruction set");
+    b.pack(k, cols, panel);
+}
+
+}  // namespace detail
 
 /// Panels that the columns of a product's right-hand side are cut into; the last may be partial.
 template <class S>
@@ -50,16 +72,16 @@ struct Panels {
 
 /// Packs panels [begin, end) of B to where they belong in the packed matrix that starts at `to`.
 /// Different panels may be packed by different tasks.
-/// @param b  [k, cols]; quick where one of the strides is 1
-template <class S>
-void pack_panels(const KernelTable<S>& table, Strided<S> b, Index k, Index cols, Index begin,
+/// @param b  [k, cols], Strided<S> or NarrowStrided; quick where one of the strides is 1
+template <class S, class B>
+void pack_panels(const KernelTable<S>& table, const B& b, Index k, Index cols, Index begin,
                  Index end, S* to) {
     MOE_ASSERT(0 <= begin && begin <= end && end <= num_panels(table, cols),
                "panels of the matrix");
     const Index width = table.panel_width;
     for (Index j = begin; j < end; ++j)
-        table.pack(k, std::min(width, cols - j * width), b.data + j * width * b.col_stride,
-                   b.row_stride, b.col_stride, to + j * k * width);
+        detail::pack_panel(table, b.from(0, j * width), k, std::min(width, cols - j * width),
+                           to + j * k * width);
 }
 
 /// A right-hand side [k, cols] packed once for many products; owns its panels.
@@ -116,10 +138,8 @@ public:
     }
 
     /// Panels [begin, end) only, after resize; for packing in several tasks.
-    void pack(Strided<S> b, Index begin, Index end) {
-        MOE_ASSERT(table_ != nullptr, "resize() comes before packing some of the panels");
-        pack_panels(*table_, b, k_, cols_, begin, end, data_.get());
-    }
+    void pack(Strided<S> b, Index begin, Index end) { pack_any(b, begin, end); }
+    void pack(const NarrowStrided& b, Index begin, Index end) { pack_any(b, begin, end); }
 
     Index rows() const { return k_; }
     Index cols() const { return cols_; }
@@ -139,6 +159,12 @@ public:
     Index bytes() const { return capacity_ * static_cast<Index>(sizeof(S)); }
 
 private:
+    template <class B>
+    void pack_any(const B& b, Index begin, Index end) {
+        MOE_ASSERT(table_ != nullptr, "resize() comes before packing some of the panels");
+        pack_panels(*table_, b, k_, cols_, begin, end, data_.get());
+    }
+
     std::unique_ptr<S, detail::AlignedDelete> data_;
     Index capacity_ = 0;
     const KernelTable<S>* table_ = nullptr;

@@ -36,9 +36,28 @@ inline void powers_of_two(E shifted, E& low, E& high) {
     high.x = std::bit_cast<float>(static_cast<std::uint32_t>(n - half + 127) << 23);
 }
 
+/// 16 elements as floats.
+template <class T>
+[[gnu::always_inline]] inline V widen(const T* from, V scale) {
+    for (int l = 0; l < 16; ++l) scale.lane[l] = detail::widen(from[l], scale.lane[l]);
+    return scale;
+}
+/// Element q of each word as a float.
+template <class T>
+[[gnu::always_inline]] inline V part(T, V words, int q, V scale) {
+    for (int l = 0; l < 16; ++l) {
+        T word[sizeof(S) / sizeof(T)];
+        __builtin_memcpy(word, &words.lane[l], sizeof(S));
+        words.lane[l] = detail::widen(word[q], scale.lane[l]);
+    }
+    return words;
+}
+
 #include <moe/kernels/math_float.inl>
 //
 #include <moe/kernels/body.inl>
+//
+#include <moe/kernels/narrow.inl>
 
 }  // namespace portable_float
 

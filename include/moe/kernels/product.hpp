@@ -106,9 +106,9 @@ void product_of_slices(const KernelTable<S>& table, Index rows, Index cols, Inde
 /// next block of B is prefetched along its rows, a part of one with each tile: [128, 1024] [1024,
 /// 1024] ran at 215 GFLOP/s so and at 190 without (Zen 5). One line of each row with each tile, a
 /// page apart, made [128, 3584] [3584, 1024] slower, 114 GFLOP/s instead of 139.
-template <class S>
+template <class S, class B>
 void product_by_rows(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
-                     Strided<S> b, S* c, Index c_row, bool add, S* scratch) {
+                     const B& b, S* c, Index c_row, bool add, S* scratch) {
     constexpr Index line = 64 / static_cast<Index>(sizeof(S));
     const Index width = table.panel_width;
     const EvenSplit row_blocks(rows, table.tile_rows), k_blocks(k, packed_rows);
@@ -121,19 +121,17 @@ void product_by_rows(const KernelTable<S>& table, Index rows, Index cols, Index 
             const Index first = panel_blocks.begin(block), panels = panel_blocks.part(block);
             const Index k0 = k_blocks.begin(s), kb = k_blocks.part(s);
             const auto columns = [&](Index j) { return std::min(width, cols - j * width); };
-            const S* const from = b.data + k0 * b.row_stride + first * width;
+            const B from = b.from(k0, first * width);
             const bool last = s + 1 == k_blocks.count;
-            const S* const next =
-                last ? b.data + (first + panels) * width : from + kb * b.row_stride;
+            const B next = last ? b.from(0, (first + panels) * width) : from.from(kb, 0);
             const bool more = !last || block + 1 < panel_blocks.count;
             const Index tiles = std::max<Index>(1, row_blocks.count * panels / longest);  // per row
             const Index share = panels * width / tiles;
             constexpr Index together = 16;  // rows of B, of all panels: they may be a page apart
             for (Index p = 0; p < kb; p += together)
                 for (Index j = 0; j < panels; ++j)
-                    table.pack(std::min(together, kb - p), columns(first + j),
-                               from + p * b.row_stride + j * width, b.row_stride, 1,
-                               scratch + (j * kb + p) * width);
+                    pack_panel(table, from.from(p, j * width), std::min(together, kb - p),
+                               columns(first + j), scratch + (j * kb + p) * width);
             Index row = 0;
             for (Index r = 0; r < row_blocks.count; ++r) {
                 const Index height = row_blocks.part(r);
@@ -153,8 +151,8 @@ void product_by_rows(const KernelTable<S>& table, Index rows, Index cols, Index 
                     const Index tile = r * panels + j;
                     Ahead<S> ahead{scratch, 0};
                     if (more && tile < tiles * kb)
-                        ahead = {next + tile / tiles * b.row_stride + tile % tiles * share,
-                                 share / longest + 1};
+                        ahead = {next.from(tile / tiles, tile % tiles * share).address(),
+                                 b.in_scalars(share) / longest + 1};
                     table.tile(height, columns(first + j), kb, a_block.data, a_block.row_stride,
                                a_block.col_stride, scratch + j * kb * width, width,
                                c_block + j * width, c_row, add || s > 0, ahead);
@@ -261,6 +259,29 @@ void product_of_panels(const KernelTable<S>& table, Index rows, Index cols, Inde
         }
 }
 
+/// C (+)= A B with B as it lies in memory, a slice of which is packed at a time.
+template <class S, class B>
+void product_packing(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
+                     const B& b, S* c, Index c_row, bool add, S* scratch) {
+    const Index width = table.panel_width;
+    product_of_slices(
+        table, rows, cols, k, a, c, c_row, add,
+        [&](Index j, Index k0, Index kb) -> const S* {
+            pack_panel(table, b.from(k0, j * width), kb, std::min(width, cols - j * width),
+                       scratch);
+            return scratch;
+        },
+        // A share of the next panel's columns: 16 rows of 768 x 2048, from memory, ran at 141
+        // GFLOP/s so and at 101 without (Zen 5).
+        [&](Index j, Index k0, Index kb, Index part, Index parts) -> Ahead<S> {
+            if (k == 0 || (j + 1) * width >= cols) return {b.from(k0, j * width).address(), 0};
+            const Index column = b.in_scalars(b.col_stride);
+            return {b.from(0, (j + 1) * width).address() +
+                        (k0 * parts + kb * part) * width / parts * column / k,
+                    width / parts * column / k};
+        });
+}
+
 }  // namespace detail
 
 /// C = A B, or C += A B if `add`; B is packed.
@@ -306,24 +327,24 @@ void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strid
     if (b.row_stride == 1 && a.col_stride == 1 && rows <= table.column_rows)
         return table.columns(rows, cols, k, a.data, a.row_stride, b.data, b.col_stride, c, c_row,
                              add);
-    const Index width = table.panel_width;
-    const auto at = [&](Index j, Index p) {
-        return b.data + p * b.row_stride + j * width * b.col_stride;
-    };
-    detail::product_of_slices(
-        table, rows, cols, k, a, c, c_row, add,
-        [&](Index j, Index k0, Index kb) -> const S* {
-            table.pack(kb, std::min(width, cols - j * width), at(j, k0), b.row_stride, b.col_stride,
-                       scratch);
-            return scratch;
-        },
-        // A share of the next panel's columns: 16 rows of 768 x 2048, from memory, ran at 141
-        // GFLOP/s so and at 101 without (Zen 5).
-        [&](Index j, Index k0, Index kb, Index part, Index parts) -> Ahead<S> {
-            if (k == 0 || (j + 1) * width >= cols) return {at(j, k0), 0};
-            return {at(j + 1, 0) + (k0 * parts + kb * part) * width / parts * b.col_stride / k,
-                    width / parts * b.col_stride / k};
-        });
+    detail::product_packing(table, rows, cols, k, a, b, c, c_row, add, scratch);
+}
+
+/// The same with B of narrow elements, widened in registers where A has few rows and the columns of
+/// B are contiguous, and as they are packed otherwise.
+template <class S>
+void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
+             const NarrowStrided& b, S* c, Index c_row, bool add, S* scratch) {
+    detail::check_product(rows, cols, k, c_row);
+    MOE_ASSERT(scratch != nullptr, "a product needs room to pack what is not packed");
+    MOE_ASSERT(b.kernels->panel_width == table.panel_width, "kernels of one instruction set");
+    if (rows == 0) return;
+    if (b.col_stride == 1)
+        return detail::product_by_rows(table, rows, cols, k, a, b, c, c_row, add, scratch);
+    if (b.row_stride == 1 && b.scale_row == 0 && a.col_stride == 1 && rows <= table.column_rows)
+        return b.kernels->columns(rows, cols, k, a.data, a.row_stride, b.data, b.col_stride,
+                                  b.scales, c, c_row, add);
+    detail::product_packing(table, rows, cols, k, a, b, c, c_row, add, scratch);
 }
 
 /// The right-hand side B of a product: as it lies in memory, or packed. Only viewed.

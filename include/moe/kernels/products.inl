@@ -68,84 +68,112 @@ inline void tile(Index rows, Index cols, Index k, const S* a, Index a_row, Index
 
 // ---- contiguous columns of B: weights stored [out, in] ----
 
-/// Rows of B that are read at once: 16 bytes of each column.
+/// Words of the size of an S in what is read of each column at once, 16 bytes.
 inline constexpr int column_step = 16 / static_cast<int>(sizeof(S));
+/// Elements in a word: B may hold narrower ones than S, of type T.
+template <class T>
+inline constexpr int parts = static_cast<int>(sizeof(S) / sizeof(T));
 
-/// to[p] lane j = from[j * from_row + p] for j < 16 and p < column_step. An instruction set may
-/// have a function of its own, which is then preferred to this one.
+/// to[p] lane j = the word at from + j * from_row + p * sizeof(S) bytes, for j < 16 and
+/// p < column_step. An instruction set may have a function of its own, which is then preferred.
 template <int Step>
-[[gnu::always_inline]] inline void read_columns(const S* from, Index from_row, V (&to)[Step]) {
-    S rows[Step * lanes];
-    transpose(lanes, Step, from, from_row, rows, lanes);
+[[gnu::always_inline]] inline void read_columns(const std::byte* from, Index from_row,
+                                                V (&to)[Step]) {
+    S words[lanes * Step], rows[Step * lanes];
+    for (Index j = 0; j < lanes; ++j)
+        __builtin_memcpy(words + j * Step, from + j * from_row, Step * sizeof(S));
+    transpose(lanes, Step, words, Step, rows, lanes);
     for (int p = 0; p < Step; ++p) to[p] = load(rows + p * lanes, lanes);
 }
 
-/// What is prefetched while 16 columns are read: 16 others, `run` elements of one after the other,
-/// as memory gives long runs fastest: 36 GB/s, but 28 if 128 elements of each were taken in turn.
+/// Element q of each word, as narrow.inl has it for narrower types.
+[[gnu::always_inline]] inline V part(S, V words, int, V) { return words; }
+
+/// The scales of n of the 16 columns from j on, of types that have them.
+template <class T>
+[[gnu::always_inline]] inline V scales_of([[maybe_unused]] const S* scales,
+                                          [[maybe_unused]] Index j, [[maybe_unused]] Index n) {
+    if constexpr (has_scales<T>)
+        return load(scales + j, n);
+    else
+        return splat(1);
+}
+
+/// What is prefetched while 16 columns are read: 16 others, `run` bytes of one after the other, as
+/// memory gives long runs fastest: 36 GB/s, but 28 if 128 elements of each were taken in turn.
 /// (Figures of this file: AVX-512 in float if they name no other, one core of a Zen 5.)
 struct ColumnsAhead {
-    const S* at;
+    const std::byte* at;
     Index col_stride;
     Index run;
     Index left;  ///< of the run
 
-    ColumnsAhead(const S* from, Index stride, Index length)
-        : at(from), col_stride(stride), run(length), left(length) {}
+    ColumnsAhead(const void* from, Index stride, Index length)
+        : at(static_cast<const std::byte*>(from)), col_stride(stride), run(length), left(length) {}
 
-    /// The share of one step, 256 bytes.
+    /// The share of one step.
     [[gnu::always_inline]] void step() {
-        constexpr Index share = column_step * lanes;
 #pragma GCC unroll 4
-        for (Index l = 0; l < share; l += line) __builtin_prefetch(at + l, 0, 2);
+        for (Index l = 0; l < share; l += 64) __builtin_prefetch(at + l, 0, 2);
         left -= share;
         at += left > 0 ? share : share - run + col_stride;
         left = left > 0 ? left : run;
     }
+
+    static constexpr Index share = 16 * lanes;  ///< bytes
 };
 
-/// Elements of a column that are prefetched in one piece: at most 8 KiB, of 16 columns at most 128
-/// KiB, of k in equal parts.
-inline Index run_length(Index k) {
-    constexpr Index share = column_step * lanes, longest = 128 * line;
-    const Index parts = k > longest ? (k + longest - 1) / longest : 1;
-    return ((k + parts - 1) / parts + share - 1) / share * share;
+/// Bytes of a column that are prefetched in one piece: at most 8 KiB, of 16 columns at most 128
+/// KiB, of all `bytes` in equal parts.
+inline Index run_length(Index bytes) {
+    constexpr Index share = ColumnsAhead::share, longest = 128 * 64;
+    const Index pieces = bytes > longest ? (bytes + longest - 1) / longest : 1;
+    return ((bytes + pieces - 1) / pieces + share - 1) / share * share;
 }
 
 /// C (+)= A B from the columns of B where they lie, 16 at a time, for a multiple of 16 of them and
-/// of column_step rows: a few rows of all 16 are transposed in registers, Rows accumulators are
-/// kept.
-template <int Rows>
-void columns_of(Index, Index cols, Index k, const S* a, Index a_row, const S* b, Index b_col, S* c,
-                Index c_row, bool add) {
-    const Index run = run_length(k);
+/// of 16 bytes of each: a few words of all 16 are transposed in registers, and their elements
+/// widened there; Rows accumulators are kept.
+template <int Rows, class T>
+void columns_of(Index cols, Index k, const S* a, Index a_row, const T* b, Index b_col,
+                const S* scales, S* c, Index c_row, bool add) {
+    constexpr Index element = static_cast<Index>(sizeof(T));
+    const Index bytes = k * element, stride = b_col * element, run = run_length(bytes);
+    const auto* column = reinterpret_cast<const std::byte*>(b);
     constexpr int groups = (Rows + 2) / 3;  // rows in threes, as in tile_of
     for (Index j = 0; j < cols; j += lanes) {
         V acc[Rows];
 #pragma GCC unroll 8
         for (int i = 0; i < Rows; ++i) acc[i] = load(c + i * c_row + j, add ? lanes : 0);
+        const V scale = scales_of<T>(scales, j, lanes);
         const S* group[groups];
 #pragma GCC unroll 3
         for (int g = 0; g < groups; ++g) group[g] = a + 3 * g * a_row;
-        const S* from = b;
-        for (Index p = 0; p < k; p += run) {
-            ColumnsAhead ahead(p + run < k ? from + run : b + lanes * b_col, b_col, run);
-            for (const S* const end = from + (k - p < run ? k - p : run); from != end;
-                 from += column_step) {
-                V row[column_step];
-                read_columns(from, b_col, row);
+        const std::byte* from = column;
+        for (Index p = 0; p < bytes; p += run) {
+            ColumnsAhead ahead(p + run < bytes ? from + run : column + lanes * stride, stride, run);
+            for (const std::byte* const end = from + (bytes - p < run ? bytes - p : run);
+                 from != end; from += 16) {
+                V words[column_step];
+                read_columns(from, stride, words);
 #pragma GCC unroll 4
-                for (int q = 0; q < column_step; ++q)
+                for (int w = 0; w < column_step; ++w)
+#pragma GCC unroll 4
+                    for (int q = 0; q < parts<T>; ++q) {
+                        const V row = part(T{}, words[w], q, scale);
 #pragma GCC unroll 8
-                    for (int i = 0; i < Rows; ++i)
-                        acc[i] = fma(splat(group[i / 3][i % 3 * a_row + q]), row[q], acc[i]);
+                        for (int i = 0; i < Rows; ++i)
+                            acc[i] = fma(splat(group[i / 3][i % 3 * a_row + w * parts<T> + q]), row,
+                                         acc[i]);
+                    }
 #pragma GCC unroll 3
-                for (int g = 0; g < groups; ++g) group[g] += column_step;
+                for (int g = 0; g < groups; ++g) group[g] += column_step * parts<T>;
                 ahead.step();
             }
         }
 #pragma GCC unroll 8
         for (int i = 0; i < Rows; ++i) store(c + i * c_row + j, acc[i], lanes);
-        b += lanes * b_col;
+        column += lanes * stride;
     }
     finish();
 }
@@ -155,11 +183,11 @@ void columns_of(Index, Index cols, Index k, const S* a, Index a_row, const S* b,
 /// AVX-512 32 and 18. More would take longer to compile than they gain.
 inline constexpr int column_rows = tile_rows < 8 ? tile_rows : 8;
 
-template <class>
+template <class, class>
 struct Columns;
-template <int... Less>
-struct Columns<std::integer_sequence<int, Less...>> {
-    static constexpr decltype(KernelTable<S>::columns) of[] = {columns_of<Less + 1>...};
+template <class T, int... Less>
+struct Columns<T, std::integer_sequence<int, Less...>> {
+    static constexpr decltype(&columns_of<1, T>) of[] = {columns_of<Less + 1, T>...};
 };
 
 inline void pack(Index k, Index cols, const S* b, Index b_row, Index b_col, S* panel) {
@@ -173,11 +201,13 @@ inline void pack(Index k, Index cols, const S* b, Index b_row, Index b_col, S* p
         } else if (b_row == 1) {  // columns are
             // The next columns, or what is below in these: k is then a slice of B.
             const bool more = j + lanes < panel_width || k == b_col;
-            ColumnsAhead ahead(more ? from + lanes * b_col : b + k, b_col, run_length(k));
+            constexpr Index element = static_cast<Index>(sizeof(S));
+            ColumnsAhead ahead(more ? from + lanes * b_col : b + k, b_col * element,
+                               run_length(k * element));
             Index p = 0;
             for (; here == lanes && p + column_step <= k; p += column_step) {
                 V row[column_step];
-                read_columns(from + p, b_col, row);
+                read_columns(reinterpret_cast<const std::byte*>(from + p), b_col * element, row);
                 ahead.step();
 #pragma GCC unroll 4
                 for (int q = 0; q < column_step; ++q)
@@ -195,16 +225,70 @@ inline void pack(Index k, Index cols, const S* b, Index b_row, Index b_col, S* p
     finish();
 }
 
+/// n of 16 elements that lie `step` apart, widened; the other lanes are zeros of any sign.
+template <class T>
+[[gnu::always_inline]] inline V gather(Index n, const T* from, Index step, V scale) {
+    if (step == 1 && n >= lanes) return widen(from, scale);
+    T some[lanes] = {};
+    for (Index l = 0; l < n; ++l) some[l] = from[l * step];
+    return widen(some, scale);
+}
+
+/// pack() of narrower elements, widened.
+template <class T>
+void pack_widened(Index k, Index cols, const T* b, Index b_row, Index b_col, const S* scales,
+                  Index scale_row, Index scale_col, S* panel) {
+    constexpr Index element = static_cast<Index>(sizeof(T));
+    constexpr int step = column_step * parts<T>;  // elements in 16 bytes
+    const bool by_row = has_scales<T> && scale_col == 0;
+    for (Index j = 0; j < panel_width; j += lanes) {
+        const Index here = cols - j < lanes ? (cols > j ? cols - j : 0) : lanes;
+        const T* const from = here > 0 ? b + j * b_col : b;
+        S* const to = panel + j;
+        V scale = by_row ? splat(1) : scales_of<T>(scales, j, here);
+        Index p = 0;
+        if (b_row == 1 && here == lanes) {  // as in pack()
+            const bool more = j + lanes < panel_width || k == b_col;
+            ColumnsAhead ahead(more ? from + lanes * b_col : b + k, b_col * element,
+                               run_length(k * element));
+            for (; p + step <= k; p += step) {
+                V words[column_step];
+                read_columns(reinterpret_cast<const std::byte*>(from + p), b_col * element, words);
+                ahead.step();
+#pragma GCC unroll 4
+                for (int w = 0; w < column_step; ++w)
+#pragma GCC unroll 4
+                    for (int q = 0; q < parts<T>; ++q) {
+                        const Index row = p + w * parts<T> + q;
+                        if (by_row) scale = splat(scales[row * scale_row]);
+                        store(to + row * panel_width, part(T{}, words[w], q, scale), lanes);
+                    }
+            }
+        }
+        for (; p < k; ++p) {
+            if (by_row) scale = splat(scales[p * scale_row]);
+            store(to + p * panel_width, gather(here, from + p * b_row, b_col, scale), lanes);
+        }
+    }
+    finish();
+}
+
 /// The same product by packing a little of B at a time: what columns_of leaves.
-inline void columns_packed(Index rows, Index cols, Index k, const S* a, Index a_row, const S* b,
-                           Index b_col, S* c, Index c_row, bool add) {
+template <class T>
+void columns_packed(Index rows, Index cols, Index k, const S* a, Index a_row, const T* b,
+                    Index b_col, const S* scales, S* c, Index c_row, bool add) {
     S panel[lanes * panel_width];
     for (Index j = 0; j < cols; j += panel_width) {
         const Index here = cols - j < panel_width ? cols - j : panel_width;
         Index p = 0;
         do {
             const Index count = k - p < lanes ? k - p : lanes;
-            pack(count, here, b + j * b_col + p, 1, b_col, panel);
+            const T* const from = b + j * b_col + p;
+            if constexpr (std::is_same_v<T, S>)
+                pack(count, here, from, 1, b_col, panel);
+            else
+                pack_widened(count, here, from, 1, b_col, scales + (has_scales<T> ? j : 0), 0, 1,
+                             panel);
             tile(rows, here, count, a + p, a_row, 1, panel, panel_width, c + j, c_row, add || p > 0,
                  {panel});
             p += lanes;
@@ -212,14 +296,22 @@ inline void columns_packed(Index rows, Index cols, Index k, const S* a, Index a_
     }
 }
 
+template <class T>
+void columns_in_place(Index rows, Index cols, Index k, const S* a, Index a_row, const T* b,
+                      Index b_col, const S* scales, S* c, Index c_row, bool add) {
+    constexpr Index step = column_step * parts<T>;
+    const Index wide = cols - cols % lanes, deep = k - k % step;
+    Columns<T, std::make_integer_sequence<int, column_rows>>::of[rows - 1](
+        wide, deep, a, a_row, b, b_col, scales, c, c_row, add);
+    if (deep < k)
+        columns_packed(rows, wide, k - deep, a + deep, a_row, b + deep, b_col, scales, c, c_row,
+                       true);
+    if (wide < cols)
+        columns_packed(rows, cols - wide, k, a, a_row, b + wide * b_col, b_col,
+                       scales + (has_scales<T> ? wide : 0), c + wide, c_row, add);
+}
+
 inline void columns(Index rows, Index cols, Index k, const S* a, Index a_row, const S* b,
                     Index b_col, S* c, Index c_row, bool add) {
-    const Index wide = cols - cols % lanes, deep = k - k % column_step;
-    Columns<std::make_integer_sequence<int, column_rows>>::of[rows - 1](rows, wide, deep, a, a_row,
-                                                                        b, b_col, c, c_row, add);
-    if (deep < k)
-        columns_packed(rows, wide, k - deep, a + deep, a_row, b + deep, b_col, c, c_row, true);
-    if (wide < cols)
-        columns_packed(rows, cols - wide, k, a, a_row, b + wide * b_col, b_col, c + wide, c_row,
-                       add);
+    columns_in_place<S>(rows, cols, k, a, a_row, b, b_col, nullptr, c, c_row, add);
 }

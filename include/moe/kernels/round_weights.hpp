@@ -86,9 +86,11 @@ inline Index first_above(Index n, const float* x, Index stride, float most) {
 
 /// @param w     [rows, cols]
 /// @param name  of the matrix, in the sentence
+/// @param first_row, first_col  of w within the matrix
 /// @throws std::invalid_argument if a weight is not finite or too large to be stored so
 inline void check_storable(Storage storage, Strided<float> w, Index rows, Index cols,
-                           const char* name, Index expert) {
+                           const char* name, Index expert, Index first_row = 0,
+                           Index first_col = 0) {
     const float most = largest_weight(storage);
     const bool along_rows = w.col_stride == 1 || w.row_stride != 1;
     const Index lines = along_rows ? rows : cols, length = along_rows ? cols : rows;
@@ -99,8 +101,8 @@ inline void check_storable(Storage storage, Strided<float> w, Index rows, Index 
         if (at == length) continue;
         const float found = from[at * stride];
         const std::string place = std::string(name) + " of expert " + text(expert) + ": weight [" +
-                                  text(along_rows ? line : at) + ", " +
-                                  text(along_rows ? at : line) + "]";
+                                  text(first_row + (along_rows ? line : at)) + ", " +
+                                  text(first_col + (along_rows ? at : line)) + "]";
         if (!std::isfinite(found))
             fail("moe::freeze: ", place, " is ", found, ", ", moe::name(storage),
                  " holds finite weights only; mend it, or store the expert as fp32, which keeps "
@@ -110,6 +112,25 @@ inline void check_storable(Storage storage, Strided<float> w, Index rows, Index 
              "; store the expert as ", storage == Storage::bf16 ? "fp32" : "bf16 or fp32",
              ", see FreezeOptions::experts");
     }
+}
+
+/// The same of narrow elements, a piece of a line at a time.
+template <class S = float>  // compiled where it is used
+void check_storable(Storage storage, const NarrowStrided& w, Index rows, Index cols,
+                    const char* name, Index expert) {
+    const bool along_rows = w.col_stride == 1 || w.row_stride != 1;
+    const Index lines = along_rows ? rows : cols, length = along_rows ? cols : rows;
+    const Index width = w.kernels->panel_width;
+    S piece[64];
+    for (Index line = 0; line < lines; ++line)
+        for (Index at = 0; at < length; at += width) {
+            const Index count = std::min(width, length - at);
+            const Index row = along_rows ? line : at, col = along_rows ? at : line;
+            const NarrowStrided rest = w.from(row, col);
+            (along_rows ? rest : rest.transpose()).pack(1, count, piece);
+            check_storable(storage, Strided<S>{piece, along_rows ? width : 1, 1},
+                           along_rows ? 1 : count, along_rows ? count : 1, name, expert, row, col);
+        }
 }
 
 /// Rows of one record, column by column: w[j][p] is weight (p, j).

@@ -71,11 +71,13 @@ inline void product(const KernelTable<float>& table, Index rows, Index cols, Ind
         }
 }
 
-/// Operand, or a matrix of stored weights. Only viewed.
+/// Operand, or a matrix of stored weights, or one of narrow elements. Only viewed.
 template <class S>
 struct WeightOperand {
     explicit WeightOperand(const Operand<S>& b) : plain(b) {}
-    explicit WeightOperand(const StoredMatrix& b) : plain(Strided<S>{nullptr, 0, 0}), stored(&b) {}
+    explicit WeightOperand(const Strided<S>& b) : plain(b) {}
+    explicit WeightOperand(const StoredMatrix& b) : stored(&b) {}
+    explicit WeightOperand(const NarrowStrided& b) : narrow(b) {}
 
     /// B without its first `columns` columns; a multiple of the panel width, unless B lies as it is
     /// in memory.
@@ -83,6 +85,8 @@ struct WeightOperand {
         WeightOperand rest = *this;
         if (stored != nullptr)
             rest.first_panel += columns / stored->table()->panel_width;
+        else if (narrow.kernels != nullptr)
+            rest.narrow = narrow.from(0, columns);
         else
             rest.plain = plain.columns_from(columns);
         return rest;
@@ -96,9 +100,10 @@ struct WeightOperand {
         return here;
     }
 
-    Operand<S> plain;
+    Operand<S> plain{Strided<S>{nullptr, 0, 0}};
     const StoredMatrix* stored = nullptr;
-    Index first_panel = 0;  ///< of the stored matrix
+    Index first_panel = 0;   ///< of the stored matrix
+    NarrowStrided narrow{};  ///< none without kernels
 };
 
 /// C (+)= A B with any of them, the same bits.
@@ -106,10 +111,13 @@ struct WeightOperand {
 template <class S>
 void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
              const WeightOperand<S>& b, S* c, Index c_row, bool add, S* scratch) {
-    if constexpr (std::is_same_v<S, float>)
+    if constexpr (std::is_same_v<S, float>) {
         if (b.stored != nullptr)
             return product(table, rows, cols, k, a, *b.stored, b.first_panel, c, c_row, add,
                            scratch);
+        if (b.narrow.kernels != nullptr)
+            return product(table, rows, cols, k, a, b.narrow, c, c_row, add, scratch);
+    }
     product(table, rows, cols, k, a, b.plain, c, c_row, add, scratch);
 }
 

@@ -3,6 +3,7 @@
 #define MOE_KERNELS_TABLE_HPP
 
 #include <moe/core/types.hpp>
+#include <moe/kernels/narrow_table.hpp>
 
 namespace moe::inline MOE_ABI {
 

@@ -200,6 +200,88 @@ inline void transpose(Index rows, Index cols, const S* from, Index from_row, S* 
                         to + p * to_row + j, to_row);
 }
 
+/// to[p] lane j = the word at from + j * from_row + 4 p bytes, for p < 4 and j < 16.
+[[gnu::always_inline]] inline void read_columns(const std::byte* from, Index from_row, V (&to)[4]) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        float32x4_t r[4], t[4];  // as in transpose_4
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) __builtin_memcpy(&r[j], from + (4 * i + j) * from_row, 16);
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; ++j) {
+            t[j] = vzip1q_f32(r[j], r[j + 2]);
+            t[j + 2] = vzip2q_f32(r[j], r[j + 2]);
+        }
+#pragma GCC unroll 2
+        for (int c = 0; c < 4; c += 2) {
+            to[c].part[i] = vzip1q_f32(t[c], t[c + 1]);
+            to[c + 1].part[i] = vzip2q_f32(t[c], t[c + 1]);
+        }
+    }
+}
+
+// ---- narrow elements ----
+
+/// The 16-bit elements from `from` on, of any type.
+[[gnu::always_inline]] inline uint16x4_t load_four(const void* from) {
+    uint16x4_t r;
+    __builtin_memcpy(&r, from, sizeof r);
+    return r;
+}
+/// Four halves as floats.
+[[gnu::always_inline]] inline float32x4_t widen_halves(uint16x4_t halves) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(halves));
+}
+/// Four integers in the upper bytes of words.
+[[gnu::always_inline]] inline float32x4_t widen_bytes(uint32x4_t words) {
+    return vcvtq_f32_s32(vshrq_n_s32(vreinterpretq_s32_u32(words), 24));
+}
+[[gnu::always_inline]] inline V widen(const Bf16* from, V) {
+    V r;
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+        r.part[i] = vreinterpretq_f32_u32(vshll_n_u16(load_four(from + 4 * i), 16));
+    return r;
+}
+[[gnu::always_inline]] inline V widen(const F16* from, V) {
+    V r;
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) r.part[i] = widen_halves(load_four(from + 4 * i));
+    return r;
+}
+[[gnu::always_inline]] inline V widen(const std::int8_t* from, V scale) {
+    const int8x16_t q = vld1q_s8(from);
+    const int16x8_t low = vmovl_s8(vget_low_s8(q)), high = vmovl_s8(vget_high_s8(q));
+    return mul(
+        {{vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(low))),
+          vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))),
+          vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)))}},
+        scale);
+}
+[[gnu::always_inline]] inline V part(Bf16, V words, int q, V) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        const uint32x4_t x = vreinterpretq_u32_f32(words.part[i]);
+        words.part[i] = vreinterpretq_f32_u32(q == 0 ? vshlq_n_u32(x, 16)
+                                                     : vandq_u32(x, vdupq_n_u32(0xFFFF0000U)));
+    }
+    return words;
+}
+[[gnu::always_inline]] inline V part(F16, V words, int q, V) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        const uint32x4_t x = vreinterpretq_u32_f32(words.part[i]);
+        words.part[i] = widen_halves(q == 0 ? vmovn_u32(x) : vshrn_n_u32(x, 16));
+    }
+    return words;
+}
+[[gnu::always_inline]] inline V part(std::int8_t, V words, int q, V scale) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+        words.part[i] = widen_bytes(vreinterpretq_u32_f32(words.part[i]) << (24 - 8 * q));
+    return mul(words, scale);
+}
+
 /// Elementwise functions take 16 elements at once, too.
 using E = V;
 inline constexpr Index elements = 16;
@@ -209,6 +291,8 @@ inline constexpr Index elements = 16;
 #include <moe/kernels/math_float.inl>
 //
 #include <moe/kernels/body.inl>
+//
+#include <moe/kernels/narrow.inl>
 
 }  // namespace isa_neon
 }  // namespace moe::inline MOE_ABI

@@ -11,12 +11,12 @@
 #include <moe/kernels/polynomials.hpp>
 #include <moe/kernels/table.hpp>
 
-// Everything below is compiled for AVX2 and FMA, whatever the flags of the build.
+// Everything below is compiled for AVX2, FMA and F16C, whatever the flags of the build.
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 
 namespace moe::inline MOE_ABI {
@@ -173,14 +173,19 @@ inline void transpose(Index rows, Index cols, const S* from, Index from_row, S* 
                         to + p * to_row + j, to_row);
 }
 
-/// Of eight columns: to[p] lane j = from[j * from_row + p] for p < 4 and j < 8.
-[[gnu::always_inline]] inline void read_columns_8(const S* from, Index from_row, __m256 (&to)[4]) {
+[[gnu::always_inline]] inline __m128 read_four(const std::byte* from) {
+    return _mm_loadu_ps(reinterpret_cast<const float*>(from));
+}
+/// Of eight columns: to[p] lane j = the word at from + j * from_row + 4 p bytes, for p < 4 and
+/// j < 8.
+[[gnu::always_inline]] inline void read_columns_8(const std::byte* from, Index from_row,
+                                                  __m256 (&to)[4]) {
     __m256 r[4];  // row i of each half: the halves hold rows 0 to 3 and 4 to 7
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-        const S* const row = from + i * from_row;
-        r[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row)),
-                                    _mm_loadu_ps(row + 4 * from_row), 1);
+        const std::byte* const row = from + i * from_row;
+        r[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(read_four(row)),
+                                    read_four(row + 4 * from_row), 1);
     }
     const __m256 even_low = _mm256_unpacklo_ps(r[0], r[1]);
     const __m256 even_high = _mm256_unpackhi_ps(r[0], r[1]);
@@ -192,13 +197,56 @@ inline void transpose(Index rows, Index cols, const S* from, Index from_row, S* 
     to[3] = _mm256_shuffle_ps(even_high, odd_high, 0xEE);
 }
 
-/// to[p] lane j = from[j * from_row + p] for p < 4 and j < 16.
-[[gnu::always_inline]] inline void read_columns(const S* from, Index from_row, V (&to)[4]) {
+/// to[p] lane j = the word at from + j * from_row + 4 p bytes, for p < 4 and j < 16.
+[[gnu::always_inline]] inline void read_columns(const std::byte* from, Index from_row, V (&to)[4]) {
     __m256 low[4], high[4];
     read_columns_8(from, from_row, low);
     read_columns_8(from + 8 * from_row, from_row, high);
 #pragma GCC unroll 4
     for (int p = 0; p < 4; ++p) to[p] = {low[p], high[p]};
+}
+
+// ---- narrow elements ----
+
+/// Dwords by their type, for shifts by any number.
+typedef int Words __attribute__((vector_size(32)));
+
+[[gnu::always_inline]] inline __m128i load_16(const void* from) {
+    return _mm_loadu_si128(static_cast<const __m128i*>(from));
+}
+[[gnu::always_inline]] inline V widen(const Bf16* from, V) {
+    return {(__m256)((Words)_mm256_cvtepu16_epi32(load_16(from)) << 16),
+            (__m256)((Words)_mm256_cvtepu16_epi32(load_16(from + 8)) << 16)};
+}
+[[gnu::always_inline]] inline V widen(const F16* from, V) {
+    return {_mm256_cvtph_ps(load_16(from)), _mm256_cvtph_ps(load_16(from + 8))};
+}
+[[gnu::always_inline]] inline V widen(const std::int8_t* from, V scale) {
+    const __m128i q = load_16(from);
+    return mul({_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(q, 8)))},
+               scale);
+}
+[[gnu::always_inline]] inline V part(Bf16, V words, int q, V) {
+    const Words low = (Words)words.low, high = (Words)words.high;
+    constexpr int upper = static_cast<int>(0xFFFF0000U);
+    return {(__m256)(q == 0 ? low << 16 : low & upper),
+            (__m256)(q == 0 ? high << 16 : high & upper)};
+}
+[[gnu::always_inline]] inline V part(F16, V words, int q, V) {
+    const __m256i low = _mm256_castps_si256(words.low), high = _mm256_castps_si256(words.high);
+    const __m256i lower = _mm256_set1_epi32(0xFFFF);
+    const __m256i mixed =  // quarters 0 and 2 from `low`
+        q == 0 ? _mm256_packus_epi32(_mm256_and_si256(low, lower), _mm256_and_si256(high, lower))
+               : _mm256_packus_epi32(_mm256_srli_epi32(low, 16), _mm256_srli_epi32(high, 16));
+    const __m256i halves = _mm256_permute4x64_epi64(mixed, 0xD8);
+    return {_mm256_cvtph_ps(_mm256_castsi256_si128(halves)),
+            _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
+}
+[[gnu::always_inline]] inline V part(std::int8_t, V words, int q, V scale) {
+    const Words low = (Words)words.low << (24 - 8 * q) >> 24;
+    const Words high = (Words)words.high << (24 - 8 * q) >> 24;
+    return mul({_mm256_cvtepi32_ps((__m256i)low), _mm256_cvtepi32_ps((__m256i)high)}, scale);
 }
 
 /// Elementwise functions take 16 elements at once, too.
@@ -210,6 +258,8 @@ inline constexpr Index elements = 16;
 #include <moe/kernels/math_float.inl>
 //
 #include <moe/kernels/body.inl>
+//
+#include <moe/kernels/narrow.inl>
 
 }  // namespace isa_avx2
 }  // namespace moe::inline MOE_ABI

@@ -128,17 +128,20 @@ inline void transpose(Index rows, Index cols, const S* from, Index from_row, S* 
         if (p < cols) _mm512_storeu_ps(to + p * to_row, t[p]);
 }
 
-/// to[p] lane j = from[j * from_row + p] for p < 4 and j < 16. Inserting from memory takes no
-/// shuffle unit: half the shuffles of a transposition of 16 x 16.
-[[gnu::always_inline]] inline void read_columns(const S* from, Index from_row, V (&to)[4]) {
+[[gnu::always_inline]] inline __m128 read_four(const std::byte* from) {
+    return _mm_loadu_ps(reinterpret_cast<const float*>(from));
+}
+/// to[p] lane j = the word at from + j * from_row + 4 p bytes, for p < 4 and j < 16. Inserting from
+/// memory takes no shuffle unit: half the shuffles of a transposition of 16 x 16.
+[[gnu::always_inline]] inline void read_columns(const std::byte* from, Index from_row, V (&to)[4]) {
     __m512 r[4];  // row i of each quarter: the quarters hold rows 0 to 3, 4 to 7 and so on
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-        const S* const row = from + i * from_row;
-        r[i] = _mm512_castps128_ps512(_mm_loadu_ps(row));
-        r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(row + 4 * from_row), 1);
-        r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(row + 8 * from_row), 2);
-        r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(row + 12 * from_row), 3);
+        const std::byte* const row = from + i * from_row;
+        r[i] = _mm512_castps128_ps512(read_four(row));
+        r[i] = _mm512_insertf32x4(r[i], read_four(row + 4 * from_row), 1);
+        r[i] = _mm512_insertf32x4(r[i], read_four(row + 8 * from_row), 2);
+        r[i] = _mm512_insertf32x4(r[i], read_four(row + 12 * from_row), 3);
     }
     const __m512d even_low = _mm512_castps_pd(_mm512_unpacklo_ps(r[0], r[1]));
     const __m512d even_high = _mm512_castps_pd(_mm512_unpackhi_ps(r[0], r[1]));
@@ -150,6 +153,40 @@ inline void transpose(Index rows, Index cols, const S* from, Index from_row, S* 
     to[3].r = _mm512_castpd_ps(_mm512_unpackhi_pd(even_high, odd_high));
 }
 
+// ---- narrow elements ----
+
+/// Dwords by their type, for shifts by any number.
+typedef int Words __attribute__((vector_size(64)));
+
+[[gnu::always_inline]] inline V widen(const Bf16* from, V) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+}
+[[gnu::always_inline]] inline V widen(const F16* from, V) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))};
+}
+[[gnu::always_inline]] inline V widen(const std::int8_t* from, V scale) {
+    const __m128i q = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return {_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q)), scale.r)};
+}
+[[gnu::always_inline]] inline V part(Bf16, V words, int q, V) {
+    const Words x = (Words)words.r;
+    return {(__m512)(q == 0 ? x << 16 : x & static_cast<int>(0xFFFF0000U))};
+}
+/// One shuffle puts the first halves of all words in front of the others.
+[[gnu::always_inline]] inline V part(F16, V words, int q, V) {
+    const __m512i order =
+        _mm512_set_epi16(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1, 30, 28, 26, 24,
+                         22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    const __m512i halves = _mm512_permutexvar_epi16(order, _mm512_castps_si512(words.r));
+    return {_mm512_cvtph_ps(q == 0 ? _mm512_castsi512_si256(halves)
+                                   : _mm512_extracti64x4_epi64(halves, 1))};
+}
+[[gnu::always_inline]] inline V part(std::int8_t, V words, int q, V scale) {
+    const Words x = (Words)words.r << (24 - 8 * q) >> 24;
+    return {_mm512_mul_ps(_mm512_cvtepi32_ps((__m512i)x), scale.r)};
+}
+
 /// Elementwise functions take 16 elements at once, too.
 using E = V;
 inline constexpr Index elements = 16;
@@ -159,6 +196,8 @@ inline constexpr Index elements = 16;
 #include <moe/kernels/math_float.inl>
 //
 #include <moe/kernels/body.inl>
+//
+#include <moe/kernels/narrow.inl>
 
 }  // namespace isa_avx512
 }  // namespace moe::inline MOE_ABI

@@ -72,16 +72,19 @@ inline void transpose(Index rows, Index cols, const S* from, Index from_row, S* 
             to[p * to_row + j] = j < rows ? from[j * from_row + p] : S(0);
 }
 
+[[gnu::always_inline]] inline __m128d read_pair(const std::byte* from) {
+    return _mm_loadu_pd(reinterpret_cast<const double*>(from));
+}
 /// Of eight columns: two elements of rows 0, 2, 4 and 6.
-[[gnu::always_inline]] inline __m512d read_pairs(const S* from, Index from_row) {
-    __m512d r = _mm512_castpd128_pd512(_mm_loadu_pd(from));
-    r = _mm512_insertf64x2(r, _mm_loadu_pd(from + 2 * from_row), 1);
-    r = _mm512_insertf64x2(r, _mm_loadu_pd(from + 4 * from_row), 2);
-    return _mm512_insertf64x2(r, _mm_loadu_pd(from + 6 * from_row), 3);
+[[gnu::always_inline]] inline __m512d read_pairs(const std::byte* from, Index from_row) {
+    __m512d r = _mm512_castpd128_pd512(read_pair(from));
+    r = _mm512_insertf64x2(r, read_pair(from + 2 * from_row), 1);
+    r = _mm512_insertf64x2(r, read_pair(from + 4 * from_row), 2);
+    return _mm512_insertf64x2(r, read_pair(from + 6 * from_row), 3);
 }
 
-/// to[p] lane j = from[j * from_row + p] for p < 2 and j < 16.
-[[gnu::always_inline]] inline void read_columns(const S* from, Index from_row, V (&to)[2]) {
+/// to[p] lane j = the number at from + j * from_row + 8 p bytes, for p < 2 and j < 16.
+[[gnu::always_inline]] inline void read_columns(const std::byte* from, Index from_row, V (&to)[2]) {
     const __m512d even_low = read_pairs(from, from_row);
     const __m512d odd_low = read_pairs(from + from_row, from_row);
     const __m512d even_high = read_pairs(from + 8 * from_row, from_row);
