@@ -16,6 +16,7 @@
 #include <moe/testing/gradient_check.hpp>
 
 #include "seams/check.hpp"
+#include "support/narrow_weights.hpp"
 
 namespace {
 
@@ -78,6 +79,55 @@ TEST(Layer, TrainsWithHeterogeneousExperts) {
     }
     EXPECT_GT(first, 5);
     EXPECT_LT(last, first / 4);
+}
+
+/// A layer whose experts are views of 16 and 8 bits is the layer with those numbers in float.
+TEST(Layer, ReadsNarrowWeightsWhereTheyLie) {
+    const Index tokens = 40, dim = 65, ffn = 37;
+    moe::Layer wide{moe::Config{.model_dim = dim, .seed = 3}, moe::LinearRouter{},
+                    moe::TopK{.k = 2}, moe::Swiglu{.count = 6, .ffn_dim = ffn},
+                    moe::Shared{moe::Swiglu{.ffn_dim = ffn}}};
+    auto narrow = wide;
+    std::vector<narrow_weights::Stored> stored;
+    stored.reserve(18);
+    const auto view = [&](moe::Weights<float>& owned, moe::Weights<float>& bound) {
+        std::vector<moe::WeightView> views;
+        const Index rows = owned.rows(), cols = owned.cols();
+        for (Index e = 0; e < owned.count(); ++e) {
+            const auto number = static_cast<std::uint64_t>(stored.size());
+            const auto& one = stored.emplace_back(narrow_weights::dtypes[number % 3], rows, cols,
+                                                  cols, 1, number);
+            owned.owned(e).view() = one.values;
+            views.push_back(one.view);
+        }
+        bound = moe::Weights<float>(views);
+    };
+    auto& from = wide.bank().group<0>();
+    auto& to = narrow.bank().group<0>();
+    view(from.gate, to.gate);
+    view(from.up, to.up);
+    view(from.down, to.down);
+    EXPECT_LT(moe::num_parameters(narrow), moe::num_parameters(wide));
+
+    const auto x = random_matrix<float>(tokens, dim, 1), dy = random_matrix<float>(tokens, dim, 2);
+    const auto run = [&](const auto& layer, Matrix<float>& y, Matrix<float>& dx) {
+        auto grad = moe::zeros_like(layer);
+        Workspace<float> ws;
+        layer.forward(x, y, ws);
+        layer.backward(x, dy, dx, grad, ws);
+        return seams::values_of<float>(grad);
+    };
+    Matrix<float> y(tokens, dim), dx(tokens, dim), wanted_y(tokens, dim), wanted_dx(tokens, dim);
+    const auto wanted = run(wide, wanted_y, wanted_dx);
+    const auto got = run(narrow, y, dx);
+    EXPECT_TRUE(same_bits(y, wanted_y));
+    EXPECT_TRUE(same_bits(dx, wanted_dx));
+    EXPECT_TRUE(same_bits(got, wanted, {.allow_zeros = true}));
+    EXPECT_TRUE(same_bits(moe::freeze(narrow)(x), y));
+    for (const moe::Storage storage : {moe::Storage::bf16, moe::Storage::int4})
+        EXPECT_TRUE(same_bits(moe::freeze(narrow, {.storage = storage})(x),
+                              moe::freeze(wide, {.storage = storage})(x)));
+    EXPECT_TRUE(same_bits(moe::freeze(std::move(narrow))(x), y));
 }
 
 struct RoundRobin {  // a router: token t prefers expert t mod E, whatever it says

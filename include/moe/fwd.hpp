@@ -160,6 +160,11 @@ template <class S>
 struct Ahead;
 template <class S>
 struct Strided;
+enum class Bf16 : std::uint16_t;
+enum class F16 : std::uint16_t;
+struct NarrowKernels;
+struct NarrowTable;
+struct NarrowStrided;
 template <class S>
 struct Panels;
 template <class S>

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -178,27 +179,101 @@ TEST(Weights, BoundOnesHaveOneShape) {
               "moe::Weights: expert 1's matrix is [2, 4], the first one's is [2, 3]");
 }
 
-TEST(Weights, BoundOnesAreStoredInTheScalarOfTheLayer) {
+TEST(Weights, BoundOnesOfFloatsMayBeNarrower) {
+    const std::vector<std::uint16_t> halves(6, 0x3C00);
+    const std::vector<std::int8_t> integers(6, -128);
+    const std::vector<float> scales{0.5f, -2};
     Bound memory;
-    memory.views[1].dtype = Dtype::bf16;
-    EXPECT_EQ(message([&] { Weights<float> weights(memory.views); }),
-              "moe::Weights: expert 1's matrix holds BF16, only F32 can be read where it lies; "
-              "convert it and view the copy");
-    memory.views[1].dtype = Dtype::unknown;
-    EXPECT_THROW(Weights<float> weights(memory.views), std::invalid_argument);
-    memory.views[1].dtype = Dtype::f32;
-    EXPECT_EQ(message([&] { Weights<double> weights(memory.views); }),
-              "moe::Weights: expert 0's matrix holds F32, only F64 can be read where it lies; "
-              "convert it and view the copy");
+    memory.views.push_back(memory.views[0]);
+    memory.views.push_back(memory.views[0]);
+    memory.views[1].data = memory.views[2].data = halves.data();
+    memory.views[1].dtype = Dtype::f16;
+    memory.views[2].dtype = Dtype::bf16;
+    memory.views[3].data = integers.data();
+    memory.views[3].dtype = Dtype::i8;
+    memory.views[3].scales = scales.data();
+    Weights<float> weights(memory.views);
+    const Weights<float> copy = weights;
+    for (const Weights<float>* both : std::initializer_list<const Weights<float>*>{&weights, &copy})
+        for (Index e = 0; e < 4; ++e) {
+            EXPECT_EQ((*both)[e].data, memory.views[static_cast<std::size_t>(e)].data);
+            EXPECT_EQ((*both)[e].dtype, memory.views[static_cast<std::size_t>(e)].dtype);
+            EXPECT_EQ(both->is_narrow(e), e != 0);
+        }
+    EXPECT_EQ(weights[3].scales, scales.data());
+
+    const moe::NarrowStrided half = weights.narrow(1, moe::Isa::scalar);
+    EXPECT_EQ(static_cast<const void*>(half.data), memory.views[1].data);
+    EXPECT_EQ(half.row_stride, memory.views[1].row_stride);
+    EXPECT_EQ(half.col_stride, memory.views[1].col_stride);
+    EXPECT_EQ(half.scales, nullptr);
+    EXPECT_EQ(half.kernels->element_size, 2);
+    const moe::NarrowStrided integer = weights.narrow(3, moe::Isa::scalar);
+    EXPECT_EQ(integer.scales, scales.data());
+    EXPECT_EQ(integer.scale_row, 1);
+    EXPECT_EQ(integer.scale_col, 0);
+    EXPECT_EQ(integer.kernels->element_size, 1);
+
+    weights.own_gradients();
+    EXPECT_FALSE(weights.is_narrow(1));
+    EXPECT_EQ(weights[1].dtype, Dtype::f32);
+    EXPECT_EQ(weights.gradient(1)[0], 0.0f);
+    weights = copy;
+    EXPECT_TRUE(weights.is_narrow(1));
+    weights = Weights<float>(4, 2, 3);
+    EXPECT_FALSE(weights.is_narrow(1));
 }
 
-TEST(Weights, BoundOnesHaveNoScales) {
+TEST(Weights, BoundOnesAreOfADtypeThatIsRead) {
     Bound memory;
-    const float scale = 2;
-    memory.views[0].scales = &scale;
+    for (const Dtype dtype : {Dtype::f64, Dtype::f8_e4m3, Dtype::u8, Dtype::i32, Dtype::unknown}) {
+        memory.views[1].dtype = dtype;
+        EXPECT_EQ(message([&] { Weights<float> weights(memory.views); }),
+                  std::string("moe::Weights: expert 1's matrix holds ") + moe::dtype_name(dtype) +
+                      ", only F32, BF16, F16 and I8 can be read where they lie; convert it and "
+                      "view the copy");
+    }
+    memory.views[1].dtype = Dtype::unknown;
+    EXPECT_THROW(Weights<float> weights(memory.views), std::invalid_argument);
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16, Dtype::f16, Dtype::i8}) {
+        memory.views[0].dtype = dtype;
+        EXPECT_EQ(message([&] { Weights<double> weights(memory.views); }),
+                  std::string("moe::Weights: expert 0's matrix holds ") + moe::dtype_name(dtype) +
+                      ", only F64 can be read where it lies; convert it and view the copy");
+    }
+}
+
+TEST(Weights, BoundOnesHaveScalesIfTheyAreIntegers) {
+    Bound memory;
+    std::vector<float> scales{1, 2};
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16, Dtype::f16}) {
+        memory.views[1].dtype = dtype;
+        memory.views[1].scales = scales.data();
+        EXPECT_EQ(message([&] { Weights<float> weights(memory.views); }),
+                  std::string("moe::Weights: expert 1's matrix holds ") + moe::dtype_name(dtype) +
+                      " and has scales, which are applied to I8 only; multiply them into a copy "
+                      "and view that without scales");
+    }
+    memory.views[1].dtype = Dtype::i8;
+    EXPECT_NO_THROW(Weights<float> weights(memory.views));
+    memory.views[1].scales = nullptr;
     EXPECT_EQ(message([&] { Weights<float> weights(memory.views); }),
-              "moe::Weights: expert 0's matrix has scales, which are not applied here; multiply "
-              "them into a copy and view that without scales");
+              "moe::Weights: expert 1's matrix holds I8 but its scales are null; point them to one "
+              "float for each of its 2 rows");
+    memory.views[1].scales = scales.data();
+    constexpr float most = std::numeric_limits<float>::max();
+    scales = {-most, most};
+    EXPECT_NO_THROW(Weights<float> weights(memory.views));
+    for (const auto& [scale, word] : {std::pair{std::numeric_limits<float>::infinity(), "inf"},
+                                      std::pair{-std::numeric_limits<float>::infinity(), "-inf"},
+                                      std::pair{std::numeric_limits<float>::quiet_NaN(), "nan"}}) {
+        scales[1] = scale;
+        EXPECT_EQ(message([&] { Weights<float> weights(memory.views); }),
+                  std::string("moe::Weights: expert 1's matrix has the scale ") + word +
+                      " in row 1; scales must be finite, mend it");
+    }
+    const Weights<float> empty({WeightView{.dtype = Dtype::i8, .rows = 0, .cols = 3}});
+    EXPECT_EQ(empty.count(), 1);
 }
 
 TEST(Weights, BoundOnesHaveDataUnlessTheyAreEmpty) {

@@ -12,6 +12,7 @@
 #include <moe/experts/swiglu.hpp>
 
 #include "support/expert_group.hpp"
+#include "support/narrow_weights.hpp"
 
 namespace {
 
@@ -182,6 +183,134 @@ TYPED_TEST(FeedForward, BoundWeightsAreReadWhereTheyLie) {
     EXPECT_EQ(moe::num_parameters(moe::zeros_like(bound)), moe::num_parameters(owned));
 }
 
+/// Views of narrow weights, and the same numbers in float.
+struct NarrowGroups {
+    std::vector<narrow_weights::Stored> stored;
+    moe::FeedForwardModule<float> narrow, wide;
+
+    /// Each matrix of another dtype, or all of one; expert by expert row-major, transposed, and
+    /// interleaved with another matrix.
+    NarrowGroups(const moe::FeedForwardModule<float>& like, moe::Dtype only) : narrow(like) {
+        const auto views = [&](moe::Weights<float>& weights) {
+            if (weights.count() == 0) return;
+            std::vector<WeightView> result;
+            const Index rows = weights.rows(), cols = weights.cols();
+            for (Index e = 0; e < weights.count(); ++e) {
+                const auto number = static_cast<std::uint64_t>(stored.size());
+                const moe::Dtype dtype =
+                    only == moe::Dtype::unknown ? narrow_weights::dtypes[number % 3] : only;
+                const Index row_stride = e % 3 == 0 ? cols : e % 3 == 1 ? 1 : 2 * cols;
+                stored.emplace_back(dtype, rows, cols, row_stride, e % 3 == 1 ? rows : 1,
+                                    number + 20);
+                result.push_back(stored.back().view);
+            }
+            if (only == moe::Dtype::unknown) {  // one more kind
+                stored.emplace_back(moe::Dtype::bf16, rows, cols, cols, 1, 99);
+                result.back() = stored.back().widened();
+            }
+            weights = moe::Weights<float>(result);
+        };
+        stored.reserve(32);
+        views(narrow.gate);
+        views(narrow.up);
+        views(narrow.down);
+        wide = narrow;
+        for (moe::Weights<float>* weights : {&wide.gate, &wide.up, &wide.down}) {
+            if (weights->count() == 0) continue;
+            moe::Weights<float> owned(weights->count(), weights->rows(), weights->cols());
+            for (Index e = 0; e < weights->count(); ++e)
+                owned.owned(e).view() = values((*weights)[e]);
+            *weights = owned;
+        }
+    }
+
+    const Matrix<float>& values(const WeightView& view) const {
+        for (const auto& one : stored)
+            if (view.data == one.bytes.data() || view.data == one.values.data()) return one.values;
+        throw std::logic_error("a view of other memory");
+    }
+};
+
+constexpr moe::Dtype narrow_or_mixed[] = {moe::Dtype::bf16, moe::Dtype::f16, moe::Dtype::i8,
+                                          moe::Dtype::unknown};
+
+TEST(FeedForwardExperts, ReadNarrowWeightsWhereTheyLie) {
+    for (const Index tokens : {1, 7, 12, 40}) {
+        const expert_group::Extents e{.tokens = tokens, .model_dim = 37, .output_dim = 29};
+        const expert_group::Batch<float> batch(e);
+        for (const auto& like : {swiglu<float>(4, 67, e), mlp<float>(4, 67, e)})
+            for (const moe::Dtype dtype : narrow_or_mixed) {
+                const NarrowGroups groups(like, dtype);
+                ASSERT_TRUE(groups.narrow.up.is_bound() && !groups.wide.up.is_bound());
+                for (const Isa isa : moe::supported_isas()) {
+                    SCOPED_TRACE(std::string(moe::name(isa)) + " " + moe::dtype_name(dtype) + " " +
+                                 std::to_string(tokens));
+                    ScopedIsa forced(isa);
+                    const auto expected = expert_group::run(groups.wide, batch);
+                    expert_group::expect_same_bits(expert_group::run(groups.narrow, batch),
+                                                   expected);
+                    EXPECT_FALSE(
+                        moe::testing::same_bits(expert_group::run(like, batch).y, expected.y));
+                }
+            }
+    }
+}
+
+TEST(FeedForwardExperts, FreezeNarrowWeights) {
+    const expert_group::Extents e{.tokens = 12, .model_dim = 70, .output_dim = 29};
+    const expert_group::Batch<float> batch(e);
+    for (const auto& like : {swiglu<float>(4, 67, e), mlp<float>(4, 67, e)})
+        for (const moe::Dtype dtype : narrow_or_mixed) {
+            const NarrowGroups groups(like, dtype);
+            for (const moe::Storage storage :
+                 {moe::Storage::fp32, moe::Storage::bf16, moe::Storage::f16, moe::Storage::int8,
+                  moe::Storage::int8_block, moe::Storage::int4, moe::Storage::int4_zero,
+                  moe::Storage::ternary})
+                for (const Isa isa : {Isa::scalar, moe::best_isa()}) {
+                    SCOPED_TRACE(std::string(moe::name(isa)) + " " + moe::dtype_name(dtype) + " " +
+                                 moe::name(storage));
+                    ScopedIsa forced(isa);
+                    const moe::FreezeOptions options{.storage = storage};
+                    const auto narrow = groups.narrow.freeze(options);
+                    const auto wide = groups.wide.freeze(options);
+                    for (Index i = 0; i < 4; ++i) {
+                        const auto same = [&](const auto& a, const auto& b) {
+                            return moe::testing::same_bits(a.decode(i), b.decode(i),
+                                                           {.allow_zeros = true});
+                        };
+                        if (like.shape().gated) {
+                            EXPECT_TRUE(same(narrow.gate(), wide.gate()));
+                        }
+                        EXPECT_TRUE(same(narrow.up(), wide.up()));
+                        EXPECT_TRUE(same(narrow.down(), wide.down()));
+                    }
+                    EXPECT_TRUE(moe::testing::same_bits(expert_group::run(narrow, batch).y,
+                                                        expert_group::run(wide, batch).y));
+                    auto moved = groups.narrow;
+                    EXPECT_TRUE(moe::testing::same_bits(
+                        expert_group::run(std::move(moved).freeze(options), batch).y,
+                        expert_group::run(wide, batch).y));
+                }
+        }
+}
+
+TEST(FeedForwardExperts, HaveGradientsInFloatWhereTheirWeightsAreNarrow) {
+    const expert_group::Extents e{.tokens = 12, .model_dim = 9, .output_dim = 6};
+    const auto like = swiglu<float>(4, 7, e);
+    const NarrowGroups groups(like, moe::Dtype::unknown);
+    EXPECT_EQ(moe::num_parameters(groups.narrow), 0) << "the memory is the caller's";
+    auto grad = moe::zeros_like(groups.narrow);
+    EXPECT_EQ(moe::num_parameters(grad), moe::num_parameters(like));
+    for (Index i = 0; i < 4; ++i) EXPECT_EQ(grad.up[i].dtype, moe::Dtype::f32);
+}
+
+TEST(FeedForwardExperts, ReadNarrowWeightsWithAnyThreadCount) {
+    const expert_group::Extents e{.tokens = 120, .model_dim = 33, .output_dim = 18};
+    const NarrowGroups groups(swiglu<float>(4, 40, e), moe::Dtype::unknown);
+    expert_group::expect_same_bits_for_any_thread_count<float>(groups.narrow, e);
+    expert_group::expect_no_allocation_in_the_second_call<float>(groups.narrow, e);
+}
+
 TEST(FeedForwardExperts, GiveTheSameBitsForAnyThreadCountInDouble) {
     const expert_group::Extents e{.tokens = 120, .model_dim = 33, .output_dim = 18};
     expert_group::expect_same_bits_for_any_thread_count<double>(mlp<double>(4, 40, e), e);
@@ -303,6 +432,28 @@ TEST(FeedForwardExperts, RefuseBiasesWhoseElementsLieApart) {
     row.col_stride = 1;
     group.up_bias = moe::Weights<float>(std::vector<WeightView>(3, row));
     EXPECT_EQ(refusal(run), "");
+}
+
+TEST(FeedForwardExperts, RefuseBiasesOfAnotherType) {
+    const expert_group::Extents e{.tokens = 5, .model_dim = 9, .output_dim = 6, .experts = 3};
+    auto group = mlp<float>(3, 7, e);
+    const std::vector<float> memory(7, 1.0f);
+    const WeightView row{
+        .data = memory.data(), .dtype = moe::Dtype::f32, .rows = 1, .cols = 7, .row_stride = 7};
+    std::vector<WeightView> rows(3, row);
+    for (const moe::Dtype dtype : narrow_weights::dtypes) {
+        rows[1].dtype = dtype;
+        rows[1].scales = dtype == moe::Dtype::i8 ? memory.data() : nullptr;
+        group.up_bias = moe::Weights<float>(rows);
+        const std::string sentence = std::string(
+                                         "moe::FeedForwardModule: up_bias of expert 1 "
+                                         "holds ") +
+                                     moe::dtype_name(dtype) +
+                                     ", biases are read as F32 only; convert it and view the copy";
+        EXPECT_EQ(refusal([&] { expert_group::run(group, expert_group::Batch<float>(e)); }),
+                  sentence);
+        EXPECT_EQ(refusal([&] { group.freeze({}); }), sentence);
+    }
 }
 
 }  // namespace

@@ -81,26 +81,26 @@ TEST(NarrowTable, SaysTheSizeOfItsElements) {
     });
 }
 
-/// Exhaustive: subnormals, infinities, NaN and -128 among them.
+/// Exhaustive: subnormals, infinities, NaN and -128 among them; at an odd address.
 TEST(NarrowTable, WidensEveryElement) {
     for_each_table([](const KernelTable<float>&, const NarrowKernels& kernels, Dtype dtype) {
         const Index width = kernels.panel_width, all = dtype == Dtype::i8 ? 256 : 65536;
-        std::vector<std::byte> elements(size(all * kernels.element_size));
+        std::vector<std::byte> memory(size(all * kernels.element_size + 1));
+        std::byte* const elements = memory.data() + 1;
         for (Index i = 0; i < all; ++i)
-            narrow_weights::put(dtype, elements.data(), i, static_cast<std::uint16_t>(i));
+            narrow_weights::put(dtype, elements, i, static_cast<std::uint16_t>(i));
         const std::vector<float> scales(size(width), 0x1.234568p-3f);
         const auto value = [&](Index i) {
-            const float x =
-                moe::read_element<float>(dtype, elements.data() + i * kernels.element_size);
+            const float x = moe::read_element<float>(dtype, elements + i * kernels.element_size);
             return dtype == Dtype::i8 ? x * scales[0] : x;
         };
         std::vector<float> panel(size(all)), one(size(all), 1.0f);
         const Index k = all / width;
-        kernels.pack(k, width, elements.data(), width, 1, scales.data(), 0, 1, panel.data());
+        kernels.pack(k, width, elements, width, 1, scales.data(), 0, 1, panel.data());
         for (Index i = 0; i < all; ++i)
             ASSERT_TRUE(same(panel[size(i)], value(i)))
                 << "row " << i << ": " << panel[size(i)] << ", should be " << value(i);
-        kernels.pack(k, width, elements.data(), 1, k, scales.data(), 0, 1, panel.data());
+        kernels.pack(k, width, elements, 1, k, scales.data(), 0, 1, panel.data());
         for (Index p = 0; p < k; ++p)
             for (Index j = 0; j < width; ++j)
                 ASSERT_TRUE(same(panel[size(p * width + j)], value(j * k + p)))
@@ -109,7 +109,7 @@ TEST(NarrowTable, WidensEveryElement) {
         const Index step = 16 / kernels.element_size;
         std::vector<std::byte> alone(size(all * 16));
         for (Index i = 0; i < all; ++i)
-            std::memcpy(&alone[size(i * 16)], &elements[size(i * kernels.element_size)],
+            std::memcpy(&alone[size(i * 16)], elements + i * kernels.element_size,
                         size(kernels.element_size));
         const std::vector<float> many(size(all), scales[0]);
         const float first[16] = {1};

@@ -3,9 +3,11 @@
 #define MOE_CORE_WEIGHTS_HPP
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -15,22 +17,25 @@
 #include <moe/core/parameters.hpp>
 #include <moe/core/random.hpp>
 #include <moe/core/types.hpp>
+#include <moe/kernels/dispatch.hpp>
 
 namespace moe::inline MOE_ABI {
 
 /// A [rows, cols] matrix of weights wherever and however it is stored; only viewed.
 ///
-///     W(i, j) = element number i * row_stride + j * col_stride of data
+///     W(i, j) = element number i * row_stride + j * col_stride of data      f64, f32, bf16, f16
+///             = float(that element) * scales[i], rounded once               i8
 ///
 /// Owned weights are row-major [out, in]. A view of a checkpoint may be transposed (strides
-/// swapped) or interleaved with another matrix (row_stride 2 * cols).
+/// swapped) or interleaved with another matrix (row_stride 2 * cols). Layers of double read f64
+/// only, layers of float the other four types, each where it lies: products give the bits that they
+/// give with a copy of the values in float.
 struct WeightView {
     const void* data = nullptr;
     Dtype dtype = Dtype::unknown;
     Index rows = 0, cols = 0;
     Index row_stride = 0, col_stride = 1;  ///< elements
-    const void* scales =
-        nullptr;  ///< per row or per block, for dtypes that need them; not read yet
+    const float* scales = nullptr;         ///< [rows], finite, for i8; null for other dtypes
 };
 
 /// One matrix [rows, cols] per expert of a group: owned, stacked in one allocation, or views of
@@ -41,9 +46,9 @@ public:
     Weights() = default;
     /// Owned, all zeros.
     Weights(Index count, Index rows, Index cols) : rows_(rows), cols_(cols) { own(count); }
-    /// Views, all [rows, cols], of elements of type S: no other can be decoded yet.
-    /// @throws std::invalid_argument if extents or types differ, if there are scales, or if a view
-    ///         that is not empty has no data
+    /// Views, all [rows, cols], of dtypes that WeightView says, which may differ.
+    /// @throws std::invalid_argument if extents differ, if a dtype is none of those, if scales are
+    ///         missing, not finite or not wanted, or if a view that is not empty has no data
     explicit Weights(std::vector<WeightView> views) : views_(std::move(views)) {
         if (views_.empty()) return;
         rows_ = views_.front().rows;
@@ -51,6 +56,9 @@ public:
         for (std::size_t e = 0; e < views_.size(); ++e) {
             check(e);
             contiguous_ = contiguous_ && (views_[e].col_stride == 1 || cols_ <= 1);
+            if constexpr (std::is_same_v<S, float>)
+                if (views_[e].dtype != Dtype::f32)
+                    narrow_tables_ = &detail::all_narrow_tables<std::int8_t>();
         }
     }
     /// A copy of owned weights is stacked again; a copy of views is views.
@@ -58,6 +66,7 @@ public:
         : rows_(other.rows_),
           cols_(other.cols_),
           contiguous_(other.contiguous_),
+          narrow_tables_(other.narrow_tables_),
           views_(other.views_) {
         own(static_cast<Index>(other.owned_.size()));
         for (std::size_t e = 0; e < owned_.size(); ++e) {
@@ -72,6 +81,7 @@ public:
         std::swap(rows_, other.rows_);
         std::swap(cols_, other.cols_);
         std::swap(contiguous_, other.contiguous_);
+        std::swap(narrow_tables_, other.narrow_tables_);
         return *this;
     }
     ~Weights() = default;
@@ -93,6 +103,24 @@ public:
                 .cols = cols_,
                 .row_stride = cols_,
                 .col_stride = 1};
+    }
+
+    /// Whether expert e's matrix is a view of narrower elements than S.
+    bool is_narrow(Index e) const {
+        return narrow_tables_ != nullptr && views_[number(e)].dtype != dtype_of<S>;
+    }
+    /// That matrix, for products with the kernels of `isa`.
+    NarrowStrided narrow(Index e, Isa isa) const {
+        MOE_ASSERT(is_narrow(e), "a view of narrow elements");
+        const WeightView& w = views_[number(e)];
+        const NarrowTable& table = *(*narrow_tables_)[static_cast<std::size_t>(isa)];
+        return {.data = static_cast<const std::byte*>(w.data),
+                .row_stride = w.row_stride,
+                .col_stride = w.col_stride,
+                .scales = w.scales,
+                .scale_row = w.scales == nullptr ? 0 : 1,
+                .scale_col = 0,
+                .kernels = &table.of(w.dtype)};
     }
 
     /// Expert e's own matrix; bound weights have none.
@@ -124,6 +152,7 @@ public:
             const Index count = this->count();
             views_.clear();
             contiguous_ = true;
+            narrow_tables_ = nullptr;
             own(count);
         }
     }
@@ -147,14 +176,31 @@ private:
         if (view.rows != rows_ || view.cols != cols_)
             detail::fail("moe::Weights: expert ", e, "'s matrix is [", view.rows, ", ", view.cols,
                          "], the first one's is [", rows_, ", ", cols_, "]");
-        if (view.dtype != dtype_of<S>)
+        const bool scaled = view.dtype == Dtype::i8;
+        if constexpr (std::is_same_v<S, float>) {
+            if (view.dtype != Dtype::f32 && view.dtype != Dtype::bf16 && view.dtype != Dtype::f16 &&
+                !scaled)
+                detail::fail("moe::Weights: expert ", e, "'s matrix holds ", dtype_name(view.dtype),
+                             ", only F32, BF16, F16 and I8 can be read where they lie; convert it "
+                             "and view the copy");
+        } else if (view.dtype != dtype_of<S>) {
             detail::fail("moe::Weights: expert ", e, "'s matrix holds ", dtype_name(view.dtype),
                          ", only ", dtype_name(dtype_of<S>),
                          " can be read where it lies; convert it and view the copy");
-        if (view.scales != nullptr)
+        }
+        if (!scaled && view.scales != nullptr)
+            detail::fail("moe::Weights: expert ", e, "'s matrix holds ", dtype_name(view.dtype),
+                         " and has scales, which are applied to I8 only; multiply them into a copy "
+                         "and view that without scales");
+        if (scaled && view.scales == nullptr && rows_ != 0 && cols_ != 0)
             detail::fail("moe::Weights: expert ", e,
-                         "'s matrix has scales, which are not applied here; multiply them into "
-                         "a copy and view that without scales");
+                         "'s matrix holds I8 but its scales are null; point them to one float for "
+                         "each of its ",
+                         rows_, " rows");
+        for (Index i = 0; view.scales != nullptr && i < rows_; ++i)
+            if (!std::isfinite(view.scales[i]))
+                detail::fail("moe::Weights: expert ", e, "'s matrix has the scale ", view.scales[i],
+                             " in row ", i, "; scales must be finite, mend it");
         if (view.data == nullptr && rows_ != 0 && cols_ != 0)
             detail::fail("moe::Weights: expert ", e, "'s matrix is [", rows_, ", ", cols_,
                          "] but its data is null; point it to the elements");
@@ -172,6 +218,7 @@ private:
 
     Index rows_ = 0, cols_ = 0;
     bool contiguous_ = true;
+    const detail::NarrowTables* narrow_tables_ = nullptr;
     std::vector<Parameter<S>> owned_;
     std::vector<WeightView> views_;
 };

@@ -28,7 +28,8 @@ namespace moe::inline MOE_ABI {
 /// tokens and no [N, O] matrix of expert outputs is made.
 ///
 /// The matrices may be exchanged for others of the same extents, for views of a checkpoint for
-/// instance: every call looks at their extents first, and throws std::invalid_argument.
+/// instance, each of any dtype that WeightView says; biases are of type S. Every call looks at the
+/// extents first, and throws std::invalid_argument.
 template <class S>
 class FeedForwardModule {
 public:
@@ -183,6 +184,11 @@ private:
         if (!found.has_contiguous_rows())
             detail::fail("moe::FeedForwardModule: a view in ", name,
                          " has a col_stride other than 1; copy the bias into a row and view that");
+        for (Index e = 0; e < found.count(); ++e)
+            if (found.is_narrow(e))
+                detail::fail("moe::FeedForwardModule: ", name, " of expert ", e, " holds ",
+                             dtype_name(found[e].dtype), ", biases are read as ",
+                             dtype_name(dtype_of<S>), " only; convert it and view the copy");
     }
     static void check_gradient(const char* name, const Weights<S>& found,
                                const Weights<S>& wanted) {

@@ -36,8 +36,7 @@ void feed_forward_dhidden(const FeedForwardShape& shape, const FeedForwardOperan
     const Index block = std::min(feed_forward_rows, rows.size(item.expert));
     S* const dy_block =
         scratch.resize(block * stride + product_scratch(table, item.end - item.begin)).data();
-    const auto down =
-        Operand<S>(strided<S>((*operands.down.unpacked)[expert])).columns_from(item.begin);
+    const WeightOperand<S> down = operands.down.plain(expert).columns_from(item.begin);
     for (Index first = rows.begin(item.expert); first < rows.end(item.expert); first += block) {
         const Index count = std::min(block, rows.end(item.expert) - first);
         gather<S>(table, dy, rows.to, {}, first, count, 0, dim, dy_block, stride);
@@ -97,15 +96,15 @@ void feed_forward_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>
     for (Index e = 0; e < rows.num_experts(); ++e) {
         if (rows.size(e) == 0) continue;
         const Index expert = rows.first_expert + e;
-        const auto up = Operand<S>(strided<S>((*operands.up.unpacked)[expert])).columns_from(begin);
+        const WeightOperand<S> up = operands.up.plain(expert).columns_from(begin);
         for (Index first = rows.begin(e); first < rows.end(e); first += block_rows) {
             const Index count = std::min(block_rows, rows.end(e) - first);
             const Index at = state.at(rows, first);
             if (shape.gated) {
-                const Operand<S> gate(strided<S>((*operands.gate.unpacked)[expert]));
+                const WeightOperand<S> gate = operands.gate.plain(expert).columns_from(begin);
                 product(table, count, width, shape.ffn_dim,
-                        Strided<S>{state.dgate.data() + at, state.stride, 1},
-                        gate.columns_from(begin), block, width, false, packing);
+                        Strided<S>{state.dgate.data() + at, state.stride, 1}, gate, block, width,
+                        false, packing);
             }
             product(table, count, width, shape.ffn_dim,
                     Strided<S>{state.dup.data() + at, state.stride, 1}, up, block, width,

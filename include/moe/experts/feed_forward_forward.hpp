@@ -35,7 +35,12 @@ struct ExpertMatrices {
     /// W^T as the right-hand side of X W^T, for W [out, in].
     WeightOperand<S> transposed(Index e) const {
         if (frozen != nullptr) return frozen->transposed(e);
-        return WeightOperand<S>(Operand<S>(strided<S>((*unpacked)[e]).transpose()));
+        return with_matrix(*unpacked, e, isa(),
+                           [](const auto& w) { return WeightOperand<S>(w.transpose()); });
+    }
+    /// W as the right-hand side of dY W; frozen matrices are none.
+    WeightOperand<S> plain(Index e) const {
+        return with_matrix(*unpacked, e, isa(), [](const auto& w) { return WeightOperand<S>(w); });
     }
 };
 

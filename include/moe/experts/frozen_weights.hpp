@@ -16,11 +16,20 @@
 namespace moe::inline MOE_ABI {
 namespace detail {
 
-/// A matrix of weights; Weights sees to it that it is stored in the scalar of the layer.
+/// A matrix of weights that are stored in the scalar of the layer.
 template <class S>
 Strided<S> strided(const WeightView& w) {
     MOE_ASSERT(w.dtype == dtype_of<S>, "weights are stored in the scalar of the layer");
     return {static_cast<const S*>(w.data), w.row_stride, w.col_stride};
+}
+
+/// f(W) for expert e's matrix W as it lies in memory: a Strided<S> or, where its elements are
+/// narrower, a NarrowStrided for the kernels of `isa`.
+template <class S, class F>
+auto with_matrix(const Weights<S>& weights, Index e, Isa isa, F&& f) {
+    if constexpr (std::is_same_v<S, float>)
+        if (weights.is_narrow(e)) return f(weights.narrow(e, isa));
+    return f(strided<S>(weights[e]));
 }
 
 /// @param name  of the matrix within its expert
@@ -30,8 +39,9 @@ void check_storable(const Weights<S>& weights, const char* name, const FreezeOpt
     if constexpr (std::is_same_v<S, float>)
         for (Index e = 0; e < weights.count(); ++e)
             if (options.of(e) != Storage::fp32)
-                check_storable(options.of(e), strided<float>(weights[e]), weights.rows(),
-                               weights.cols(), name, e);
+                with_matrix(weights, e, isa(), [&](const auto& w) {
+                    check_storable(options.of(e), w, weights.rows(), weights.cols(), name, e);
+                });
 }
 
 }  // namespace detail
@@ -97,13 +107,14 @@ private:
 
     void pack(Index e, Storage storage, const Weights<S>& weights, Isa chosen, Executor& executor) {
         const auto i = static_cast<std::size_t>(e);
-        const Strided<S> b = detail::strided<S>(weights[e]).transpose();
         const auto in_parts = [&](auto& matrix) {
             // Rounding takes about as long as 20 operations.
             const double cost =
                 20 * static_cast<double>(weights.rows()) * static_cast<double>(weights.cols());
-            detail::parallel_for(executor, matrix.panels(), cost,
-                                 [&](Index j, int) { matrix.pack(b, j, j + 1); });
+            detail::parallel_for(executor, matrix.panels(), cost, [&](Index j, int) {
+                detail::with_matrix(weights, e, chosen,
+                                    [&](const auto& w) { matrix.pack(w.transpose(), j, j + 1); });
+            });
         };
         if (storage == Storage::fp32) {
             packed_[i].resize(*kernels_, weights.cols(), weights.rows());

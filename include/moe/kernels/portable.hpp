@@ -39,7 +39,9 @@ inline void powers_of_two(E shifted, E& low, E& high) {
 /// 16 elements as floats.
 template <class T>
 [[gnu::always_inline]] inline V widen(const T* from, V scale) {
-    for (int l = 0; l < 16; ++l) scale.lane[l] = detail::widen(from[l], scale.lane[l]);
+    T x[16];
+    __builtin_memcpy(x, from, sizeof x);
+    for (int l = 0; l < 16; ++l) scale.lane[l] = detail::widen(x[l], scale.lane[l]);
     return scale;
 }
 /// Element q of each word as a float.

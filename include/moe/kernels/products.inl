@@ -230,7 +230,7 @@ template <class T>
 [[gnu::always_inline]] inline V gather(Index n, const T* from, Index step, V scale) {
     if (step == 1 && n >= lanes) return widen(from, scale);
     T some[lanes] = {};
-    for (Index l = 0; l < n; ++l) some[l] = from[l * step];
+    for (Index l = 0; l < n; ++l) __builtin_memcpy(some + l, from + l * step, sizeof(T));
     return widen(some, scale);
 }
 

@@ -68,11 +68,18 @@ public:
     /// Panels [begin, end) only, after resize; for packing in several tasks.
     void pack(Strided<float> b, Index begin, Index end) {
         MOE_ASSERT(0 <= begin && begin <= end && end <= panels(), "panels of the matrix");
+        for (Index j = begin; j < end; ++j) round_panel(j, b.from(0, j * table_->panel_width));
+    }
+    /// The same of narrow elements; allocates room for one panel of floats.
+    template <class S = float>  // compiled where it is used
+    void pack(const NarrowStrided& b, Index begin, Index end) {
         const Index width = table_->panel_width;
-        for (Index j = begin; j < end; ++j)
-            detail::round_panel(
-                storage_, width, {b.data + j * width * b.col_stride, b.row_stride, b.col_stride},
-                k_, std::min(width, cols_ - j * width), data_.get() + j * panel_bytes());
+        Buffer<S> panel;
+        panel.resize(detail::checked_product(k_, width));
+        for (Index j = begin; j < end; ++j) {
+            b.from(0, j * width).pack(k_, std::min(width, cols_ - j * width), panel.data());
+            round_panel(j, {panel.data(), width, 1});
+        }
     }
 
     /// Whether nothing was packed.
@@ -114,6 +121,13 @@ public:
     }
 
 private:
+    /// @param b  the columns of panel j
+    void round_panel(Index j, Strided<float> b) {
+        const Index width = table_->panel_width;
+        detail::round_panel(storage_, width, b, k_, std::min(width, cols_ - j * width),
+                            data_.get() + j * panel_bytes());
+    }
+
     static Index panels(const StorageTable& table, Index cols) {
         return cols / table.panel_width + (cols % table.panel_width != 0 ? 1 : 0);
     }
