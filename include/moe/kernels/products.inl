@@ -134,6 +134,11 @@ inline Index run_length(Index bytes) {
 /// C (+)= A B from the columns of B where they lie, 16 at a time, for a multiple of 16 of them and
 /// of 16 bytes of each: a few words of all 16 are transposed in registers, and their elements
 /// widened there; Rows accumulators are kept.
+///
+/// 1 row of 768 x 2048 took 160 us with bf16, 168 with f16 and 141 with int8, from the caches, and
+/// 279 with float; from memory 322, 291, 171 and 497 (one core of a Sapphire Rapids). Two sixteens
+/// in turn, so that two chains run at the same time, were no faster with one row of narrow elements
+/// and slower with two.
 template <int Rows, class T>
 void columns_of(Index cols, Index k, const S* a, Index a_row, const T* b, Index b_col,
                 const S* scales, S* c, Index c_row, bool add) {
