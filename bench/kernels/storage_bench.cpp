@@ -46,7 +46,7 @@ std::vector<Tables> tables() {
     std::vector<Tables> all;
     for (std::size_t i = 0; i < moe::detail::storage_kernels_count; ++i)
         if (moe::detail::supports(static_cast<moe::detail::StorageKernels>(i)))
-            all.push_back({moe::detail::storage_tables[i], isas[i]});
+            all.push_back({moe::detail::all_storage_tables()[i], isas[i]});
     return all;
 }
 

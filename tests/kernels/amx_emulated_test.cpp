@@ -26,7 +26,7 @@ namespace kernel_test {
 /// The one table of this file, if the machine has what surrounds the tiles.
 inline std::vector<const StorageTable*> storage_tables() {
     if (!moe::cpu_features().vnni) return {};
-    return {&moe::storage_amx::table};
+    return {&moe::storage_amx::table<StorageTable>};
 }
 
 }  // namespace kernel_test
@@ -38,7 +38,7 @@ namespace {
 
 TEST(EmulatedTiles, GiveTheBitsOfVectors) {
     for (const StorageTable* table : kernel_test::storage_tables())
-        kernel_test::expect_same_products(*table, moe::storage_avx512::table);
+        kernel_test::expect_same_products(*table, moe::storage_avx512::table<StorageTable>);
 }
 
 TEST(EmulatedTiles, AreShapedOnceForBlocksOfOneHeightAndGivenBack) {

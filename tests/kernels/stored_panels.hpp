@@ -27,7 +27,7 @@ inline std::vector<const StorageTable*> storage_tables() {
     std::vector<const StorageTable*> all;
     for (std::size_t i = 0; i < moe::detail::storage_kernels_count; ++i)
         if (moe::detail::supports(static_cast<moe::detail::StorageKernels>(i)))
-            all.push_back(moe::detail::storage_tables[i]);
+            all.push_back(moe::detail::all_storage_tables()[i]);
     return all;
 }
 

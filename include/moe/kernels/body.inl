@@ -267,12 +267,13 @@ inline void gate_backward(Activation act, Index n, const S* g, const S* u, const
     finish();
 }
 
+template <class All>
 inline constexpr KernelTable<S> table{.name = table_name,
                                       .panel_width = panel_width,
                                       .tile_rows = tile_rows,
-                                      .tile = tile,
+                                      .tile = tile<All>,
                                       .column_rows = column_rows,
-                                      .columns = columns,
+                                      .columns = columns<All>,
                                       .pack = pack,
                                       .axpy = axpy,
                                       .scale = scale,

@@ -46,51 +46,69 @@ template <class S>
 using KernelTables = std::array<const KernelTable<S>*, 5>;
 using NarrowTables = std::array<const NarrowTable*, 5>;
 
-// Separate symbols, so that a program of floats compiles no kernel for double. With
-// MOE_EXTERN_KERNELS only the translation unit which defines MOE_IMPLEMENT_KERNELS gives them a
-// value, and they are all that the others compile of the kernels. Those for narrow elements are a
-// template: a program compiles them where it views such weights, and most do not.
-#if defined(MOE_EXTERN_KERNELS)
-extern const KernelTables<float> float_tables;
-extern const KernelTables<double> double_tables;
-#define MOE_TABLES constexpr
-#else
-#define MOE_TABLES inline constexpr
-#endif
-
+// Templates, so that a program compiles those it uses: most have no double and no narrow elements.
 #if !defined(MOE_EXTERN_KERNELS) || defined(MOE_IMPLEMENT_KERNELS)
 #if defined(__x86_64__)
-MOE_TABLES KernelTables<float> float_tables{&portable_float::table, &isa_avx2::table,
-                                            &isa_avx512::table, &isa_avx512::table};
-MOE_TABLES KernelTables<double> double_tables{&portable_double::table, &isa_avx2_double::table,
-                                              &isa_avx512_double::table, &isa_avx512_double::table};
+template <class All>
+inline constexpr KernelTables<float> float_tables_of{&portable_float::table<All>,
+                                                     &isa_avx2::table<All>, &isa_avx512::table<All>,
+                                                     &isa_avx512::table<All>};
+template <class All>
+inline constexpr KernelTables<double> double_tables_of{
+    &portable_double::table<All>, &isa_avx2_double::table<All>, &isa_avx512_double::table<All>,
+    &isa_avx512_double::table<All>};
 template <class Int8>
 inline constexpr NarrowTables narrow_tables_of{
     &portable_float::narrow_table<Int8>, &isa_avx2::narrow_table<Int8>,
     &isa_avx512::narrow_table<Int8>, &isa_avx512::narrow_table<Int8>};
 #elif defined(__aarch64__)
-MOE_TABLES KernelTables<float> float_tables{&portable_float::table, nullptr, nullptr, nullptr,
-                                            &isa_neon::table};
-MOE_TABLES KernelTables<double> double_tables{&portable_double::table, nullptr, nullptr, nullptr,
-                                              &isa_neon_double::table};
+template <class All>
+inline constexpr KernelTables<float> float_tables_of{&portable_float::table<All>, nullptr, nullptr,
+                                                     nullptr, &isa_neon::table<All>};
+template <class All>
+inline constexpr KernelTables<double> double_tables_of{
+    &portable_double::table<All>, nullptr, nullptr, nullptr, &isa_neon_double::table<All>};
 template <class Int8>
 inline constexpr NarrowTables narrow_tables_of{&portable_float::narrow_table<Int8>, nullptr,
                                                nullptr, nullptr, &isa_neon::narrow_table<Int8>};
 #else
-MOE_TABLES KernelTables<float> float_tables{&portable_float::table};
-MOE_TABLES KernelTables<double> double_tables{&portable_double::table};
+template <class All>
+inline constexpr KernelTables<float> float_tables_of{&portable_float::table<All>};
+template <class All>
+inline constexpr KernelTables<double> double_tables_of{&portable_double::table<All>};
 template <class Int8>
 inline constexpr NarrowTables narrow_tables_of{&portable_float::narrow_table<Int8>};
 #endif
 #endif
-#undef MOE_TABLES
 
+// With MOE_EXTERN_KERNELS only the translation unit which defines MOE_IMPLEMENT_KERNELS gives these
+// a value, and they are all that the others compile of the kernels.
 #if defined(MOE_EXTERN_KERNELS)
+extern const KernelTables<float> float_tables;
+extern const KernelTables<double> double_tables;
 extern const NarrowTables narrow_tables;
 #if defined(MOE_IMPLEMENT_KERNELS)
+constexpr KernelTables<float> float_tables = float_tables_of<float>;
+constexpr KernelTables<double> double_tables = double_tables_of<double>;
 constexpr NarrowTables narrow_tables = narrow_tables_of<std::int8_t>;
 #endif
 #endif
+
+/// The tables by Isa.
+template <class S>
+const KernelTables<S>& all_tables() {
+#if defined(MOE_EXTERN_KERNELS)
+    if constexpr (std::is_same_v<S, float>)
+        return float_tables;
+    else
+        return double_tables;
+#else
+    if constexpr (std::is_same_v<S, float>)
+        return float_tables_of<S>;
+    else
+        return double_tables_of<S>;
+#endif
+}
 
 /// The tables for narrow elements, by Isa.
 /// @tparam Int8  std::int8_t, a parameter for what narrow_tables_of says
@@ -229,10 +247,7 @@ private:
 template <class S>
 const KernelTable<S>& kernels(Isa isa) {
     static_assert(is_scalar<S>, "moe::kernels: there are tables for float and double");
-    if constexpr (std::is_same_v<S, float>)
-        return *detail::float_tables[static_cast<std::size_t>(isa)];
-    else
-        return *detail::double_tables[static_cast<std::size_t>(isa)];
+    return *detail::all_tables<S>()[static_cast<std::size_t>(isa)];
 }
 
 /// The kernels in use. One relaxed load, which loops over rows make before they begin. Packed

@@ -60,8 +60,9 @@ struct Tiles<std::integer_sequence<int, Less...>> {
     static constexpr decltype(KernelTable<S>::tile) of[] = {tile_of<Less + 1>...};
 };
 
-inline void tile(Index rows, Index cols, Index k, const S* a, Index a_row, Index a_col, const S* b,
-                 Index b_row, S* c, Index c_row, bool add, const Ahead<S>& ahead) {
+template <class>  // compiled where `table` is used, as `columns` is
+void tile(Index rows, Index cols, Index k, const S* a, Index a_row, Index a_col, const S* b,
+          Index b_row, S* c, Index c_row, bool add, const Ahead<S>& ahead) {
     Tiles<std::make_integer_sequence<int, tile_rows>>::of[rows - 1](rows, cols, k, a, a_row, a_col,
                                                                     b, b_row, c, c_row, add, ahead);
 }
@@ -294,8 +295,8 @@ void columns_packed(Index rows, Index cols, Index k, const S* a, Index a_row, co
             else
                 pack_widened(count, here, from, 1, b_col, scales + (has_scales<T> ? j : 0), 0, 1,
                              panel);
-            tile(rows, here, count, a + p, a_row, 1, panel, panel_width, c + j, c_row, add || p > 0,
-                 {panel});
+            tile<T>(rows, here, count, a + p, a_row, 1, panel, panel_width, c + j, c_row,
+                    add || p > 0, {panel});
             p += lanes;
         } while (p < k);
     }
@@ -316,7 +317,8 @@ void columns_in_place(Index rows, Index cols, Index k, const S* a, Index a_row, 
                        scales + (has_scales<T> ? wide : 0), c + wide, c_row, add);
 }
 
-inline void columns(Index rows, Index cols, Index k, const S* a, Index a_row, const S* b,
-                    Index b_col, S* c, Index c_row, bool add) {
+template <class>
+void columns(Index rows, Index cols, Index k, const S* a, Index a_row, const S* b, Index b_col,
+             S* c, Index c_row, bool add) {
     columns_in_place<S>(rows, cols, k, a, a_row, b, b_col, nullptr, c, c_row, add);
 }

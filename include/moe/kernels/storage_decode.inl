@@ -67,8 +67,9 @@ void decode_as(Index records, const std::byte* record, const float* scales, floa
     finish();
 }
 
-inline void decode(Storage storage, Index records, const std::byte* record, const float* scales,
-                   float* to) {
+template <class>
+void decode(Storage storage, Index records, const std::byte* record, const float* scales,
+            float* to) {
     switch (storage) {
         case Storage::fp32:
             return;

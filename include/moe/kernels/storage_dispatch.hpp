@@ -31,25 +31,37 @@ inline constexpr std::size_t storage_kernels_count = 6;
 
 using StorageTables = std::array<const StorageTable*, storage_kernels_count>;
 
-// As float_tables: all that a translation unit compiles of these kernels with MOE_EXTERN_KERNELS.
-// Without it they are compiled where storage_kernels() is called.
-#if defined(MOE_EXTERN_KERNELS)
-extern const StorageTables storage_tables;
-#define MOE_TABLES constexpr
-#else
-#define MOE_TABLES inline constexpr
-#endif
-
+// Templates, so that they are compiled where storage_kernels() is, and parsing this costs less.
 #if !defined(MOE_EXTERN_KERNELS) || defined(MOE_IMPLEMENT_KERNELS)
 #if defined(__x86_64__)
-MOE_TABLES StorageTables storage_tables{&storage_portable::table,  &storage_avx2::table,
-                                        &storage_avx2_vnni::table, &storage_avx512::words::table,
-                                        &storage_avx512::table,    &storage_amx::table};
+template <class All>
+inline constexpr StorageTables storage_tables_of{
+    &storage_portable::table<All>,      &storage_avx2::table<All>,   &storage_avx2_vnni::table<All>,
+    &storage_avx512::words::table<All>, &storage_avx512::table<All>, &storage_amx::table<All>};
 #else
-MOE_TABLES StorageTables storage_tables{&storage_portable::table};
+template <class All>
+inline constexpr StorageTables storage_tables_of{&storage_portable::table<All>};
 #endif
 #endif
-#undef MOE_TABLES
+
+// As float_tables: all that a translation unit compiles of these kernels with MOE_EXTERN_KERNELS.
+#if defined(MOE_EXTERN_KERNELS)
+extern const StorageTables storage_tables;
+#if defined(MOE_IMPLEMENT_KERNELS)
+constexpr StorageTables storage_tables = storage_tables_of<StorageTable>;
+#endif
+#endif
+
+/// All of them.
+/// @tparam All  StorageTable, a parameter for what storage_tables_of says
+template <class All = StorageTable>
+const StorageTables& all_storage_tables() {
+#if defined(MOE_EXTERN_KERNELS)
+    return storage_tables;
+#else
+    return storage_tables_of<All>;
+#endif
+}
 
 /// Whether processor and operating system support them. For amx this process must be permitted,
 /// too, and asks the first time.
@@ -92,13 +104,18 @@ inline StorageKernels storage_kernels_of(Isa isa) {
 ///
 /// The first call for amx asks Linux to let this process use tiles, which holds until it ends; if
 /// that is refused, the table is that of avx512. With another word in MOE_ISA nobody asks.
-inline const StorageTable& storage_kernels(Isa isa) {
-    return *detail::storage_tables[static_cast<std::size_t>(detail::storage_kernels_of(isa))];
+template <class All = StorageTable>
+const StorageTable& storage_kernels(Isa isa) {
+    return *detail::all_storage_tables<All>()[static_cast<std::size_t>(
+        detail::storage_kernels_of(isa))];
 }
 
 /// The kernels for stored weights in use. Stored weights are read by the table they were stored
 /// for.
-inline const StorageTable& storage_kernels() { return storage_kernels(isa()); }
+template <class All = StorageTable>
+const StorageTable& storage_kernels() {
+    return storage_kernels<All>(isa());
+}
 
 }  // namespace moe::inline MOE_ABI
 

@@ -282,8 +282,9 @@ void product_of(Index rows, Index cols, Index records, const Int8Rows& a, const 
     finish();
 }
 
-inline void product_int8(Storage storage, Index rows, Index cols, Index records, const Int8Rows& a,
-                         const std::byte* panel, float* c, Index c_row, const std::byte* ahead) {
+template <class>  // compiled where `table` is used, and so are the others
+void product_int8(Storage storage, Index rows, Index cols, Index records, const Int8Rows& a,
+                  const std::byte* panel, float* c, Index c_row, const std::byte* ahead) {
     switch (storage) {
         case Storage::int8:
             return product_of<Storage::int8>(rows, cols, records, a, panel, c, c_row, ahead);
@@ -300,11 +301,12 @@ inline void product_int8(Storage storage, Index rows, Index cols, Index records,
     }
 }
 
+template <class All>
 inline constexpr StorageTable table{.name = table_name,
                                     .panel_width = panel_width,
-                                    .decode = decode,
+                                    .decode = decode<All>,
                                     .bf16_bytes = 4,
                                     .encode_bf16 = encode_bf16,
-                                    .product_bf16 = product_bf16,
+                                    .product_bf16 = product_bf16<All>,
                                     .encode_int8 = encode_int8,
-                                    .product_int8 = product_int8};
+                                    .product_int8 = product_int8<All>};

@@ -206,6 +206,7 @@ inline void product_int8(Storage storage, Index rows, Index cols, Index records,
     }
 }
 
+template <class>
 inline constexpr StorageTable table{.name = "scalar",
                                     .panel_width = panel_width,
                                     .decode = decode,

@@ -11,7 +11,7 @@
 namespace moe::inline MOE_ABI {
 namespace storage_amx {
 
-static_assert(panel_width == storage_avx512::table.panel_width);
+static_assert(panel_width == storage_avx512::panel_width);
 
 /// From this many rows on tiles are quicker than vectors, which read few rows of A and much of B
 /// faster. With scales per 32 inputs tiles are half empty, and each record goes through memory:
@@ -24,21 +24,24 @@ constexpr Index tiles_from(Storage storage) {
 /// Floats that a few rows of A are widened to: what the kernels of avx512 read.
 inline constexpr Index wide_size = 16384;
 
-inline void product_bf16(Index rows, Index cols, Index records, const std::byte* a, Index a_row,
-                         const std::byte* panel, float* c, Index c_row, const std::byte* ahead) {
+template <class All>
+void product_bf16(Index rows, Index cols, Index records, const std::byte* a, Index a_row,
+                  const std::byte* panel, float* c, Index c_row, const std::byte* ahead) {
     const Index k = records * record_rows;
     if (records > 0 && (rows >= tiles_from(Storage::bf16) || rows * (k + 16) > wide_size))
         return tiles_bf16(rows, cols, records, a, a_row, panel, c, c_row, ahead);
     alignas(64) float wide[wide_size];
     for (Index i = 0; i < rows; ++i) widen_bf16(k, a + i * a_row, wide + i * (k + 16));
-    storage_avx512::table.product_bf16(rows, cols, records, reinterpret_cast<std::byte*>(wide),
-                                       4 * (k + 16), panel, c, c_row, ahead);
+    storage_avx512::table<All>.product_bf16(rows, cols, records, reinterpret_cast<std::byte*>(wide),
+                                            4 * (k + 16), panel, c, c_row, ahead);
 }
 
-inline void product_int8(Storage storage, Index rows, Index cols, Index records, const Int8Rows& a,
-                         const std::byte* panel, float* c, Index c_row, const std::byte* ahead) {
+template <class All>
+void product_int8(Storage storage, Index rows, Index cols, Index records, const Int8Rows& a,
+                  const std::byte* panel, float* c, Index c_row, const std::byte* ahead) {
     if (rows < tiles_from(storage) || records == 0)
-        storage_avx512::table.product_int8(storage, rows, cols, records, a, panel, c, c_row, ahead);
+        storage_avx512::table<All>.product_int8(storage, rows, cols, records, a, panel, c, c_row,
+                                                ahead);
     else if (storage == Storage::int8)
         product_by_output<false>(rows, cols, records, a, panel, c, c_row, ahead);
     else if (storage == Storage::ternary)
@@ -47,14 +50,15 @@ inline void product_int8(Storage storage, Index rows, Index cols, Index records,
         product_by_record(storage, rows, cols, records, a, panel, c, c_row, ahead);
 }
 
+template <class All>
 inline constexpr StorageTable table{.name = "amx",
                                     .panel_width = panel_width,
-                                    .decode = storage_avx512::table.decode,
+                                    .decode = storage_avx512::table<All>.decode,
                                     .bf16_bytes = 2,
                                     .encode_bf16 = encode_bf16,
-                                    .product_bf16 = product_bf16,
-                                    .encode_int8 = storage_avx512::table.encode_int8,
-                                    .product_int8 = product_int8};
+                                    .product_bf16 = product_bf16<All>,
+                                    .encode_int8 = storage_avx512::table<All>.encode_int8,
+                                    .product_int8 = product_int8<All>};
 
 }  // namespace storage_amx
 }  // namespace moe::inline MOE_ABI
