@@ -5,6 +5,7 @@
 //
 //     constexpr int tile_vectors;  // vectors in a row of a panel
 //     constexpr int bf16_rows;     // most rows of a tile
+//     constexpr const char* bf16_name;
 //
 // Only pointers, counts, V and I in here, as in body.inl.
 
@@ -31,6 +32,8 @@ template <int bits>
 constexpr std::int32_t code_mask = static_cast<std::int32_t>(((1U << bits) - 1) * 0x01010101U);
 
 #include <moe/kernels/storage_decode.inl>
+//
+#include <moe/kernels/bf16_pack.inl>
 
 // ---- products ----
 
@@ -224,3 +227,13 @@ void product_bf16(Index rows, Index cols, Index records, const std::byte* a, Ind
     restore(before);
     finish();
 }
+
+/// With AMX two bytes of each element are enough; see storage_amx.hpp.
+template <class All>
+inline constexpr Bf16Table bf16_table{.name = bf16_name,
+                                      .panel_width = panel_width,
+                                      .row_bytes = 4,
+                                      .encode = encode_bf16,
+                                      .encode_columns = encode_columns_bf16<4>,
+                                      .pack = pack_bf16,
+                                      .product = product_bf16<All>};

@@ -92,17 +92,21 @@ void decode(Storage storage, Index records, const std::byte* record, const float
 
 // ---- activations ----
 
+/// x rounded to bf16, to nearest even, in the upper half of each lane; NaN stays NaN. The lower half
+/// is whatever is left over.
+[[gnu::always_inline]] inline I round_bf16(V x) {
+    const I bits = as_int(x);
+    const I odd = and_bits(shift_right<16>(bits), splat_int(1));
+    const I rounded = add(add(bits, splat_int(0x7FFF)), odd);
+    const I quiet = or_bits(bits, splat_int(0x400000));
+    return as_int(where_le(x, x, as_float(rounded), as_float(quiet)));
+}
+
 /// Floats whose lower half is 0.
 inline void encode_bf16(Index n, const float* x, std::byte* to) {
-    const I half = splat_int(0x7FFF), one = splat_int(1), quiet = splat_int(0x400000);
     const I upper = splat_int(static_cast<std::int32_t>(0xFFFF0000U));
-    for (Index i = 0; i < (n + padded_rows - 1) / padded_rows * padded_rows; i += lanes) {
-        const V value = load(x + (i < n ? i : 0), n - i);
-        const I bits = as_int(value);
-        const I rounded = add(add(bits, half), and_bits(shift_right<16>(bits), one));
-        const V kept = where_le(value, value, as_float(rounded), as_float(or_bits(bits, quiet)));
-        store_int(to + 4 * i, and_bits(as_int(kept), upper));
-    }
+    for (Index i = 0; i < (n + padded_rows - 1) / padded_rows * padded_rows; i += lanes)
+        store_int(to + 4 * i, and_bits(round_bf16(load(x + (i < n ? i : 0), n - i)), upper));
     finish();
 }
 

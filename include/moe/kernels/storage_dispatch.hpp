@@ -5,6 +5,7 @@
 #include <array>
 #include <cstddef>
 
+#include <moe/kernels/bf16_table.hpp>
 #include <moe/kernels/dispatch.hpp>
 #include <moe/kernels/storage_table.hpp>
 
@@ -30,6 +31,7 @@ enum class StorageKernels { scalar, avx2, avx2_vnni, avx512, avx512_vnni, amx };
 inline constexpr std::size_t storage_kernels_count = 6;
 
 using StorageTables = std::array<const StorageTable*, storage_kernels_count>;
+using Bf16Tables = std::array<const Bf16Table*, storage_kernels_count>;
 
 // Templates, so that they are compiled where storage_kernels() is, and parsing this costs less.
 #if !defined(MOE_EXTERN_KERNELS) || defined(MOE_IMPLEMENT_KERNELS)
@@ -38,17 +40,26 @@ template <class All>
 inline constexpr StorageTables storage_tables_of{
     &storage_portable::table<All>,      &storage_avx2::table<All>,   &storage_avx2_vnni::table<All>,
     &storage_avx512::words::table<All>, &storage_avx512::table<All>, &storage_amx::table<All>};
+template <class All>
+inline constexpr Bf16Tables bf16_tables_of{
+    &storage_portable::bf16_table<All>, &storage_avx2::bf16_table<All>,
+    &storage_avx2::bf16_table<All>,     &storage_avx512::bf16_table<All>,
+    &storage_avx512::bf16_table<All>,   &storage_amx::bf16_table<All>};
 #else
 template <class All>
 inline constexpr StorageTables storage_tables_of{&storage_portable::table<All>};
+template <class All>
+inline constexpr Bf16Tables bf16_tables_of{&storage_portable::bf16_table<All>};
 #endif
 #endif
 
 // As float_tables: all that a translation unit compiles of these kernels with MOE_EXTERN_KERNELS.
 #if defined(MOE_EXTERN_KERNELS)
 extern const StorageTables storage_tables;
+extern const Bf16Tables bf16_tables;
 #if defined(MOE_IMPLEMENT_KERNELS)
 constexpr StorageTables storage_tables = storage_tables_of<StorageTable>;
+constexpr Bf16Tables bf16_tables = bf16_tables_of<StorageTable>;
 #endif
 #endif
 
@@ -115,6 +126,18 @@ const StorageTable& storage_kernels(Isa isa) {
 template <class All = StorageTable>
 const StorageTable& storage_kernels() {
     return storage_kernels<All>(isa());
+}
+
+/// The table for products in bf16 of one instruction set, which this machine must support; the
+/// first call for amx asks Linux as storage_kernels() does.
+template <class All = StorageTable>  // as all_storage_tables() says
+const Bf16Table& bf16_kernels(Isa isa) {
+    const auto i = static_cast<std::size_t>(detail::storage_kernels_of(isa));
+#if defined(MOE_EXTERN_KERNELS)
+    return *detail::bf16_tables[i];
+#else
+    return *detail::bf16_tables_of<All>[i];
+#endif
 }
 
 }  // namespace moe::inline MOE_ABI

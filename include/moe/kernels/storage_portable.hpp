@@ -10,6 +10,7 @@
 #include <limits>
 
 #include <moe/core/dtype.hpp>
+#include <moe/kernels/bf16_table.hpp>
 #include <moe/kernels/polynomials.hpp>
 #include <moe/kernels/portable.hpp>
 #include <moe/kernels/storage_table.hpp>
@@ -115,6 +116,26 @@ inline void encode_bf16(Index n, const float* x, std::byte* to) {
     }
 }
 
+inline void encode_columns_bf16(Index rows, Index k, const float* x, Index x_row, std::byte* to,
+                                Index to_row) {
+    for (Index i = 0; i < rows; ++i)
+        for (Index p = 0; p < (k + padded_rows - 1) / padded_rows * padded_rows; ++p) {
+            const float rounded = p < k ? round_to_bf16(x[p * x_row + i]) : 0.0f;
+            std::memcpy(to + i * to_row + 4 * p, &rounded, 4);
+        }
+}
+
+inline void pack_bf16(Index records, Index k, Index cols, const float* b, Index b_row, Index b_col,
+                      std::byte* to) {
+    for (Index p = 0; p < records * record_rows; ++p)
+        for (Index j = 0; j < panel_width; ++j) {
+            const float weight = p < k && j < cols ? round_to_bf16(b[p * b_row + j * b_col]) : 0.0f;
+            const auto bits =
+                static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(weight) >> 16);
+            std::memcpy(to + 2 * ((p / 2 * panel_width + j) * 2 + p % 2), &bits, 2);
+        }
+}
+
 inline void product_bf16(Index rows, Index cols, Index records, const std::byte* a, Index a_row,
                          const std::byte* panel, float* c, Index c_row, const std::byte* ahead) {
     for (; cols > panel_width; cols -= panel_width, c += panel_width) {
@@ -215,6 +236,15 @@ inline constexpr StorageTable table{.name = "scalar",
                                     .product_bf16 = product_bf16,
                                     .encode_int8 = encode_int8,
                                     .product_int8 = product_int8};
+
+template <class>
+inline constexpr Bf16Table bf16_table{.name = "scalar",
+                                      .panel_width = panel_width,
+                                      .row_bytes = 4,
+                                      .encode = encode_bf16,
+                                      .encode_columns = encode_columns_bf16,
+                                      .pack = pack_bf16,
+                                      .product = product_bf16};
 
 }  // namespace storage_portable
 }  // namespace moe::inline MOE_ABI

@@ -32,8 +32,8 @@ void product_bf16(Index rows, Index cols, Index records, const std::byte* a, Ind
         return tiles_bf16(rows, cols, records, a, a_row, panel, c, c_row, ahead);
     alignas(64) float wide[wide_size];
     for (Index i = 0; i < rows; ++i) widen_bf16(k, a + i * a_row, wide + i * (k + 16));
-    storage_avx512::table<All>.product_bf16(rows, cols, records, reinterpret_cast<std::byte*>(wide),
-                                            4 * (k + 16), panel, c, c_row, ahead);
+    storage_avx512::product_bf16<All>(rows, cols, records, reinterpret_cast<std::byte*>(wide),
+                                      4 * (k + 16), panel, c, c_row, ahead);
 }
 
 template <class All>
@@ -59,6 +59,15 @@ inline constexpr StorageTable table{.name = "amx",
                                     .product_bf16 = product_bf16<All>,
                                     .encode_int8 = storage_avx512::table<All>.encode_int8,
                                     .product_int8 = product_int8<All>};
+
+template <class All>
+inline constexpr Bf16Table bf16_table{.name = "amx",
+                                      .panel_width = panel_width,
+                                      .row_bytes = 2,
+                                      .encode = encode_bf16,
+                                      .encode_columns = storage_avx512::encode_columns_bf16<2>,
+                                      .pack = storage_avx512::pack_bf16,
+                                      .product = product_bf16<All>};
 
 }  // namespace storage_amx
 }  // namespace moe::inline MOE_ABI

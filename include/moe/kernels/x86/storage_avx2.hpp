@@ -10,6 +10,7 @@
 
 #include <immintrin.h>
 
+#include <moe/kernels/bf16_table.hpp>
 #include <moe/kernels/storage_table.hpp>
 #include <moe/kernels/x86/avx2.hpp>
 
@@ -29,12 +30,16 @@ namespace moe::inline MOE_ABI {
 /// broadcast are 16 of 16 registers.
 namespace storage_avx2 {
 
+using isa_avx2::ColumnsAhead;
 using isa_avx2::finish;
 using isa_avx2::load;
+using isa_avx2::run_length;
 using isa_avx2::splat;
+using isa_avx2::transpose;
 using isa_avx2::V;
 inline constexpr int tile_vectors = isa_avx2::tile_vectors;
 inline constexpr int bf16_rows = 3;
+inline constexpr const char* bf16_name = "avx2";
 
 /// Dwords by their type: with __m256i, which is of quadwords, g++ copies the sums of a tile in
 /// every step of a loop.

@@ -10,6 +10,7 @@
 
 #include <immintrin.h>
 
+#include <moe/kernels/bf16_table.hpp>
 #include <moe/kernels/storage_table.hpp>
 #include <moe/kernels/x86/avx512.hpp>
 
@@ -34,12 +35,16 @@ namespace moe::inline MOE_ABI {
 /// broadcast are 30 of 32 registers.
 namespace storage_avx512 {
 
+using isa_avx512::ColumnsAhead;
 using isa_avx512::finish;
 using isa_avx512::load;
+using isa_avx512::run_length;
 using isa_avx512::splat;
+using isa_avx512::transpose;
 using isa_avx512::V;
 inline constexpr int tile_vectors = isa_avx512::tile_vectors;
 inline constexpr int bf16_rows = 6;
+inline constexpr const char* bf16_name = "avx512";
 
 /// Dwords by their type: with __m512i, which is of quadwords, g++ copies the sums of a tile in
 /// every step of a loop.
