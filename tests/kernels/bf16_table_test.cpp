@@ -148,8 +148,7 @@ TEST(Bf16Table, EncodesColumnsAsItDoesRows) {
                 t->encode_columns(rows, k, x, x_row, a, to_row);
                 for (Index i = 0; i < rows; ++i) {
                     for (Index p = 0; p < padded(k); ++p) {
-                        const float want =
-                            p < k ? moe::exact::round_to_bf16(x[p * x_row + i]) : 0;
+                        const float want = p < k ? moe::exact::round_to_bf16(x[p * x_row + i]) : 0;
                         ASSERT_TRUE(same(element(*t, a + i * to_row, p), want))
                             << t->name << " k " << k << " rows " << rows << ": (" << i << ", " << p
                             << ")";

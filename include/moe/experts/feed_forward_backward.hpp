@@ -123,6 +123,40 @@ void feed_forward_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>
     }
 }
 
+/// d(down_bias) += w dy for columns [begin, end) of one expert's, if there is one.
+template <class S>
+void add_down_bias_gradient(const Rows<S>& rows, In<S> dy, const FeedForwardItem& item,
+                            const FeedForwardGradients<S>& grad) {
+    S* const gradient = grad.down_bias->gradient(rows.first_expert + item.expert);
+    for (Index r = rows.begin(item.expert); r < rows.end(item.expert) && gradient != nullptr; ++r) {
+        const auto row = static_cast<std::size_t>(r);
+        kernels<S>().axpy(item.end - item.begin, rows.weights[row],
+                          dy.data() + rows.to[row] * dy.outerStride() + item.begin,
+                          gradient + item.begin);
+    }
+}
+
+/// d(up_bias) += du for columns [begin, end) of one expert's, if there is one.
+template <class S>
+void add_up_bias_gradient(const Rows<S>& rows, const FeedForwardState<S>& state,
+                          const FeedForwardItem& item, const FeedForwardGradients<S>& grad) {
+    S* const gradient = grad.up_bias->gradient(rows.first_expert + item.expert);
+    for (Index r = rows.begin(item.expert); r < rows.end(item.expert) && gradient != nullptr; ++r)
+        kernels<S>().axpy(item.end - item.begin, S(1),
+                          state.dup.data() + state.at(rows, r) + item.begin, gradient + item.begin);
+}
+
+/// The gradients of input weights from their parts, where they are wanted.
+template <class S>
+void sum_input_gradients(const FeedForwardShape& shape, const Rows<S>& rows,
+                         const RowGradients<S>& dweights, const FeedForwardState<S>& state) {
+    const Index parts = FeedForwardState<S>::dot_blocks(shape.model_dim);
+    const Index begin = rows.offsets.front();
+    for (Index i = begin; i < rows.offsets.back() && state.dinput.size() > 0; ++i)
+        dweights.input_weights[static_cast<std::size_t>(i)] =
+            kernels<S>().sum(parts, state.dinput.data() + (i - begin) * parts);
+}
+
 /// d(down) += (w dy)^T h for rows [begin, end) of one expert's `down`.
 template <class S>
 void feed_forward_ddown(const FeedForwardShape& shape, const Rows<S>& rows, In<S> dy,
@@ -145,13 +179,7 @@ void feed_forward_ddown(const FeedForwardShape& shape, const Rows<S>& rows, In<S
                 gradient + item.begin * shape.ffn_dim, shape.ffn_dim, true,
                 dy_block + block * width);
     }
-    if (S* const bias_gradient = grad.down_bias->gradient(expert))
-        for (Index r = rows.begin(item.expert); r < end; ++r) {
-            const auto row = static_cast<std::size_t>(r);
-            table.axpy(width, rows.weights[row],
-                       dy.data() + rows.to[row] * dy.outerStride() + item.begin,
-                       bias_gradient + item.begin);
-        }
+    add_down_bias_gradient(rows, dy, item, grad);
 }
 
 /// d(gate) += dg^T x and d(up) += du^T x for rows [begin, end) of one expert's matrices.
@@ -179,10 +207,7 @@ void feed_forward_dgate_dup(const FeedForwardShape& shape, In<S> x, const Rows<S
                         Strided<S>{x_block, x_stride, 1}, gradient + item.begin * dim, dim, true,
                         x_block + block * x_stride);
     }
-    if (S* const gradient = grad.up_bias->gradient(expert))
-        for (Index r = rows.begin(item.expert); r < end; ++r)
-            table.axpy(width, S(1), state.dup.data() + state.at(rows, r) + item.begin,
-                       gradient + item.begin);
+    add_up_bias_gradient(rows, state, item, grad);
 }
 
 /// The backward pass of a part of the rows, whose gate and up are there.
@@ -250,10 +275,7 @@ void feed_forward_backward_part(const FeedForwardShape& shape,
                    static_cast<double>(i < chunks + downs ? inner : inputs);
         });
 
-    const Index parts = FeedForwardState<S>::dot_blocks(dim);
-    for (Index i = begin; i < end && state.dinput.size() > 0; ++i)
-        dweights.input_weights[static_cast<std::size_t>(i)] =
-            table.sum(parts, state.dinput.data() + (i - begin) * parts);
+    sum_input_gradients(shape, rows, dweights, state);
 }
 
 /// The backward pass of a group, from what feed_forward() left in the same node; gate and up are

@@ -92,8 +92,8 @@ void decode(Storage storage, Index records, const std::byte* record, const float
 
 // ---- activations ----
 
-/// x rounded to bf16, to nearest even, in the upper half of each lane; NaN stays NaN. The lower half
-/// is whatever is left over.
+/// x rounded to bf16, to nearest even, in the upper half of each lane; NaN stays NaN. The lower
+/// half is whatever is left over.
 [[gnu::always_inline]] inline I round_bf16(V x) {
     const I bits = as_int(x);
     const I odd = and_bits(shift_right<16>(bits), splat_int(1));

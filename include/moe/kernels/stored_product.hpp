@@ -131,6 +131,13 @@ struct EncodedRows {
     EncodedRows from(Index row, Index stride) const { return {data + row * stride, scales + row}; }
 };
 
+/// Bytes from one encoded row of `bytes` bytes to the next, a multiple of 64; none of 4096: rows
+/// that far apart would share one set of the first cache.
+inline Index encoded_stride(Index bytes) {
+    const Index lines = (bytes + 63) / 64 + 1;
+    return 64 * (lines % 64 == 0 ? lines + 1 : lines);
+}
+
 /// How rows of n floats are encoded for products with stored weights, and those products.
 struct RowEncoding {
     const StorageTable* table;
@@ -138,13 +145,10 @@ struct RowEncoding {
     Index n;
 
     Index padded() const { return PanelLayout::records(n) * record_rows; }
-    /// Bytes from row to row, a multiple of 64; none of 4096: rows that far apart would share one
-    /// set of the first cache. For int8 the sums stand behind the integers.
+    /// Bytes from row to row. For int8 the sums stand behind the integers.
     Index stride() const {
-        const Index bytes = compute == Compute::bf16 ? padded() * table->bf16_bytes
-                                                     : padded() + padded() / record_rows * 4;
-        const Index lines = (bytes + 63) / 64 + 1;
-        return 64 * (lines % 64 == 0 ? lines + 1 : lines);
+        return encoded_stride(compute == Compute::bf16 ? padded() * table->bf16_bytes
+                                                       : padded() + padded() / record_rows * 4);
     }
 
     void encode(const float* x, const EncodedRows& to) const {

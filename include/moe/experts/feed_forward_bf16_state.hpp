@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_EXPERTS_FEED_FORWARD_BF16_STATE_HPP
+#define MOE_EXPERTS_FEED_FORWARD_BF16_STATE_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <vector>
+
+#include <moe/core/memory.hpp>
+#include <moe/core/rows.hpp>
+#include <moe/core/workspace.hpp>
+#include <moe/experts/feed_forward_state.hpp>
+#include <moe/kernels/pack.hpp>
+#include <moe/kernels/storage_dispatch.hpp>
+#include <moe/kernels/stored_product.hpp>
+
+namespace moe::inline MOE_ABI::detail {
+
+/// Columns of weights that are packed at a time, for all rows of an expert: with D or F of 2048, 1
+/// MiB; half as many of each where there are two matrices. Also rows and columns of a weight's
+/// gradient that are made at a time. A multiple of 64, as all that columns are cut at: rows are
+/// padded to that.
+inline constexpr Index bf16_columns = 256;
+/// Most rows of an expert that are summed before they are added to a weight's gradient, counted
+/// from the expert's first one. Parts of the rows are cut at multiples of it, so that the sums do
+/// not depend on where.
+inline constexpr Index bf16_sum_rows = 1024;
+
+/// k padded as the operands of products in bf16 are.
+inline Index bf16_padded(Index k) { return PanelLayout::records(k) * record_rows; }
+/// Bytes of all panels of B [k, cols].
+inline Index bf16_panel_bytes(const Bf16Table& table, Index k, Index cols) {
+    const Index width = table.panel_width;
+    return 2 * bf16_padded(k) * ((cols + width - 1) / width * width);
+}
+
+/// Bytes from row to row of A.
+inline Index bf16_stride(const Bf16Table& table, Index k) {
+    return encoded_stride(bf16_padded(k) * table.row_bytes);
+}
+
+/// B [k, cols] rounded, in panels that begin panel_bytes apart.
+inline void pack_bf16(const Bf16Table& table, Strided<float> b, Index k, Index cols, std::byte* to,
+                      Index panel_bytes) {
+    const Index width = table.panel_width, records = PanelLayout::records(k);
+    // Rows that are contiguous are read along, in all panels.
+    const Index step = b.col_stride == 1 ? 1 : records;
+    for (Index r = 0; r < records; r += step)
+        for (Index j = 0; j * width < cols; ++j) {
+            const Index p = std::min(k, r * record_rows);
+            table.pack(step, std::min(k - p, step * record_rows), std::min(width, cols - j * width),
+                       b.data + p * b.row_stride + j * width * b.col_stride, b.row_stride,
+                       b.col_stride,
+                       to + j * panel_bytes + r * panel_layout(Storage::bf16, width).record_bytes);
+        }
+}
+
+/// C = A B for all panels of B.
+inline void multiply_bf16(const Bf16Table& table, Index rows, Index cols, Index records,
+                          const std::byte* a, Index a_row, const std::byte* panels,
+                          Index panel_bytes, float* c, Index c_row) {
+    const Index width = table.panel_width;
+    for (Index j = 0; j < cols; j += width, panels += panel_bytes)
+        table.product(rows, std::min(width, cols - j), records, a, a_row, panels, c + j, c_row,
+                      j + width < cols ? panels + panel_bytes : panels);
+}
+
+/// What forward leaves for backward, and scratch of both, with Compute::bf16. Everything is
+/// numbered as in FeedForwardState.
+template <class S>
+struct FeedForwardBf16State {
+    /// One worker's.
+    struct Scratch {
+        Buffer<std::byte> panels;  // of weights
+        Buffer<std::byte> rows;    // columns of dg, du or dy, encoded
+        Buffer<S> floats;
+    };
+
+    FeedForwardState<S> plain;  // what is not rounded; its scratch is not used
+    Buffer<std::byte> outer;    // [part, outer_stride] x', in backward then dy'
+    Buffer<std::byte> inner;    // [part, inner_stride] h', in backward dg' and du' side by side
+    Buffer<std::byte> x_panels, h_panels;  // of all experts: x and h as B, k their rows
+    std::vector<Index> padded;             // [experts + 1] rows before an expert, in the panels
+    std::vector<Scratch> scratch;
+    const Bf16Table* table = nullptr;
+    Index outer_stride = 0, inner_stride = 0;
+
+    /// What a call needs at most: rows, bytes, or elements of S. Rows of an expert are padded to 64
+    /// in the panels, however they are spread over the experts.
+    struct Sizes {
+        Index part, outer_stride, inner_stride, x_panels = 0, h_panels = 0;
+        Index scratch_panels, scratch_rows = 0, scratch_floats;
+
+        /// @param experts  of the call
+        Sizes(const Bf16Table& bf16, const FeedForwardShape& shape, Index experts, Index rows,
+              bool backward, int workers)
+            : part(part_rows(shape, rows, workers)) {
+            const Index in = shape.model_dim, inner = shape.ffn_dim, out = shape.output_dim;
+            const Index gates = shape.gated ? 2 : 1, both = bf16_padded(inner) * gates;
+            const auto panels = [&](Index k, Index cols, Index most) {
+                return bf16_panel_bytes(bf16, k, std::min(cols, most));
+            };
+            outer_stride = bf16_stride(bf16, backward ? std::max(in, out) : in);
+            inner_stride = bf16_stride(bf16, backward ? both : inner);
+            scratch_panels = std::max(gates * panels(in, inner, bf16_columns / gates),
+                                      panels(inner, out, bf16_columns));
+            scratch_floats = std::max((std::min(part, feed_forward_rows) + 1) * bf16_columns, in);
+            if (!backward) return;
+            const Index all = part + (padded_rows - 1) * std::min(experts, part);
+            x_panels = bf16_panel_bytes(bf16, padded_rows, in) / padded_rows * all;
+            h_panels = bf16_panel_bytes(bf16, padded_rows, inner) / padded_rows * all;
+            scratch_panels = std::max(
+                {scratch_panels, panels(out, inner, bf16_columns), panels(both, in, bf16_columns)});
+            scratch_rows = bf16_columns * bf16_stride(bf16, std::min(part, bf16_sum_rows));
+            scratch_floats = std::max(scratch_floats, bf16_columns * bf16_columns);
+        }
+    };
+
+    /// Room for forward of `rows` rows.
+    /// @param all  rows that are numbered, of which these are some
+    void resize(const FeedForwardShape& shape, Index experts, Index rows, Index all, Keep keep,
+                int workers) {
+        plain.stride = FeedForwardState<S>::row_stride(shape.ffn_dim);
+        plain.kept = keep == Keep::everything;
+        plain.first_kept = 0;
+        const Index size = plain.kept ? checked_product(all, plain.stride) : 0;
+        plain.up.resize(size);
+        plain.gate.resize(shape.gated ? size : 0);
+        resize_parts(Sizes(bf16_kernels(isa()), shape, experts, rows, false, workers), experts,
+                     workers);
+    }
+    /// Room for backward of them.
+    void resize_gradients(const FeedForwardShape& shape, Index experts, Index rows, bool of_inputs,
+                          int workers) {
+        const Sizes sizes(bf16_kernels(isa()), shape, experts, rows, true, workers);
+        plain.resize_gradients(shape, sizes.part, of_inputs);
+        resize_parts(sizes, experts, workers);
+    }
+
+    /// Room for calls of up to `rows` rows.
+    void reserve(const FeedForwardShape& shape, Index experts, Index rows, Keep keep, int workers) {
+        resize(shape, experts, rows, rows, keep, workers);
+        if (keep != Keep::nothing) resize_gradients(shape, experts, rows, true, workers);
+    }
+    /// Bytes that such a call needs at most.
+    static Index bytes(const FeedForwardShape& shape, Index experts, Index rows, Keep keep,
+                       int workers) {
+        const bool backward = keep != Keep::nothing;
+        const Sizes sizes(bf16_kernels(isa()), shape, experts, rows, backward, workers);
+        const Index kept = keep == Keep::everything ? rows : sizes.part;
+        const Index row = FeedForwardState<S>::row_stride(shape.ffn_dim);
+        Index elements = workers * sizes.scratch_floats;
+        if (backward)
+            elements += 3 * sizes.part * row + (shape.gated ? 2 : 1) * kept * row +
+                        sizes.part * FeedForwardState<S>::dot_blocks(shape.model_dim);
+        return static_cast<Index>(sizeof(S)) * elements +
+               sizes.part * (sizes.outer_stride + sizes.inner_stride) + sizes.x_panels +
+               sizes.h_panels + workers * (sizes.scratch_panels + sizes.scratch_rows);
+    }
+    /// Rows of a part of `rows` rows.
+    static Index part_rows(const FeedForwardShape& shape, Index rows, int workers) {
+        const Index row =
+            FeedForwardState<S>::row_stride(shape.ffn_dim) * static_cast<Index>(sizeof(S));
+        const Index sums = std::max<Index>(1, feed_forward_part_bytes / row / bf16_sum_rows);
+        return std::min(rows, sums * bf16_sum_rows * (1 + workers / 8));
+    }
+
+    std::byte* outer_row(const Rows<S>& part, Index row) {
+        return outer.data() + (row - part.offsets.front()) * outer_stride;
+    }
+    std::byte* inner_row(const Rows<S>& part, Index row) {
+        return inner.data() + (row - part.offsets.front()) * inner_stride;
+    }
+
+private:
+    void resize_parts(const Sizes& sizes, Index experts, int workers) {
+        table = &bf16_kernels(isa());
+        outer_stride = sizes.outer_stride;
+        inner_stride = sizes.inner_stride;
+        outer.resize(checked_product(sizes.part, outer_stride));
+        inner.resize(checked_product(sizes.part, inner_stride));
+        x_panels.resize(sizes.x_panels);
+        h_panels.resize(sizes.h_panels);
+        scratch.resize(std::max(scratch.size(), static_cast<std::size_t>(workers)));
+        for (Scratch& of : scratch) {
+            of.panels.resize(sizes.scratch_panels);
+            of.rows.resize(sizes.scratch_rows);
+            of.floats.resize(sizes.scratch_floats);
+        }
+        plain.reserve_items(experts, workers);
+        padded.reserve(static_cast<std::size_t>(experts) + 1);
+    }
+};
+
+}  // namespace moe::inline MOE_ABI::detail
+
+#endif  // MOE_EXPERTS_FEED_FORWARD_BF16_STATE_HPP
