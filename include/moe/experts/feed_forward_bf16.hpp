@@ -42,12 +42,13 @@ void bf16_hidden(const FeedForwardShape& shape, const FeedForwardOperands<S>& op
     const KernelTable<S>& table = kernels<S>();
     const Bf16Table& bf16 = *state.table;
     const Index expert = rows.first_expert + item.expert, dim = shape.model_dim;
-    const Index records = PanelLayout::records(dim), panel_bytes = bf16_panel_bytes(bf16, dim, 1);
+    const Index records = PanelLayout::records(dim),
+                panel_bytes = bf16_panel_bytes(bf16, records, 1);
     const Index block = std::min(feed_forward_rows, rows.size(item.expert));
     const Index width = bf16_columns / (shape.gated ? 2 : 1);
     std::byte* const up_panels = scratch.panels.data();
     std::byte* const gate_panels =
-        up_panels + bf16_panel_bytes(bf16, dim, std::min(width, shape.ffn_dim));
+        up_panels + bf16_panel_bytes(bf16, records, std::min(width, shape.ffn_dim));
     S* const up_block = scratch.floats.data();
     S* const gate_block = up_block + block * width;
     S* const hidden = up_block + block * bf16_columns;
@@ -98,7 +99,8 @@ void bf16_down(const FeedForwardShape& shape, const FeedForwardOperands<S>& oper
     const KernelTable<S>& table = kernels<S>();
     const Bf16Table& bf16 = *state.table;
     const Index inner = shape.ffn_dim, width = std::min(bf16_columns, end - begin);
-    const Index panel_bytes = bf16_panel_bytes(bf16, inner, 1);
+    const Index records = PanelLayout::records(inner);
+    const Index panel_bytes = bf16_panel_bytes(bf16, records, 1);
     S* const block = scratch.floats.data();
     for (Index e = 0; e < rows.num_experts(); ++e) {
         if (rows.size(e) == 0) continue;
@@ -111,9 +113,8 @@ void bf16_down(const FeedForwardShape& shape, const FeedForwardOperands<S>& oper
                       inner, columns, scratch.panels.data(), panel_bytes);
             for (Index first = rows.begin(e); first < rows.end(e); first += feed_forward_rows) {
                 const Index count = std::min(feed_forward_rows, rows.end(e) - first);
-                multiply_bf16(bf16, count, columns, PanelLayout::records(inner),
-                              state.inner_row(rows, first), state.inner_stride,
-                              scratch.panels.data(), panel_bytes, block, width);
+                multiply_bf16(bf16, count, columns, records, state.inner_row(rows, first),
+                              state.inner_stride, scratch.panels.data(), panel_bytes, block, width);
                 for (Index i = 0; i < count; ++i) {
                     if (const Index next = i + feed_forward_ahead; next < count)
                         prefetch_row<S>(y, rows.to, first + next, at, columns);

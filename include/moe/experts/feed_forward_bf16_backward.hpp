@@ -26,7 +26,8 @@ void bf16_dhidden(const FeedForwardShape& shape, const FeedForwardOperands<S>& o
                   const Rows<S>& rows, FeedForwardBf16State<S>& state, const FeedForwardItem& item,
                   typename FeedForwardBf16State<S>::Scratch& scratch) {
     const Bf16Table& bf16 = *state.table;
-    const Index out = shape.output_dim, panel_bytes = bf16_panel_bytes(bf16, out, 1);
+    const Index out = shape.output_dim, records = PanelLayout::records(out);
+    const Index panel_bytes = bf16_panel_bytes(bf16, records, 1);
     const Strided<S> down = strided<S>((*operands.down.unpacked)[rows.first_expert + item.expert]);
     for (Index at = item.begin; at < item.end; at += bf16_columns) {
         const Index columns = std::min(bf16_columns, item.end - at);
@@ -35,8 +36,8 @@ void bf16_dhidden(const FeedForwardShape& shape, const FeedForwardOperands<S>& o
         for (Index first = rows.begin(item.expert); first < rows.end(item.expert);
              first += feed_forward_rows)
             multiply_bf16(bf16, std::min(feed_forward_rows, rows.end(item.expert) - first), columns,
-                          PanelLayout::records(out), state.outer_row(rows, first),
-                          state.outer_stride, scratch.panels.data(), panel_bytes,
+                          records, state.outer_row(rows, first), state.outer_stride,
+                          scratch.panels.data(), panel_bytes,
                           state.plain.dgate.data() + state.plain.at(rows, first) + at,
                           state.plain.stride);
     }
@@ -69,8 +70,8 @@ void bf16_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>& operan
     const Bf16Table& bf16 = *state.table;
     const Index part = feed_forward_dot_columns, gates = shape.gated ? 2 : 1;
     const Index parts = FeedForwardState<S>::dot_blocks(shape.model_dim);
-    const Index inner_bytes = bf16_panel_bytes(bf16, shape.ffn_dim, 1);
     const Index records = gates * PanelLayout::records(shape.ffn_dim);
+    const Index panel_bytes = bf16_panel_bytes(bf16, records, 1);
     const bool input_gradients = state.plain.dinput.size() > 0;
     const Index width = std::min(bf16_columns, end - begin);
     S* const block = scratch.floats.data();
@@ -78,7 +79,7 @@ void bf16_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>& operan
                           std::byte* to) {
         const Strided<S> b = strided<S>((*weights.unpacked)[expert]);
         pack_bf16(bf16, {b.data + at * b.col_stride, b.row_stride, b.col_stride}, shape.ffn_dim,
-                  columns, to, gates * inner_bytes);
+                  columns, to, panel_bytes);
     };
     for (Index e = 0; e < rows.num_experts(); ++e) {
         if (rows.size(e) == 0) continue;
@@ -86,11 +87,11 @@ void bf16_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>& operan
             const Index columns = std::min(width, end - at), expert = rows.first_expert + e;
             std::byte* const panels = scratch.panels.data();
             if (shape.gated) pack(operands.gate, expert, at, columns, panels);
-            pack(operands.up, expert, at, columns, panels + (gates - 1) * inner_bytes);
+            pack(operands.up, expert, at, columns, panels + (gates - 1) * (panel_bytes / gates));
             for (Index first = rows.begin(e); first < rows.end(e); first += feed_forward_rows) {
                 const Index count = std::min(feed_forward_rows, rows.end(e) - first);
                 multiply_bf16(bf16, count, columns, records, state.inner_row(rows, first),
-                              state.inner_stride, panels, gates * inner_bytes, block, width);
+                              state.inner_stride, panels, panel_bytes, block, width);
                 for (Index i = 0; i < count; ++i) {
                     if (const Index next = i + feed_forward_ahead; next < count)
                         prefetch_row<S>(dx, rows.from, first + next, at, columns);
@@ -108,13 +109,13 @@ void bf16_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>& operan
     }
 }
 
-/// Calls f(first, count, k) for the sums of one expert: `count` rows from `first` on, at k, in
-/// padded rows, in the panels of a part.
+/// Calls f(first, count, at) for the sums of one expert: `count` rows from `first` on, whose panels
+/// begin with record `at` of all panels of a part.
 template <class S, class F>
 void for_bf16_sums(const Rows<S>& rows, Index e, const FeedForwardBf16State<S>& state, F&& f) {
     for (Index first = rows.begin(e); first < rows.end(e); first += bf16_sum_rows)
         f(first, std::min(bf16_sum_rows, rows.end(e) - first),
-          state.padded[static_cast<std::size_t>(e)] + first - rows.begin(e));
+          state.records[static_cast<std::size_t>(e)] + (first - rows.begin(e)) / record_rows);
 }
 
 /// x or h of one expert as B in panels, k its rows, for the columns of one item.
@@ -125,19 +126,19 @@ void bf16_row_panels(const Rows<S>& rows, Index cols, FeedForwardBf16State<S>& s
                      const FeedForwardItem& item, std::byte* panels, const F& from) {
     const Bf16Table& bf16 = *state.table;
     const Index width = bf16.panel_width;
-    const Index record_bytes = panel_layout(Storage::bf16, width).record_bytes;
-    for_bf16_sums(rows, item.expert, state, [&](Index first, Index count, Index k) {
-        const Index panel_bytes = bf16_panel_bytes(bf16, count, 1);
-        std::byte* const to = panels + bf16_panel_bytes(bf16, padded_rows, cols) / padded_rows * k;
+    for_bf16_sums(rows, item.expert, state, [&](Index first, Index count, Index at) {
+        const Index records = bf16_sum_records(count);
+        const Index panel_bytes = bf16_panel_bytes(bf16, records, 1);
+        std::byte* const to = panels + bf16_panel_bytes(bf16, at, cols);
         for (Index begin = item.begin; begin < item.end; begin += bf16_columns) {
             const Index end = std::min(item.end, begin + bf16_columns);
-            for (Index r = 0; r < PanelLayout::records(count); ++r) {
-                const Index row = std::min(count, r * record_rows);
+            for (Index r = 0; r < records; ++r) {
+                const Index row = r * record_rows;
                 const Index here = std::min(record_rows, count - row);
                 const Strided<S> b = from(first + row, here, begin, end);
                 for (Index j = begin; j < end; j += width)
                     bf16.pack(1, here, std::min(width, end - j), b.data + (j - begin), b.row_stride,
-                              1, to + j / width * panel_bytes + r * record_bytes);
+                              1, to + j / width * panel_bytes + bf16_panel_bytes(bf16, r, 1));
             }
         }
     });
@@ -154,11 +155,10 @@ void bf16_gradient(const Rows<S>& rows, Index cols, FeedForwardBf16State<S>& sta
     const KernelTable<S>& table = kernels<S>();
     const Bf16Table& bf16 = *state.table;
     const Index width = std::min(bf16_columns, cols);
-    for_bf16_sums(rows, item.expert, state, [&](Index first, Index count, Index k) {
-        const Index stride = bf16_stride(bf16, count),
-                    panel_bytes = bf16_panel_bytes(bf16, count, 1);
-        const std::byte* const b =
-            panels + bf16_panel_bytes(bf16, padded_rows, cols) / padded_rows * k;
+    for_bf16_sums(rows, item.expert, state, [&](Index first, Index count, Index at) {
+        const Index records = bf16_sum_records(count), stride = bf16_stride(bf16, count);
+        const Index panel_bytes = bf16_panel_bytes(bf16, records, 1);
+        const std::byte* const b = panels + bf16_panel_bytes(bf16, at, cols);
         for (Index begin = item.begin; begin < item.end; begin += bf16_columns) {
             const Index height = std::min(bf16_columns, item.end - begin);
             for (Index p = 0; p < count; p += padded_rows) {
@@ -168,14 +168,17 @@ void bf16_gradient(const Rows<S>& rows, Index cols, FeedForwardBf16State<S>& sta
                                     scratch.rows.data() + p * bf16.row_bytes, stride);
             }
             S* const block = scratch.floats.data();
-            for (Index at = 0; at < cols; at += width) {
-                const Index columns = std::min(width, cols - at);
-                multiply_bf16(bf16, height, columns, PanelLayout::records(count),
-                              scratch.rows.data(), stride, b + at / bf16.panel_width * panel_bytes,
-                              panel_bytes, block, width);
-                for (Index i = 0; i < height; ++i)
-                    table.axpy(columns, S(1), block + i * width,
-                               gradient + (begin + i) * cols + at);
+            for (Index j = 0; j < cols; j += width) {
+                const Index columns = std::min(width, cols - j);
+                multiply_bf16(bf16, height, columns, records, scratch.rows.data(), stride,
+                              b + j / bf16.panel_width * panel_bytes, panel_bytes, block, width);
+                S* const to = gradient + begin * cols + j;
+                for (Index i = 0; i < height; ++i) {
+                    for (Index line = 0; line < columns && i + feed_forward_ahead < height;
+                         line += 64 / static_cast<Index>(sizeof(S)))
+                        __builtin_prefetch(to + (i + feed_forward_ahead) * cols + line, 1);
+                    table.axpy(columns, S(1), block + i * width, to + i * cols);
+                }
             }
         }
     });
@@ -226,9 +229,9 @@ template <class S>
 void bf16_operands(const FeedForwardShape& shape, In<S> x, const Rows<S>& rows,
                    FeedForwardBf16State<S>& state, Executor& executor) {
     auto& items = state.plain.items;
-    state.padded.assign(1, 0);
+    state.records.assign(1, 0);
     for (Index e = 0; e < rows.num_experts(); ++e)
-        state.padded.push_back(state.padded.back() + bf16_padded(rows.size(e)));
+        state.records.push_back(state.records.back() + bf16_sum_records(rows.size(e)));
     items.clear();
     const int workers = executor.concurrency();
     split_experts(rows, shape.model_dim, padded_rows, workers, items, rows.num_rows());

@@ -28,10 +28,13 @@ inline constexpr Index bf16_sum_rows = 1024;
 
 /// k padded as the operands of products in bf16 are.
 inline Index bf16_padded(Index k) { return PanelLayout::records(k) * record_rows; }
-/// Bytes of all panels of B [k, cols].
-inline Index bf16_panel_bytes(const Bf16Table& table, Index k, Index cols) {
-    const Index width = table.panel_width;
-    return 2 * bf16_padded(k) * ((cols + width - 1) / width * width);
+/// Records of the sums over some rows of an expert: half as many for few rows as padding to 64
+/// took.
+inline Index bf16_sum_records(Index rows) { return (rows + record_rows - 1) / record_rows; }
+/// Bytes of `records` records of all panels for `cols` columns.
+inline Index bf16_panel_bytes(const Bf16Table& table, Index records, Index cols) {
+    const Index panels = (cols + table.panel_width - 1) / table.panel_width;
+    return panels * records * panel_layout(Storage::bf16, table.panel_width).record_bytes;
 }
 
 /// Bytes from row to row of A.
@@ -50,8 +53,7 @@ inline void pack_bf16(const Bf16Table& table, Strided<float> b, Index k, Index c
             const Index p = std::min(k, r * record_rows);
             table.pack(step, std::min(k - p, step * record_rows), std::min(width, cols - j * width),
                        b.data + p * b.row_stride + j * width * b.col_stride, b.row_stride,
-                       b.col_stride,
-                       to + j * panel_bytes + r * panel_layout(Storage::bf16, width).record_bytes);
+                       b.col_stride, to + j * panel_bytes + bf16_panel_bytes(table, r, width));
         }
 }
 
@@ -80,13 +82,13 @@ struct FeedForwardBf16State {
     Buffer<std::byte> outer;    // [part, outer_stride] x', in backward then dy'
     Buffer<std::byte> inner;    // [part, inner_stride] h', in backward dg' and du' side by side
     Buffer<std::byte> x_panels, h_panels;  // of all experts: x and h as B, k their rows
-    std::vector<Index> padded;             // [experts + 1] rows before an expert, in the panels
+    std::vector<Index> records;            // [experts + 1] of a panel, before those of an expert
     std::vector<Scratch> scratch;
     const Bf16Table* table = nullptr;
     Index outer_stride = 0, inner_stride = 0;
 
-    /// What a call needs at most: rows, bytes, or elements of S. Rows of an expert are padded to 64
-    /// in the panels, however they are spread over the experts.
+    /// What a call needs at most, however rows are spread over the experts: rows, bytes, or
+    /// elements of S.
     struct Sizes {
         Index part, outer_stride, inner_stride, x_panels = 0, h_panels = 0;
         Index scratch_panels, scratch_rows = 0, scratch_floats;
@@ -98,7 +100,7 @@ struct FeedForwardBf16State {
             const Index in = shape.model_dim, inner = shape.ffn_dim, out = shape.output_dim;
             const Index gates = shape.gated ? 2 : 1, both = bf16_padded(inner) * gates;
             const auto panels = [&](Index k, Index cols, Index most) {
-                return bf16_panel_bytes(bf16, k, std::min(cols, most));
+                return bf16_panel_bytes(bf16, PanelLayout::records(k), std::min(cols, most));
             };
             outer_stride = bf16_stride(bf16, backward ? std::max(in, out) : in);
             inner_stride = bf16_stride(bf16, backward ? both : inner);
@@ -106,9 +108,10 @@ struct FeedForwardBf16State {
                                       panels(inner, out, bf16_columns));
             scratch_floats = std::max((std::min(part, feed_forward_rows) + 1) * bf16_columns, in);
             if (!backward) return;
-            const Index all = part + (padded_rows - 1) * std::min(experts, part);
-            x_panels = bf16_panel_bytes(bf16, padded_rows, in) / padded_rows * all;
-            h_panels = bf16_panel_bytes(bf16, padded_rows, inner) / padded_rows * all;
+            // Each expert that has rows may leave most of one record empty.
+            const Index records = part / record_rows + std::min(experts, part);
+            x_panels = bf16_panel_bytes(bf16, records, in);
+            h_panels = bf16_panel_bytes(bf16, records, inner);
             scratch_panels = std::max(
                 {scratch_panels, panels(out, inner, bf16_columns), panels(both, in, bf16_columns)});
             scratch_rows = bf16_columns * bf16_stride(bf16, std::min(part, bf16_sum_rows));
@@ -188,7 +191,7 @@ private:
             of.floats.resize(sizes.scratch_floats);
         }
         plain.reserve_items(experts, workers);
-        padded.reserve(static_cast<std::size_t>(experts) + 1);
+        records.reserve(static_cast<std::size_t>(experts) + 1);
     }
 };
 

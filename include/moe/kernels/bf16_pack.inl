@@ -44,6 +44,11 @@ inline void pack_bf16(Index records, Index k, Index cols, const float* b, Index 
             const float* const first = b + p * b_row;
             const bool pair = p + 1 < k;
 #pragma GCC unroll 2
+            for (int v = 0; v < tile_vectors; ++v) {  // a record later
+                __builtin_prefetch(first + record_rows * b_row + v * lanes);
+                __builtin_prefetch(first + (record_rows + 1) * b_row + v * lanes);
+            }
+#pragma GCC unroll 2
             for (int v = 0; v < tile_vectors; ++v) {
                 const Index here = cols - v * lanes, at = here > 0 ? v * lanes : 0;
                 store_int(to + v * vector_bytes,
