@@ -123,27 +123,27 @@ struct FeedForwardBf16State {
     /// @param all  rows that are numbered, of which these are some
     void resize(const FeedForwardShape& shape, Index experts, Index rows, Index all, Keep keep,
                 int workers) {
-        plain.stride = FeedForwardState<S>::row_stride(shape.ffn_dim);
+        resize_parts(shape, Sizes(bf16_kernels(isa()), shape, experts, rows, false, workers),
+                     experts, workers);
         plain.kept = keep == Keep::everything;
         plain.first_kept = 0;
         const Index size = plain.kept ? checked_product(all, plain.stride) : 0;
         plain.up.resize(size);
         plain.gate.resize(shape.gated ? size : 0);
-        resize_parts(Sizes(bf16_kernels(isa()), shape, experts, rows, false, workers), experts,
-                     workers);
     }
     /// Room for backward of them.
     void resize_gradients(const FeedForwardShape& shape, Index experts, Index rows, bool of_inputs,
                           int workers) {
         const Sizes sizes(bf16_kernels(isa()), shape, experts, rows, true, workers);
+        resize_parts(shape, sizes, experts, workers);
         plain.resize_gradients(shape, sizes.part, of_inputs);
-        resize_parts(sizes, experts, workers);
     }
 
     /// Room for calls of up to `rows` rows.
     void reserve(const FeedForwardShape& shape, Index experts, Index rows, Keep keep, int workers) {
-        resize(shape, experts, rows, rows, keep, workers);
+        plain.kept = keep == Keep::everything;  // and not scratch of a part first
         if (keep != Keep::nothing) resize_gradients(shape, experts, rows, true, workers);
+        resize(shape, experts, rows, rows, keep, workers);
     }
     /// Bytes that such a call needs at most.
     static Index bytes(const FeedForwardShape& shape, Index experts, Index rows, Keep keep,
@@ -176,7 +176,9 @@ struct FeedForwardBf16State {
     }
 
 private:
-    void resize_parts(const Sizes& sizes, Index experts, int workers) {
+    void resize_parts(const FeedForwardShape& shape, const Sizes& sizes, Index experts,
+                      int workers) {
+        plain.stride = FeedForwardState<S>::row_stride(shape.ffn_dim);
         table = &bf16_kernels(isa());
         outer_stride = sizes.outer_stride;
         inner_stride = sizes.inner_stride;
