@@ -2,7 +2,8 @@
 // Whole layers against the same layer around other libraries, and against the machine.
 //
 //   forward/VARIANT/SHAPE/T:n/threads:m    a frozen layer, routing included
-//   training/fp32/SHAPE/T:n/threads:m      forward and backward, all gradients
+//   training/fp32/SHAPE/T:n/threads:m      forward and backward, all gradients; training/bf16
+//                                          likewise with Compute::bf16
 //   freeze/VARIANT/SHAPE/threads:m         packing, the first call, and the memory it takes
 //   skew/VARIANT/SHAPE/...                 half of all tokens on one expert
 //   free/VARIANT/SHAPE/tau:x/...           a third of the experts cost next to nothing
@@ -15,6 +16,7 @@
 //                    are the stored ones of the experts that were used
 //   vs_naive         time of a loop over experts written with Eigen over ours, vs_onednn and
 //                    vs_openblas likewise; those two are there if the libraries were found
+//   vs_exact         time of a step with exact products over one in bf16
 //   max_error        against double on the weights as stored, over the largest output; of_trained
 //                    likewise on the weights before they were rounded
 //   overhead         share of the layer outside its matrix products, these timed alone on gathered

@@ -70,12 +70,33 @@ public:
     }
 
     /// Frees what only rows of this shape need.
-    void forget() { variant_.clear(), frozen_.reset(), peers_.reset(), gradient_.reset(); }
+    void forget() {
+        variant_.clear(), frozen_.reset(), peers_.reset(), gradient_.reset(), bf16_.reset();
+    }
 
     Layer& gradient() {
         if (!variant_.empty()) forget();
         if (!gradient_) gradient_.emplace(moe::zeros_like(layer));
         return *gradient_;
+    }
+
+    /// The same layer with products in bf16; views the weights of the first.
+    const Layer& bf16() {
+        if (bf16_) return *bf16_;
+        bf16_.emplace(
+            moe::Config{.model_dim = shape.dim, .seed = 1}, moe::LinearRouter{},
+            moe::TopK{.k = shape.k},
+            moe::Swiglu{
+                .count = shape.experts, .ffn_dim = shape.ffn, .compute = moe::Compute::bf16});
+        const auto view = [](const moe::Weights<float>& weights) {
+            std::vector<moe::WeightView> views;
+            for (Index e = 0; e < weights.count(); ++e) views.push_back(weights[e]);
+            return moe::Weights<float>(std::move(views));
+        };
+        auto& to = bf16_->bank().group<0>();
+        const auto& from = std::as_const(layer).bank().group<0>();
+        to.gate = view(from.gate), to.up = view(from.up), to.down = view(from.down);
+        return *bf16_;
     }
 
     LayerShape shape;
@@ -104,7 +125,7 @@ private:
     std::string variant_;
     std::optional<Frozen> frozen_;
     std::optional<Peers> peers_;
-    std::optional<Layer> gradient_;
+    std::optional<Layer> gradient_, bf16_;
 };
 
 }  // namespace bench

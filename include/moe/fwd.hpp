@@ -174,6 +174,7 @@ class PackedMatrix;
 struct PanelLayout;
 struct Int8Rows;
 struct StorageTable;
+struct Bf16Table;
 class StoredMatrix;
 template <class S>
 struct WeightOperand;

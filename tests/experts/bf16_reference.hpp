@@ -37,9 +37,9 @@ Double rounded(const M& matrix) {
 struct Product {
     Double value, bound;
 
-    Product(const Double& a, const Double& b) : value(a * b) {
+    Product(const Double& a, const Double& b) : value(a.lazyProduct(b)) {
         const double sums = 16 + 1 + std::ceil(static_cast<double>(a.cols()) / 32) + 1;
-        bound = (a.cwiseAbs() * b.cwiseAbs()) * (sums * 0x1p-24);
+        bound = a.cwiseAbs().lazyProduct(b.cwiseAbs()) * (sums * 0x1p-24);
         bound.array() += static_cast<double>(a.cols() + 1) * 0x1p-125;
     }
     /// Each row i times factors(i), and that rounded to within 2^-24.

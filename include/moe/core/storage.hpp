@@ -25,13 +25,15 @@ namespace moe::inline MOE_ABI {
 /// for models that were trained with it.
 enum class Storage { fp32, bf16, f16, int8, int8_block, int4, int4_zero, ternary };
 
-/// How frozen weights are multiplied.
+/// How weights are multiplied: frozen ones as FreezeOptions say, those of experts in training
+/// (exact or bf16, weights stay float) as their recipe says.
 ///
 ///     exact  one chain of fused multiply-adds in float per element on the decoded weights, which
 ///            are q s rounded once: the bits of a layer that holds the decoded weights. Any
 ///            storage.
 ///     bf16   inputs are rounded to bf16, products are exact, sums in float in the order of AMX
-///            tiles (kernels/storage_table.hpp). Storage bf16.
+///            tiles (kernels/storage_table.hpp). Storage bf16; in training weights are rounded
+///            too, for each product.
 ///     int8   inputs are rounded to 8 bits with one scale per row; products and their sums are
 ///            exact integers. Storage int8, int8_block, int4, int4_zero or ternary.
 enum class Compute { exact, bf16, int8 };

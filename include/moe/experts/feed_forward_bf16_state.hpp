@@ -97,23 +97,23 @@ struct FeedForwardBf16State {
         Sizes(const Bf16Table& bf16, const FeedForwardShape& shape, Index experts, Index rows,
               bool backward, int workers)
             : part(part_rows(shape, rows, workers)) {
-            const Index in = shape.model_dim, inner = shape.ffn_dim, out = shape.output_dim;
-            const Index gates = shape.gated ? 2 : 1, both = bf16_padded(inner) * gates;
+            const Index in = shape.model_dim, mid = shape.ffn_dim, out = shape.output_dim;
+            const Index gates = shape.gated ? 2 : 1, both = bf16_padded(mid) * gates;
             const auto panels = [&](Index k, Index cols, Index most) {
                 return bf16_panel_bytes(bf16, PanelLayout::records(k), std::min(cols, most));
             };
             outer_stride = bf16_stride(bf16, backward ? std::max(in, out) : in);
-            inner_stride = bf16_stride(bf16, backward ? both : inner);
-            scratch_panels = std::max(gates * panels(in, inner, bf16_columns / gates),
-                                      panels(inner, out, bf16_columns));
+            inner_stride = bf16_stride(bf16, backward ? both : mid);
+            scratch_panels = std::max(gates * panels(in, mid, bf16_columns / gates),
+                                      panels(mid, out, bf16_columns));
             scratch_floats = std::max((std::min(part, feed_forward_rows) + 1) * bf16_columns, in);
             if (!backward) return;
             // Each expert that has rows may leave most of one record empty.
-            const Index records = part / record_rows + std::min(experts, part);
-            x_panels = bf16_panel_bytes(bf16, records, in);
-            h_panels = bf16_panel_bytes(bf16, records, inner);
+            const Index all = part / record_rows + std::min(experts, part);
+            x_panels = bf16_panel_bytes(bf16, all, in);
+            h_panels = bf16_panel_bytes(bf16, all, mid);
             scratch_panels = std::max(
-                {scratch_panels, panels(out, inner, bf16_columns), panels(both, in, bf16_columns)});
+                {scratch_panels, panels(out, mid, bf16_columns), panels(both, in, bf16_columns)});
             scratch_rows = bf16_columns * bf16_stride(bf16, std::min(part, bf16_sum_rows));
             scratch_floats = std::max(scratch_floats, bf16_columns * bf16_columns);
         }
