@@ -2,11 +2,18 @@
 #include <moe/experts/feed_forward_bf16_backward.hpp>
 
 #include <algorithm>
-#include <string>
+#include <cmath>
+#include <limits>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
 
+#include <moe/experts/shared.hpp>
+#include <moe/gates/top_k.hpp>
+#include <moe/layer.hpp>
+#include <moe/routers/linear.hpp>
 #include <moe/testing/compare.hpp>
 
 #include "bf16_reference.hpp"
@@ -290,6 +297,35 @@ TEST(FeedForwardBf16Backward, ReadsWeightsWhereTheyLie) {
     bound.down = view(owned.down, true);
     expert_group::expect_same_bits(expert_group::run(bound, batch),
                                    expert_group::run(owned, batch));
+}
+
+/// A layer with shared experts learns as it does with exact products.
+TEST(FeedForwardBf16Backward, TrainsALayer) {
+    const auto loss_after = [](Compute compute, int steps) {
+        moe::Layer layer{moe::Config{.model_dim = 24, .seed = 5}, moe::LinearRouter{},
+                         moe::TopK{.k = 2},
+                         moe::Swiglu{.count = 4, .ffn_dim = 40, .compute = compute},
+                         moe::Shared{moe::Mlp{.ffn_dim = 30, .bias = true, .compute = compute}}};
+        const auto x = moe::testing::random_matrix<float>(64, 24, 1),
+                   target = moe::testing::random_matrix<float>(64, 24, 2);
+        Matrix<float> y(64, 24), dx(64, 24);
+        auto grad = moe::zeros_like(layer);
+        Workspace<float> ws;
+        for (int step = 0; step < steps; ++step) {
+            layer.forward(x, y, ws);
+            const Matrix<float> dy = (y - target) / 64;
+            layer.backward(x, dy, dx, grad, ws);
+            moe::for_each_parameter(layer, grad, [](auto, std::span<float> w, std::span<float> g) {
+                for (std::size_t i = 0; i < w.size(); ++i) w[i] -= 0.3f * std::exchange(g[i], 0.f);
+            });
+        }
+        return (layer(x) - target).squaredNorm();
+    };
+    const float before = loss_after(Compute::exact, 0), exact = loss_after(Compute::exact, 60),
+                bf16 = loss_after(Compute::bf16, 60);
+    EXPECT_LT(exact, before / 2);
+    EXPECT_NEAR(bf16, exact, 0.02f * exact);
+    EXPECT_NE(bf16, exact);
 }
 
 }  // namespace

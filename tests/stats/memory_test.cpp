@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include <gtest/gtest.h>
 
@@ -67,10 +68,14 @@ TEST(MemoryBudget, CountsWhatAFrozenLinearRouterHasPacked) {
 /// Gradients at input weights need room of their own.
 TEST(MemoryBudget, IsAllThatTheFirstStepTakesForEitherPlacement) {
     if (!allocations::are_counted) GTEST_SKIP() << "a sanitizer brings its own operator new";
-    for (const moe::Placement placement : {moe::Placement::output, moe::Placement::input}) {
+    for (const auto& [placement, compute] :
+         {std::pair{moe::Placement::output, moe::Compute::exact},
+          std::pair{moe::Placement::input, moe::Compute::exact},
+          std::pair{moe::Placement::output, moe::Compute::bf16},
+          std::pair{moe::Placement::input, moe::Compute::bf16}}) {
         const moe::Layer l{moe::Config{.model_dim = 512}, moe::LinearRouter{},
                            moe::TopK{.k = 2, .placement = placement},
-                           moe::Swiglu{.count = 4, .ffn_dim = 32}};
+                           moe::Swiglu{.count = 4, .ffn_dim = 32, .compute = compute}};
         const Matrix<float> x = moe::Random(1).normal<float>(600, 512, 1);
         Matrix<float> y(600, 512), dx(600, 512);
         auto grad = moe::zeros_like(l);
@@ -80,7 +85,8 @@ TEST(MemoryBudget, IsAllThatTheFirstStepTakesForEitherPlacement) {
             l.forward(x, y, ws);
             l.backward(x, y, dx, grad, ws);
         });
-        EXPECT_LE(spent, 4096) << "placement " << static_cast<int>(placement);
+        EXPECT_LE(spent, 4096) << "placement " << static_cast<int>(placement) << ", "
+                               << moe::name(compute);
     }
 }
 

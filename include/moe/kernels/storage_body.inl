@@ -228,7 +228,7 @@ void product_bf16(Index rows, Index cols, Index records, const std::byte* a, Ind
     finish();
 }
 
-/// With AMX two bytes of each element are enough; see storage_amx.hpp.
+/// For products of vectors, which read floats. Tiles have a table of their own.
 template <class All>
 inline constexpr Bf16Table bf16_table{.name = bf16_name,
                                       .panel_width = panel_width,
