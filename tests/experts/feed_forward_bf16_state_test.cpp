@@ -38,8 +38,10 @@ TEST(FeedForwardBf16State, PacksRowsAndColumnsAlike) {
         std::vector<std::byte> by_rows(static_cast<std::size_t>(3 * bytes)), by_columns = by_rows;
         EXPECT_EQ(moe::detail::bf16_panel_bytes(table, moe::PanelLayout::records(k), cols),
                   3 * bytes);
-        moe::detail::pack_bf16(table, {b.data(), cols, 1}, k, cols, by_rows.data(), bytes);
-        moe::detail::pack_bf16(table, {transposed.data(), 1, k}, k, cols, by_columns.data(), bytes);
+        moe::detail::pack_bf16(table, moe::Strided<float>{b.data(), cols, 1}, k, cols,
+                               by_rows.data(), bytes);
+        moe::detail::pack_bf16(table, moe::Strided<float>{transposed.data(), 1, k}, k, cols,
+                               by_columns.data(), bytes);
         EXPECT_EQ(by_rows, by_columns) << table.name;
         EXPECT_TRUE(std::any_of(by_rows.begin() + bytes, by_rows.end(),
                                 [](std::byte byte) { return byte != std::byte{0}; }));

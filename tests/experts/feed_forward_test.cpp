@@ -238,7 +238,11 @@ TEST(FeedForwardExperts, ReadNarrowWeightsWhereTheyLie) {
     for (const Index tokens : {1, 7, 12, 40}) {
         const expert_group::Extents e{.tokens = tokens, .model_dim = 37, .output_dim = 29};
         const expert_group::Batch<float> batch(e);
-        for (const auto& like : {swiglu<float>(4, 67, e), mlp<float>(4, 67, e)})
+        Random random(5);
+        const auto bf16 =
+            moe::Swiglu{.count = 4, .ffn_dim = 67, .compute = moe::Compute::bf16}.build<float>(
+                {.model_dim = 37, .output_dim = 29}, random);
+        for (const auto& like : {swiglu<float>(4, 67, e), mlp<float>(4, 67, e), bf16})
             for (const moe::Dtype dtype : narrow_or_mixed) {
                 const NarrowGroups groups(like, dtype);
                 ASSERT_TRUE(groups.narrow.up.is_bound() && !groups.wide.up.is_bound());

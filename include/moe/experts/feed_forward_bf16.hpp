@@ -55,9 +55,9 @@ void bf16_hidden(const FeedForwardShape& shape, const FeedForwardOperands<S>& op
     const S* const bias = bias_row(*operands.up_bias, expert);
     const auto pack = [&](const ExpertMatrices<S>& weights, Index begin, Index columns,
                           std::byte* to) {
-        const Strided<S> b = strided<S>((*weights.unpacked)[expert]).transpose();
-        pack_bf16(bf16, {b.data + begin * b.col_stride, b.row_stride, b.col_stride}, dim, columns,
-                  to, panel_bytes);
+        with_matrix(*weights.unpacked, expert, isa(), [&](const auto& w) {
+            pack_bf16(bf16, w.transpose().from(0, begin), dim, columns, to, panel_bytes);
+        });
     };
     for (Index begin = item.begin; begin < item.end; begin += width) {
         const Index columns = std::min(width, item.end - begin);
@@ -66,11 +66,11 @@ void bf16_hidden(const FeedForwardShape& shape, const FeedForwardOperands<S>& op
         for (Index first = rows.begin(item.expert); first < rows.end(item.expert); first += block) {
             const Index count = std::min(block, rows.end(item.expert) - first);
             const std::byte* const a = state.outer_row(rows, first);
-            multiply_bf16(bf16, count, columns, records, a, state.outer_stride, up_panels,
-                          panel_bytes, up_block, width);
+            bf16.product(count, columns, records, a, state.outer_stride, up_panels, up_block, width,
+                         nullptr);
             if (shape.gated)
-                multiply_bf16(bf16, count, columns, records, a, state.outer_stride, gate_panels,
-                              panel_bytes, gate_block, width);
+                bf16.product(count, columns, records, a, state.outer_stride, gate_panels,
+                             gate_block, width, nullptr);
             for (Index i = 0; i < count; ++i) {
                 S* const u = up_block + i * width;
                 S* const g = gate_block + i * width;
@@ -105,16 +105,17 @@ void bf16_down(const FeedForwardShape& shape, const FeedForwardOperands<S>& oper
     for (Index e = 0; e < rows.num_experts(); ++e) {
         if (rows.size(e) == 0) continue;
         const Index expert = rows.first_expert + e;
-        const Strided<S> down = strided<S>((*operands.down.unpacked)[expert]).transpose();
         const S* const bias = bias_row(*operands.down_bias, expert);
         for (Index at = begin; at < end; at += width) {
             const Index columns = std::min(width, end - at);
-            pack_bf16(bf16, {down.data + at * down.col_stride, down.row_stride, down.col_stride},
-                      inner, columns, scratch.panels.data(), panel_bytes);
+            with_matrix(*operands.down.unpacked, expert, isa(), [&](const auto& w) {
+                pack_bf16(bf16, w.transpose().from(0, at), inner, columns, scratch.panels.data(),
+                          panel_bytes);
+            });
             for (Index first = rows.begin(e); first < rows.end(e); first += feed_forward_rows) {
                 const Index count = std::min(feed_forward_rows, rows.end(e) - first);
-                multiply_bf16(bf16, count, columns, records, state.inner_row(rows, first),
-                              state.inner_stride, scratch.panels.data(), panel_bytes, block, width);
+                bf16.product(count, columns, records, state.inner_row(rows, first),
+                             state.inner_stride, scratch.panels.data(), block, width, nullptr);
                 for (Index i = 0; i < count; ++i) {
                     if (const Index next = i + feed_forward_ahead; next < count)
                         prefetch_row<S>(y, rows.to, first + next, at, columns);

@@ -28,18 +28,19 @@ void bf16_dhidden(const FeedForwardShape& shape, const FeedForwardOperands<S>& o
     const Bf16Table& bf16 = *state.table;
     const Index out = shape.output_dim, records = PanelLayout::records(out);
     const Index panel_bytes = bf16_panel_bytes(bf16, records, 1);
-    const Strided<S> down = strided<S>((*operands.down.unpacked)[rows.first_expert + item.expert]);
+    const Index expert = rows.first_expert + item.expert;
     for (Index at = item.begin; at < item.end; at += bf16_columns) {
         const Index columns = std::min(bf16_columns, item.end - at);
-        pack_bf16(bf16, {down.data + at * down.col_stride, down.row_stride, down.col_stride}, out,
-                  columns, scratch.panels.data(), panel_bytes);
+        with_matrix(*operands.down.unpacked, expert, isa(), [&](const auto& w) {
+            pack_bf16(bf16, w.from(0, at), out, columns, scratch.panels.data(), panel_bytes);
+        });
         for (Index first = rows.begin(item.expert); first < rows.end(item.expert);
              first += feed_forward_rows)
-            multiply_bf16(bf16, std::min(feed_forward_rows, rows.end(item.expert) - first), columns,
-                          records, state.outer_row(rows, first), state.outer_stride,
-                          scratch.panels.data(), panel_bytes,
-                          state.plain.dgate.data() + state.plain.at(rows, first) + at,
-                          state.plain.stride);
+            bf16.product(std::min(feed_forward_rows, rows.end(item.expert) - first), columns,
+                         records, state.outer_row(rows, first), state.outer_stride,
+                         scratch.panels.data(),
+                         state.plain.dgate.data() + state.plain.at(rows, first) + at,
+                         state.plain.stride, nullptr);
     }
 }
 
@@ -77,9 +78,9 @@ void bf16_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>& operan
     S* const block = scratch.floats.data();
     const auto pack = [&](const ExpertMatrices<S>& weights, Index expert, Index at, Index columns,
                           std::byte* to) {
-        const Strided<S> b = strided<S>((*weights.unpacked)[expert]);
-        pack_bf16(bf16, {b.data + at * b.col_stride, b.row_stride, b.col_stride}, shape.ffn_dim,
-                  columns, to, panel_bytes);
+        with_matrix(*weights.unpacked, expert, isa(), [&](const auto& w) {
+            pack_bf16(bf16, w.from(0, at), shape.ffn_dim, columns, to, panel_bytes);
+        });
     };
     for (Index e = 0; e < rows.num_experts(); ++e) {
         if (rows.size(e) == 0) continue;
@@ -90,8 +91,8 @@ void bf16_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>& operan
             pack(operands.up, expert, at, columns, panels + (gates - 1) * (panel_bytes / gates));
             for (Index first = rows.begin(e); first < rows.end(e); first += feed_forward_rows) {
                 const Index count = std::min(feed_forward_rows, rows.end(e) - first);
-                multiply_bf16(bf16, count, columns, records, state.inner_row(rows, first),
-                              state.inner_stride, panels, panel_bytes, block, width);
+                bf16.product(count, columns, records, state.inner_row(rows, first),
+                             state.inner_stride, panels, block, width, nullptr);
                 for (Index i = 0; i < count; ++i) {
                     if (const Index next = i + feed_forward_ahead; next < count)
                         prefetch_row<S>(dx, rows.from, first + next, at, columns);
@@ -128,7 +129,7 @@ void bf16_row_panels(const Rows<S>& rows, Index cols, FeedForwardBf16State<S>& s
     const Index width = bf16.panel_width;
     for_bf16_sums(rows, item.expert, state, [&](Index first, Index count, Index at) {
         const Index records = bf16_sum_records(count);
-        const Index panel_bytes = bf16_panel_bytes(bf16, records, 1);
+        const Index panel_bytes = bf16_panel_bytes(bf16, PanelLayout::records(count), 1);
         std::byte* const to = panels + bf16_panel_bytes(bf16, at, cols);
         for (Index begin = item.begin; begin < item.end; begin += bf16_columns) {
             const Index end = std::min(item.end, begin + bf16_columns);
@@ -157,7 +158,7 @@ void bf16_gradient(const Rows<S>& rows, Index cols, FeedForwardBf16State<S>& sta
     const Index width = std::min(bf16_columns, cols);
     for_bf16_sums(rows, item.expert, state, [&](Index first, Index count, Index at) {
         const Index records = bf16_sum_records(count), stride = bf16_stride(bf16, count);
-        const Index panel_bytes = bf16_panel_bytes(bf16, records, 1);
+        const Index panel_bytes = bf16_panel_bytes(bf16, PanelLayout::records(count), 1);
         const std::byte* const b = panels + bf16_panel_bytes(bf16, at, cols);
         for (Index begin = item.begin; begin < item.end; begin += bf16_columns) {
             const Index height = std::min(bf16_columns, item.end - begin);
@@ -170,8 +171,8 @@ void bf16_gradient(const Rows<S>& rows, Index cols, FeedForwardBf16State<S>& sta
             S* const block = scratch.floats.data();
             for (Index j = 0; j < cols; j += width) {
                 const Index columns = std::min(width, cols - j);
-                multiply_bf16(bf16, height, columns, records, scratch.rows.data(), stride,
-                              b + j / bf16.panel_width * panel_bytes, panel_bytes, block, width);
+                bf16.product(height, columns, records, scratch.rows.data(), stride,
+                             b + j / bf16.panel_width * panel_bytes, block, width, nullptr);
                 S* const to = gradient + begin * cols + j;
                 for (Index i = 0; i < height; ++i) {
                     for (Index line = 0; line < columns && i + feed_forward_ahead < height;
@@ -231,7 +232,7 @@ void bf16_operands(const FeedForwardShape& shape, In<S> x, const Rows<S>& rows,
     auto& items = state.plain.items;
     state.records.assign(1, 0);
     for (Index e = 0; e < rows.num_experts(); ++e)
-        state.records.push_back(state.records.back() + bf16_sum_records(rows.size(e)));
+        state.records.push_back(state.records.back() + PanelLayout::records(rows.size(e)));
     items.clear();
     const int workers = executor.concurrency();
     split_experts(rows, shape.model_dim, padded_rows, workers, items, rows.num_rows());

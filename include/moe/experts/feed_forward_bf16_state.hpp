@@ -42,29 +42,40 @@ inline Index bf16_stride(const Bf16Table& table, Index k) {
     return encoded_stride(bf16_padded(k) * table.row_bytes);
 }
 
+/// Some records of one panel of B, as Bf16Table::pack() writes them.
+inline void pack_bf16_records(const Bf16Table& table, const Strided<float>& b, Index records,
+                              Index k, Index cols, std::byte* to) {
+    table.pack(records, k, cols, b.data, b.row_stride, b.col_stride, to);
+}
+/// The same of narrow elements, which are widened first.
+inline void pack_bf16_records(const Bf16Table& table, const NarrowStrided& b, Index records,
+                              Index k, Index cols, std::byte* to) {
+    MOE_ASSERT(b.kernels->panel_width == table.panel_width, "kernels of one instruction set");
+    alignas(64) float rows[record_rows * 64];
+    for (Index r = 0; r < records; ++r) {
+        const Index p = std::min(k, r * record_rows), here = std::min(record_rows, k - p);
+        b.from(p, 0).pack(here, cols, rows);
+        table.pack(1, here, cols, rows, table.panel_width, 1,
+                   to + bf16_panel_bytes(table, r, table.panel_width));
+    }
+}
+
 /// B [k, cols] rounded, in panels that begin panel_bytes apart.
-inline void pack_bf16(const Bf16Table& table, Strided<float> b, Index k, Index cols, std::byte* to,
-                      Index panel_bytes) {
+/// @param b  Strided<float> or NarrowStrided
+template <class B>
+void pack_bf16(const Bf16Table& table, const B& b, Index k, Index cols, std::byte* to,
+               Index panel_bytes) {
     const Index width = table.panel_width, records = PanelLayout::records(k);
     // Rows that are contiguous are read along, in all panels.
     const Index step = b.col_stride == 1 ? 1 : records;
     for (Index r = 0; r < records; r += step)
         for (Index j = 0; j * width < cols; ++j) {
             const Index p = std::min(k, r * record_rows);
-            table.pack(step, std::min(k - p, step * record_rows), std::min(width, cols - j * width),
-                       b.data + p * b.row_stride + j * width * b.col_stride, b.row_stride,
-                       b.col_stride, to + j * panel_bytes + bf16_panel_bytes(table, r, width));
+            pack_bf16_records(table, b.from(p, j * width), step,
+                              std::min(k - p, step * record_rows),
+                              std::min(width, cols - j * width),
+                              to + j * panel_bytes + bf16_panel_bytes(table, r, width));
         }
-}
-
-/// C = A B for all panels of B.
-inline void multiply_bf16(const Bf16Table& table, Index rows, Index cols, Index records,
-                          const std::byte* a, Index a_row, const std::byte* panels,
-                          Index panel_bytes, float* c, Index c_row) {
-    const Index width = table.panel_width;
-    for (Index j = 0; j < cols; j += width, panels += panel_bytes)
-        table.product(rows, std::min(width, cols - j), records, a, a_row, panels, c + j, c_row,
-                      j + width < cols ? panels + panel_bytes : panels);
 }
 
 /// What forward leaves for backward, and scratch of both, with Compute::bf16. Everything is
@@ -108,8 +119,8 @@ struct FeedForwardBf16State {
                                       panels(mid, out, bf16_columns));
             scratch_floats = std::max((std::min(part, feed_forward_rows) + 1) * bf16_columns, in);
             if (!backward) return;
-            // Each expert that has rows may leave most of one record empty.
-            const Index all = part / record_rows + std::min(experts, part);
+            // Each expert that has rows may leave most of two records empty.
+            const Index all = part / record_rows + 2 * std::min(experts, part);
             x_panels = bf16_panel_bytes(bf16, all, in);
             h_panels = bf16_panel_bytes(bf16, all, mid);
             scratch_panels = std::max(
