@@ -17,6 +17,7 @@
 
 #include <benchmark/benchmark.h>
 
+#include <moe/core/plan.hpp>
 #include <moe/kernels/storage_dispatch.hpp>
 
 #include "machine.hpp"
@@ -186,10 +187,12 @@ void product(benchmark::State& state, Tables t, Storage storage, Compute compute
                               slice.floats(), panels.ahead(together / width));
             else if (compute == Compute::bf16)
                 t.stored->product_bf16(rows, together, records, encoded.data(), a_row, panel, to,
-                                       c_row, panels.ahead(together / width));
+                                       c_row, panels.ahead(together / width),
+                                       moe::Plan{}.bf16_tile_rows);
             else
                 t.stored->product_int8(storage, rows, together, records, x, panel, to, c_row,
-                                       panels.ahead(together / width));
+                                       panels.ahead(together / width),
+                                       moe::Plan{}.tile_rows(storage));
         }
         benchmark::ClobberMemory();
     }

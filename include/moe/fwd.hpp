@@ -64,6 +64,8 @@ class Executor;
 class SerialExecutor;
 class OpenMpExecutor;
 class ThreadPool;
+struct Plan;
+struct TuneOptions;
 
 // Weights
 enum class Role;

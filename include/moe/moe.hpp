@@ -4,7 +4,8 @@
 
 /// Everything to build, run, train, freeze and count a layer. What fewer programs want is included
 /// by name, since parsing it takes time: files (moe/io), text reports and pictures
-/// (moe/stats/report.hpp, moe/stats/svg.hpp), tools for tests (moe/testing).
+/// (moe/stats/report.hpp, moe/stats/svg.hpp), measurements of a machine (moe/tune.hpp), tools for
+/// tests (moe/testing).
 
 #include <moe/any_layer.hpp>
 #include <moe/balance/load_sum.hpp>
@@ -21,6 +22,7 @@
 #include <moe/core/hooks.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/parameters.hpp>
+#include <moe/core/plan.hpp>
 #include <moe/core/random.hpp>
 #include <moe/core/routing.hpp>
 #include <moe/core/rows.hpp>

@@ -315,13 +315,13 @@ TEST(Executor, LittleWorkStaysOnTheCallingThreadInOrder) {
         EXPECT_EQ(worker, 0);
         order.push_back(i);
     };
-    parallel_for(executor, 4, moe::detail::serial_flops - 1, task);
+    parallel_for(executor, 4, moe::Plan{}.serial_flops - 1, task);
     EXPECT_EQ(order, (std::vector<Index>{0, 1, 2, 3}));
     parallel_for(executor, 1, worth_threads, task);  // one task cannot be shared
     parallel_for(executor, 0, worth_threads, task);
     EXPECT_EQ(order.size(), 5u);
     EXPECT_EQ(executor.runs, 0);
-    parallel_for(executor, 4, moe::detail::serial_flops, [](Index, int) {});
+    parallel_for(executor, 4, moe::Plan{}.serial_flops, [](Index, int) {});
     EXPECT_EQ(executor.runs, 1);
 }
 

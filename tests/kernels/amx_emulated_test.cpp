@@ -49,7 +49,7 @@ TEST(EmulatedTiles, AreShapedOnceForBlocksOfOneHeightAndGivenBack) {
         std::vector<float> c(static_cast<std::size_t>(rows * 32));
         moe::amx::tiles() = {};
         table->product_bf16(rows, 32, records, a.data(), records * 64, panel.data(), c.data(), 32,
-                            nullptr);
+                            nullptr, moe::Plan{}.bf16_tile_rows);
         const moe::amx::Tiles& tiles = moe::amx::tiles();
         EXPECT_FALSE(tiles.configured);
         EXPECT_EQ(tiles.configurations, 1);
@@ -73,9 +73,38 @@ TEST(EmulatedTiles, AreGivenBackByProductsOfIntegers) {
             moe::amx::tiles() = {};
             table->product_int8(storage, rows, 32, records,
                                 {q.data(), 64, scale.data(), sums.data(), records}, panel.data(),
-                                c.data(), 32, nullptr);
+                                c.data(), 32, nullptr, moe::Plan{}.tile_rows(storage));
             EXPECT_FALSE(moe::amx::tiles().configured) << moe::name(storage);
             EXPECT_GT(moe::amx::tiles().products, 0) << moe::name(storage);
+        }
+    }
+}
+
+TEST(EmulatedTiles, AreUsedFromAsManyRowsAsTheCallerSays) {
+    for (const StorageTable* table : kernel_test::storage_tables()) {
+        const Index records = 2, most = 20;
+        const std::vector<std::byte> a(static_cast<std::size_t>(most * records * 64));
+        const std::vector<std::int8_t> q(static_cast<std::size_t>(most * 64), std::int8_t{1});
+        const std::vector<std::int32_t> sums(static_cast<std::size_t>(most * records), 32);
+        const std::vector<float> scale(static_cast<std::size_t>(most), 1.0f);
+        std::vector<float> c(static_cast<std::size_t>(most * 32));
+        kernel_test::Numbers random(1);
+        for (const Storage storage : kernel_test::stored_forms) {
+            if (storage == Storage::f16) continue;
+            const StoredPanel panel(storage, 32, 64, 32, random);
+            for (const Index tile_rows : {1, 2, 5, 16, 17, 1000})
+                for (const Index rows : {1, 2, 4, 5, 16, 17, 20}) {
+                    moe::amx::tiles() = {};
+                    if (storage == Storage::bf16)
+                        table->product_bf16(rows, 32, records, a.data(), records * 64, panel.data(),
+                                            c.data(), 32, nullptr, tile_rows);
+                    else
+                        table->product_int8(storage, rows, 32, records,
+                                            {q.data(), 64, scale.data(), sums.data(), records},
+                                            panel.data(), c.data(), 32, nullptr, tile_rows);
+                    EXPECT_EQ(moe::amx::tiles().products > 0, rows >= tile_rows)
+                        << moe::name(storage) << " " << rows << " from " << tile_rows;
+                }
         }
     }
 }

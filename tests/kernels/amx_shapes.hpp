@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+#include <moe/core/plan.hpp>
 #include <moe/kernels/storage_table.hpp>
 
 #include "guarded.hpp"
@@ -45,7 +46,8 @@ inline void expect_same_products(const StorageTable& got, const StorageTable& wa
                                 t.encode_bf16(k, x.data() + i * k,
                                               a.data() + i * padded * t.bf16_bytes);
                             t.product_bf16(rows, cols, records, a.data(), padded * t.bf16_bytes,
-                                           panel.data(), c, width, panel.data());
+                                           panel.data(), c, width, panel.data(),
+                                           moe::Plan{}.bf16_tile_rows);
                             return;
                         }
                         std::vector<std::int8_t> q(size_of(rows * padded));
@@ -56,7 +58,8 @@ inline void expect_same_products(const StorageTable& got, const StorageTable& wa
                                           &scale[size_of(i)], sums.data() + i * records);
                         t.product_int8(storage, rows, cols, records,
                                        {q.data(), padded, scale.data(), sums.data(), records},
-                                       panel.data(), c, width, panel.data());
+                                       panel.data(), c, width, panel.data(),
+                                       moe::Plan{}.tile_rows(storage));
                     });
                 }
             }

@@ -2,6 +2,7 @@
 // Every table for stored weights that this machine can run against the loops in
 // storage_reference.hpp, bit for bit.
 
+#include <moe/core/plan.hpp>
 #include <moe/kernels/storage_table.hpp>
 
 #include <algorithm>
@@ -276,7 +277,7 @@ public:
         for (Index i = 0; i < rows; ++i)
             std::copy_n(want_.data() + i * t_.panel_width, cols, want.data() + i * c_row);
         t_.product_bf16(rows, cols, records_, a, a_row, panel, c, c_row,
-                        shift == 0 ? panel : nullptr);
+                        shift == 0 ? panel : nullptr, moe::Plan{}.bf16_tile_rows);
         ASSERT_TRUE(same(c_size, c, want.data()))
             << "rows " << rows << " cols " << cols << " records " << records_ << " gap " << gap
             << " shift " << shift;
@@ -367,7 +368,8 @@ TEST(StorageTable, ProductsInBf16DecideAfterRoundingWhatIsSubnormal) {
             std::byte a[256];
             t.encode_bf16(64, x, a);
             float c = sentinel;
-            t.product_bf16(1, 1, 2, a, 64 * t.bf16_bytes, panel.data(), &c, 1, nullptr);
+            t.product_bf16(1, 1, 2, a, 64 * t.bf16_bytes, panel.data(), &c, 1, nullptr,
+                           moe::Plan{}.bf16_tile_rows);
             // C starts at +0: a chain of -0 ends as +0.
             EXPECT_TRUE(same(c, one.want == 0 ? 0.0f : one.want))
                 << c << ", should be " << one.want << ", case " << &one - cases;
@@ -495,7 +497,8 @@ public:
         for (Index i = 0; i < rows; ++i)
             std::copy_n(want_.data() + i * t_.panel_width, cols, want.data() + i * c_row);
         t_.product_int8(panel_.storage(), rows, cols, records_, {q, q_row, scale, sums, sums_row},
-                        panel, c, c_row, shift == 0 ? panel : nullptr);
+                        panel, c, c_row, shift == 0 ? panel : nullptr,
+                        moe::Plan{}.tile_rows(panel_.storage()));
         ASSERT_TRUE(same(c_size, c, want.data()))
             << moe::name(panel_.storage()) << " rows " << rows << " cols " << cols << " records "
             << records_ << " gap " << gap << " shift " << shift;
@@ -542,11 +545,11 @@ TEST(StorageTable, ManyPanelsInTurnsAreThoseOfEach) {
                                          const std::byte* ahead) {
                     if (storage == Storage::bf16)
                         t.product_bf16(rows, columns, records, a.data(), a_row, from, c, cols,
-                                       ahead);
+                                       ahead, moe::Plan{}.bf16_tile_rows);
                     else
                         t.product_int8(storage, rows, columns, records,
                                        {q.data(), q_row, scale.data(), sums.data(), records}, from,
-                                       c, cols, ahead);
+                                       c, cols, ahead, moe::Plan{}.tile_rows(storage));
                 };
                 for (const Index rows : {1, 6, 17, 33, 100}) {
                     if (rows > 33 && k > 100) continue;  // slow where tiles are emulated

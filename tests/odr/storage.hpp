@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <vector>
 
+#include <moe/core/plan.hpp>
 #include <moe/kernels/storage_dispatch.hpp>
 
 // Products with stored weights in every table of the machine, as bits; see forward.hpp.
@@ -36,10 +37,10 @@ inline std::vector<std::uint32_t> bits_of_storage() {
                     bits.push_back(std::bit_cast<std::uint32_t>(c[i * most_columns + j]));
         };
         t.product_bf16(rows, 16, records, a.data(), k * t.bf16_bytes, panel.data(), c, most_columns,
-                       nullptr);
+                       nullptr, moe::Plan{}.bf16_tile_rows);
         keep();
         t.product_int8(moe::Storage::int4, rows, 16, records, {q, k, scale, sums, records},
-                       panel.data(), c, most_columns, nullptr);
+                       panel.data(), c, most_columns, nullptr, moe::Plan{}.block_tile_rows);
         keep();
     }
     return bits;

@@ -13,6 +13,7 @@
 
 #include <moe/core/error.hpp>
 #include <moe/core/function_ref.hpp>
+#include <moe/core/plan.hpp>
 #include <moe/core/types.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -31,6 +32,8 @@ public:
     /// Calls task(i, worker) once for every i in [0, tasks), worker in [0, concurrency()), no two
     /// calls with one worker at the same time, and returns when all are done. Tasks do not throw.
     virtual void run(Index tasks, TaskRef task) = 0;
+    /// Fewer operations are not worth a run(), >= 0; see Plan.
+    virtual double serial_flops() const { return Plan{}.serial_flops; }
 };
 
 /// One task after the other on the calling thread.
@@ -220,9 +223,20 @@ private:
 
 namespace detail {
 
-/// Work that is not worth waking a second thread for: about 20 microseconds of one core, the price
-/// of a few fork-joins.
-inline constexpr double serial_flops = 1e6;
+/// Another executor, with a serial_flops() of its own.
+class PlannedExecutor final : public Executor {
+public:
+    PlannedExecutor(Executor& executor, double serial_flops)
+        : executor_(&executor), serial_flops_(serial_flops) {}
+
+    int concurrency() const override { return executor_->concurrency(); }
+    void run(Index tasks, TaskRef task) override { executor_->run(tasks, task); }
+    double serial_flops() const override { return serial_flops_; }
+
+private:
+    Executor* executor_;
+    double serial_flops_;
+};
 
 /// Tasks that one worker does, one after the other, until others take some of them.
 struct alignas(apart) TaskRange {
@@ -306,7 +320,7 @@ inline void run_guarded(Executor& executor, Index tasks, const FunctionRef<doubl
 template <class F, class Cost = std::nullptr_t>
 void parallel_for(Executor& executor, Index tasks, double flops, F&& function,
                   const Cost& cost = nullptr) {
-    if (tasks <= 1 || flops < serial_flops || executor.concurrency() <= 1) {
+    if (tasks <= 1 || flops < executor.serial_flops() || executor.concurrency() <= 1) {
         for (Index i = 0; i < tasks; ++i) function(i, 0);
     } else if constexpr (std::is_same_v<Cost, std::nullptr_t>) {
         run_guarded(executor, tasks, nullptr, function);

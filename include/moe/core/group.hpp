@@ -25,7 +25,7 @@ inline void check_count(const char* recipe, Index count) {
 /// f(first, last) for runs of rows that together are [0, count), one task each.
 template <class F>
 void for_row_runs(Executor& executor, Index count, double flops, F&& f) {
-    const Index most = flops < serial_flops ? 1 : 4 * Index{executor.concurrency()};
+    const Index most = flops < executor.serial_flops() ? 1 : 4 * Index{executor.concurrency()};
     const Index tasks = std::min(count, most);
     parallel_for(executor, tasks, flops,
                  [&](Index task, int) { f(count * task / tasks, count * (task + 1) / tasks); });

@@ -12,6 +12,7 @@
 #include <moe/core/error.hpp>
 #include <moe/core/executor.hpp>
 #include <moe/core/memory.hpp>
+#include <moe/core/plan.hpp>
 #include <moe/core/random.hpp>
 #include <moe/core/routing.hpp>
 #include <moe/core/types.hpp>
@@ -122,6 +123,7 @@ public:
     /// Runs the parallel parts from now on; must outlive the workspace.
     Workspace& use(Executor& executor) {
         settings_->executor = &executor;
+        if (settings_->planned != nullptr) plan(settings_->plan);
         return *this;
     }
     /// Uses `count` threads of its own: an OpenMP team if OpenMP is enabled, else a pool.
@@ -134,7 +136,22 @@ public:
 #endif
         return use(*settings_->own);
     }
-    Executor& executor() const { return *settings_->executor; }
+    /// Who runs them. With a plan it is another object, which passes everything on.
+    Executor& executor() const {
+        return settings_->planned != nullptr ? *settings_->planned : *settings_->executor;
+    }
+
+    /// Calls go by this plan from now on: how long they take depends on it, no result does. What
+    /// it says of threads goes before what the executor says.
+    /// @throws std::invalid_argument if a member is negative, NaN, or a number of tile rows 0
+    Workspace& plan(const Plan& plan) {
+        detail::check_plan("moe::Workspace", plan);
+        settings_->planned =
+            std::make_unique<detail::PlannedExecutor>(*settings_->executor, plan.serial_flops);
+        settings_->plan = plan;
+        return *this;
+    }
+    const Plan& plan() const { return settings_->plan; }
 
     /// What forward leaves for backward from now on.
     Workspace& keep(Keep keep) {
@@ -186,6 +203,9 @@ private:
 #endif
         Executor* executor = &standard;
         std::unique_ptr<Executor> own;
+        Plan plan{};
+        std::unique_ptr<Executor>
+            planned;  // executor with the plan's serial_flops, if there is one
     };
 
     explicit Workspace(std::shared_ptr<Settings> settings, std::uint64_t path = 0)

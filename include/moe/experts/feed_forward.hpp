@@ -100,8 +100,8 @@ public:
         check_matrices();
         if constexpr (has_bf16)
             if (compute_ == Compute::bf16)
-                return detail::feed_forward_bf16<S>(shape_, operands(), x, rows, y, call);
-        detail::feed_forward<S>(shape_, operands(), x, rows, y, call);
+                return detail::feed_forward_bf16<S>(shape_, operands(call), x, rows, y, call);
+        detail::feed_forward<S>(shape_, operands(call), x, rows, y, call);
     }
 
     void backward(In<S> x, const Rows<S>& rows, In<S> dy, Out<S> dx,
@@ -116,10 +116,10 @@ public:
                                                         .down_bias = &grad.down_bias};
         if constexpr (has_bf16)
             if (compute_ == Compute::bf16)
-                return detail::feed_forward_bf16_backward<S>(shape_, operands(), x, rows, dy, dx,
-                                                             dweights, gradients, call);
-        detail::feed_forward_backward<S>(shape_, operands(), x, rows, dy, dx, dweights, gradients,
-                                         call);
+                return detail::feed_forward_bf16_backward<S>(shape_, operands(call), x, rows, dy,
+                                                             dx, dweights, gradients, call);
+        detail::feed_forward_backward<S>(shape_, operands(call), x, rows, dy, dx, dweights,
+                                         gradients, call);
     }
 
     void reserve(Index, Index rows, Workspace<S>& ws) const {
@@ -207,10 +207,11 @@ private:
                 "moe::FeedForwardModule: compute is bf16, which is for layers of float; one of "
                 "double multiplies as it is: leave compute exact");
     }
-    detail::FeedForwardOperands<S> operands() const {
-        return {.gate = {.unpacked = &gate},
-                .up = {.unpacked = &up},
-                .down = {.unpacked = &down},
+    detail::FeedForwardOperands<S> operands(const Call<S>& call) const {
+        const Index column_rows = call.ws.plan().column_rows;
+        return {.gate = {.unpacked = &gate, .column_rows = column_rows},
+                .up = {.unpacked = &up, .column_rows = column_rows},
+                .down = {.unpacked = &down, .column_rows = column_rows},
                 .up_bias = &up_bias,
                 .down_bias = &down_bias};
     }

@@ -67,10 +67,10 @@ void bf16_hidden(const FeedForwardShape& shape, const FeedForwardOperands<S>& op
             const Index count = std::min(block, rows.end(item.expert) - first);
             const std::byte* const a = state.outer_row(rows, first);
             bf16.product(count, columns, records, a, state.outer_stride, up_panels, up_block, width,
-                         nullptr);
+                         nullptr, state.tile_rows);
             if (shape.gated)
                 bf16.product(count, columns, records, a, state.outer_stride, gate_panels,
-                             gate_block, width, nullptr);
+                             gate_block, width, nullptr, state.tile_rows);
             for (Index i = 0; i < count; ++i) {
                 S* const u = up_block + i * width;
                 S* const g = gate_block + i * width;
@@ -115,7 +115,8 @@ void bf16_down(const FeedForwardShape& shape, const FeedForwardOperands<S>& oper
             for (Index first = rows.begin(e); first < rows.end(e); first += feed_forward_rows) {
                 const Index count = std::min(feed_forward_rows, rows.end(e) - first);
                 bf16.product(count, columns, records, state.inner_row(rows, first),
-                             state.inner_stride, scratch.panels.data(), block, width, nullptr);
+                             state.inner_stride, scratch.panels.data(), block, width, nullptr,
+                             state.tile_rows);
                 for (Index i = 0; i < count; ++i) {
                     if (const Index next = i + feed_forward_ahead; next < count)
                         prefetch_row<S>(y, rows.to, first + next, at, columns);
@@ -164,6 +165,7 @@ void feed_forward_bf16(const FeedForwardShape& shape, const FeedForwardOperands<
     const int workers = executor.concurrency();
     const Keep keep = call.ws.keep();
     auto& state = call.ws.template state<FeedForwardBf16State<S>>();
+    state.tile_rows = call.ws.plan().bf16_tile_rows;
     state.resize(shape, rows.num_experts(), rows.num_rows(),
                  static_cast<Index>(rows.weights.size()), keep, workers);
     const Index chunk =

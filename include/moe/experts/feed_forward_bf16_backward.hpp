@@ -40,7 +40,7 @@ void bf16_dhidden(const FeedForwardShape& shape, const FeedForwardOperands<S>& o
                          records, state.outer_row(rows, first), state.outer_stride,
                          scratch.panels.data(),
                          state.plain.dgate.data() + state.plain.at(rows, first) + at,
-                         state.plain.stride, nullptr);
+                         state.plain.stride, nullptr, state.tile_rows);
     }
 }
 
@@ -92,7 +92,7 @@ void bf16_dx(const FeedForwardShape& shape, const FeedForwardOperands<S>& operan
             for (Index first = rows.begin(e); first < rows.end(e); first += feed_forward_rows) {
                 const Index count = std::min(feed_forward_rows, rows.end(e) - first);
                 bf16.product(count, columns, records, state.inner_row(rows, first),
-                             state.inner_stride, panels, block, width, nullptr);
+                             state.inner_stride, panels, block, width, nullptr, state.tile_rows);
                 for (Index i = 0; i < count; ++i) {
                     if (const Index next = i + feed_forward_ahead; next < count)
                         prefetch_row<S>(dx, rows.from, first + next, at, columns);
@@ -172,7 +172,8 @@ void bf16_gradient(const Rows<S>& rows, Index cols, FeedForwardBf16State<S>& sta
             for (Index j = 0; j < cols; j += width) {
                 const Index columns = std::min(width, cols - j);
                 bf16.product(height, columns, records, scratch.rows.data(), stride,
-                             b + j / bf16.panel_width * panel_bytes, block, width, nullptr);
+                             b + j / bf16.panel_width * panel_bytes, block, width, nullptr,
+                             state.tile_rows);
                 S* const to = gradient + begin * cols + j;
                 for (Index i = 0; i < height; ++i) {
                     for (Index line = 0; line < columns && i + feed_forward_ahead < height;
@@ -346,6 +347,7 @@ void feed_forward_bf16_backward(const FeedForwardShape& shape,
     Executor& executor = call.ws.executor();
     const int workers = executor.concurrency();
     auto& state = call.ws.template state<FeedForwardBf16State<S>>();
+    state.tile_rows = call.ws.plan().bf16_tile_rows;
     const Index most = state.part_rows(shape, rows.num_rows(), workers);
     state.resize_gradients(shape, rows.num_experts(), rows.num_rows(),
                            !dweights.input_weights.empty(), workers);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include <moe/core/memory.hpp>
+#include <moe/core/plan.hpp>
 #include <moe/core/rows.hpp>
 #include <moe/core/workspace.hpp>
 #include <moe/experts/feed_forward_state.hpp>
@@ -96,6 +97,7 @@ struct FeedForwardBf16State {
     std::vector<Index> records;            // [experts + 1] of a panel, before those of an expert
     std::vector<Scratch> scratch;
     const Bf16Table* table = nullptr;
+    Index tile_rows = Plan{}.bf16_tile_rows;  // of the call
     Index outer_stride = 0, inner_stride = 0;
 
     /// What a call needs at most, however rows are spread over the experts: rows, bytes, or

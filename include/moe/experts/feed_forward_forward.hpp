@@ -27,6 +27,7 @@ template <class S>
 struct ExpertMatrices {
     const Weights<S>* unpacked = nullptr;
     const FrozenWeights<S>* frozen = nullptr;
+    Index column_rows = Plan{}.column_rows;
 
     /// The kernels to use.
     const KernelTable<S>& table() const {
@@ -35,8 +36,11 @@ struct ExpertMatrices {
     /// W^T as the right-hand side of X W^T, for W [out, in].
     WeightOperand<S> transposed(Index e) const {
         if (frozen != nullptr) return frozen->transposed(e);
-        return with_matrix(*unpacked, e, isa(),
-                           [](const auto& w) { return WeightOperand<S>(w.transpose()); });
+        return with_matrix(*unpacked, e, isa(), [&](const auto& w) {
+            WeightOperand<S> b(w.transpose());
+            b.plain.column_rows = column_rows;
+            return b;
+        });
     }
     /// W as the right-hand side of dY W; frozen matrices are none.
     WeightOperand<S> plain(Index e) const {

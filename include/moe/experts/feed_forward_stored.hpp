@@ -208,7 +208,7 @@ template <class F>
 void for_encoded_runs(Executor& executor, Index rows, Index elements, F&& f) {
     const double flops = 8 * static_cast<double>(rows) * static_cast<double>(elements);
     const Index tasks =
-        std::min(rows, flops < serial_flops ? 1 : 4 * Index{executor.concurrency()});
+        std::min(rows, flops < executor.serial_flops() ? 1 : 4 * Index{executor.concurrency()});
     parallel_for(executor, tasks, flops, [&](Index task, int worker) {
         f(rows * task / tasks, rows * (task + 1) / tasks, worker);
     });

@@ -52,7 +52,8 @@ public:
     void forward(In<S> x, const Rows<S>& rows, Out<S> y, const Call<S>& call) const {
         if constexpr (std::is_same_v<S, float>)
             if (compute_ != Compute::exact)
-                return detail::feed_forward_stored(shape_, stored(), x, rows, y, call);
+                return detail::feed_forward_stored(shape_, stored(call.ws.plan()), x, rows, y,
+                                                   call);
         const detail::FeedForwardOperands<S> operands{.gate = {.frozen = &gate_},
                                                       .up = {.frozen = &up_},
                                                       .down = {.frozen = &down_},
@@ -80,15 +81,15 @@ public:
     }
 
 private:
-    detail::StoredFeedForward<S> stored() const {
+    detail::StoredFeedForward<S> stored(const Plan& plan = {}) const {
         const StorageTable* const table = up_.stored(0).table();
         return {.gate = &gate_,
                 .up = &up_,
                 .down = &down_,
                 .up_bias = &up_bias_,
                 .down_bias = &down_bias_,
-                .x = {table, compute_, shape_.model_dim},
-                .hidden = {table, compute_, shape_.ffn_dim}};
+                .x = {table, compute_, shape_.model_dim, plan},
+                .hidden = {table, compute_, shape_.ffn_dim, plan}};
     }
 
     FrozenWeights<S> gate_, up_, down_;

@@ -39,7 +39,8 @@ struct Bf16Table {
                  std::byte* to);
     /// C = A B for one panel, as StorageTable::product_bf16.
     void (*product)(Index rows, Index cols, Index records, const std::byte* a, Index a_row,
-                    const std::byte* panel, float* c, Index c_row, const std::byte* ahead);
+                    const std::byte* panel, float* c, Index c_row, const std::byte* ahead,
+                    Index tile_rows);
 };
 
 }  // namespace moe::inline MOE_ABI

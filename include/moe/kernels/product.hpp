@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include <moe/config.hpp>
+#include <moe/core/plan.hpp>
 #include <moe/kernels/pack.hpp>
 #include <moe/kernels/table.hpp>
 
@@ -311,10 +312,13 @@ void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strid
 /// Weights W [out, in], row-major, are B in three ways: x W^T is {W, 1, in}, dy W is {W, in, 1},
 /// and in dW = dy^T x the left side is {dy, 1, out}.
 ///
-/// @param scratch  product_scratch(table, cols) elements, best aligned to 64 bytes; one per task
+/// @param scratch      product_scratch(table, cols) elements, best aligned to 64 bytes; one per
+/// task
+/// @param column_rows  Plan::column_rows
 template <class S>
 void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
-             Strided<S> b, S* c, Index c_row, bool add, S* scratch) {
+             Strided<S> b, S* c, Index c_row, bool add, S* scratch,
+             Index column_rows = Plan{}.column_rows) {
     detail::check_product(rows, cols, k, c_row);
     MOE_ASSERT(scratch != nullptr, "a product needs room to pack what is not packed");
     if (rows == 0) return;
@@ -324,7 +328,7 @@ void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strid
         return detail::product_by_rows(table, rows, cols, k, a, b, c, c_row, add, scratch);
     // 1, 4 and 8 rows of 768 x 2048 took weights from memory at 34, 32 and 25 GB/s so, at 18, 18
     // and 16 packed here and at 42, 41 and 39 packed beforehand (Zen 5).
-    if (b.row_stride == 1 && a.col_stride == 1 && rows <= table.column_rows)
+    if (b.row_stride == 1 && a.col_stride == 1 && rows <= std::min(column_rows, table.column_rows))
         return table.columns(rows, cols, k, a.data, a.row_stride, b.data, b.col_stride, c, c_row,
                              add);
     detail::product_packing(table, rows, cols, k, a, b, c, c_row, add, scratch);
@@ -334,14 +338,16 @@ void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strid
 /// B are contiguous, and as they are packed otherwise.
 template <class S>
 void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
-             const NarrowStrided& b, S* c, Index c_row, bool add, S* scratch) {
+             const NarrowStrided& b, S* c, Index c_row, bool add, S* scratch,
+             Index column_rows = Plan{}.column_rows) {
     detail::check_product(rows, cols, k, c_row);
     MOE_ASSERT(scratch != nullptr, "a product needs room to pack what is not packed");
     MOE_ASSERT(b.kernels->panel_width == table.panel_width, "kernels of one instruction set");
     if (rows == 0) return;
     if (b.col_stride == 1)
         return detail::product_by_rows(table, rows, cols, k, a, b, c, c_row, add, scratch);
-    if (b.row_stride == 1 && b.scale_row == 0 && a.col_stride == 1 && rows <= table.column_rows)
+    if (b.row_stride == 1 && b.scale_row == 0 && a.col_stride == 1 &&
+        rows <= std::min(column_rows, table.column_rows))
         return b.kernels->columns(rows, cols, k, a.data, a.row_stride, b.data, b.col_stride,
                                   b.scales, c, c_row, add);
     detail::product_packing(table, rows, cols, k, a, b, c, c_row, add, scratch);
@@ -370,6 +376,7 @@ struct Operand {
     const PackedMatrix<S>* packed = nullptr;
     Index first_panel = 0;     ///< of the packed matrix
     const S* ahead = nullptr;  ///< Panels::ahead
+    Index column_rows = Plan{}.column_rows;
 };
 
 /// The same with either.
@@ -378,7 +385,7 @@ template <class S>
 void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
              const Operand<S>& b, S* c, Index c_row, bool add, S* scratch) {
     if (b.packed == nullptr)
-        return product(table, rows, cols, k, a, b.unpacked, c, c_row, add, scratch);
+        return product(table, rows, cols, k, a, b.unpacked, c, c_row, add, scratch, b.column_rows);
     MOE_ASSERT(b.packed->table() == &table, "the kernels in use are those B was packed for");
     MOE_ASSERT(b.packed->rows() == k, "B has a row for each column of A");
     MOE_ASSERT(b.first_panel * table.panel_width + cols <= b.packed->cols(), "columns of B");

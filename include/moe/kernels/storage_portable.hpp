@@ -137,9 +137,10 @@ inline void pack_bf16(Index records, Index k, Index cols, const float* b, Index 
 }
 
 inline void product_bf16(Index rows, Index cols, Index records, const std::byte* a, Index a_row,
-                         const std::byte* panel, float* c, Index c_row, const std::byte* ahead) {
+                         const std::byte* panel, float* c, Index c_row, const std::byte* ahead,
+                         Index tile_rows) {
     for (; cols > panel_width; cols -= panel_width, c += panel_width) {
-        product_bf16(rows, panel_width, records, a, a_row, panel, c, c_row, ahead);
+        product_bf16(rows, panel_width, records, a, a_row, panel, c, c_row, ahead, tile_rows);
         panel += panel_layout(Storage::bf16, panel_width).bytes(records * record_rows);
     }
     float b[record_rows * panel_width];
@@ -191,10 +192,11 @@ inline void encode_int8(Index n, const float* x, std::int8_t* q, float* scale, s
 inline constexpr Index block_rows = 16;
 
 inline void product_int8(Storage storage, Index rows, Index cols, Index records, const Int8Rows& a,
-                         const std::byte* panel, float* c, Index c_row, const std::byte* ahead) {
+                         const std::byte* panel, float* c, Index c_row, const std::byte* ahead,
+                         Index tile_rows) {
     const PanelLayout layout = panel_layout(storage, panel_width);
     for (; cols > panel_width; cols -= panel_width, c += panel_width) {
-        product_int8(storage, rows, panel_width, records, a, panel, c, c_row, ahead);
+        product_int8(storage, rows, panel_width, records, a, panel, c, c_row, ahead, tile_rows);
         panel += layout.bytes(records * record_rows);
     }
     const bool by_record = has_block_scales(storage);

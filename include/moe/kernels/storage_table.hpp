@@ -124,8 +124,11 @@ struct StorageTable {
     /// @param c      C(i, j) = c[i * c_row + j]
     /// @param ahead  the panels, as many and as large, that will be read next and may be
     ///               prefetched; null if nobody knows
+    /// @param tile_rows  from so many rows on tiles are used by a table that has them (amx):
+    ///                   Plan::tile_rows
     void (*product_bf16)(Index rows, Index cols, Index records, const std::byte* a, Index a_row,
-                         const std::byte* panel, float* c, Index c_row, const std::byte* ahead);
+                         const std::byte* panel, float* c, Index c_row, const std::byte* ahead,
+                         Index tile_rows);
 
     /// q = x / scale rounded to nearest even, scale = max|x| / 127, and the sums of q over each 32;
     /// q and sums are padded with zeros up to a multiple of 64 elements. x is divided, not
@@ -134,7 +137,8 @@ struct StorageTable {
     void (*encode_int8)(Index n, const float* x, std::int8_t* q, float* scale, std::int32_t* sums);
     /// C = A B for panels of integers; as product_bf16.
     void (*product_int8)(Storage storage, Index rows, Index cols, Index records, const Int8Rows& a,
-                         const std::byte* panel, float* c, Index c_row, const std::byte* ahead);
+                         const std::byte* panel, float* c, Index c_row, const std::byte* ahead,
+                         Index tile_rows);
 };
 
 }  // namespace moe::inline MOE_ABI

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include <moe/config.hpp>
+#include <moe/core/plan.hpp>
 #include <moe/kernels/product.hpp>
 #include <moe/kernels/stored_matrix.hpp>
 
@@ -116,7 +117,8 @@ void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strid
             return product(table, rows, cols, k, a, *b.stored, b.first_panel, c, c_row, add,
                            scratch);
         if (b.narrow.kernels != nullptr)
-            return product(table, rows, cols, k, a, b.narrow, c, c_row, add, scratch);
+            return product(table, rows, cols, k, a, b.narrow, c, c_row, add, scratch,
+                           b.plain.column_rows);
     }
     product(table, rows, cols, k, a, b.plain, c, c_row, add, scratch);
 }
@@ -143,6 +145,7 @@ struct RowEncoding {
     const StorageTable* table;
     Compute compute;  ///< bf16 or int8
     Index n;
+    Plan plan{};
 
     Index padded() const { return PanelLayout::records(n) * record_rows; }
     /// Bytes from row to row. For int8 the sums stand behind the integers.
@@ -165,11 +168,11 @@ struct RowEncoding {
                   float* c, Index c_row, const std::byte* ahead) const {
         if (compute == Compute::bf16)
             return table->product_bf16(rows, cols, b.records(), a.data, stride(), b.panel(panel), c,
-                                       c_row, ahead);
+                                       c_row, ahead, plan.tile_rows(b.storage()));
         const Int8Rows q{reinterpret_cast<const std::int8_t*>(a.data), stride(), a.scales,
                          reinterpret_cast<const std::int32_t*>(a.data + padded()), stride() / 4};
         table->product_int8(b.storage(), rows, cols, b.records(), q, b.panel(panel), c, c_row,
-                            ahead);
+                            ahead, plan.tile_rows(b.storage()));
     }
 };
 

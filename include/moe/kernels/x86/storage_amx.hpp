@@ -13,35 +13,30 @@ namespace storage_amx {
 
 static_assert(panel_width == storage_avx512::panel_width);
 
-/// From this many rows on tiles are quicker than vectors, which read few rows of A and much of B
-/// faster. With scales per 32 inputs tiles are half empty, and each record goes through memory:
-/// 2048 x 1024 in int4 took 147 us with 16 rows and 236 with 32, vectors 133 and 353.
-constexpr Index tiles_from(Storage storage) {
-    if (has_block_scales(storage)) return 17;
-    return storage == Storage::int8 ? 4 : storage == Storage::bf16 ? 6 : 12;
-}
-
 /// Floats that a few rows of A are widened to: what the kernels of avx512 read.
 inline constexpr Index wide_size = 16384;
 
+/// Vectors read few rows of A, and much of B, faster than tiles.
 template <class All>
 void product_bf16(Index rows, Index cols, Index records, const std::byte* a, Index a_row,
-                  const std::byte* panel, float* c, Index c_row, const std::byte* ahead) {
+                  const std::byte* panel, float* c, Index c_row, const std::byte* ahead,
+                  Index tile_rows) {
     const Index k = records * record_rows;
-    if (records > 0 && (rows >= tiles_from(Storage::bf16) || rows * (k + 16) > wide_size))
+    if (records > 0 && (rows >= tile_rows || rows * (k + 16) > wide_size))
         return tiles_bf16(rows, cols, records, a, a_row, panel, c, c_row, ahead);
     alignas(64) float wide[wide_size];
     for (Index i = 0; i < rows; ++i) widen_bf16(k, a + i * a_row, wide + i * (k + 16));
     storage_avx512::product_bf16<All>(rows, cols, records, reinterpret_cast<std::byte*>(wide),
-                                      4 * (k + 16), panel, c, c_row, ahead);
+                                      4 * (k + 16), panel, c, c_row, ahead, tile_rows);
 }
 
 template <class All>
 void product_int8(Storage storage, Index rows, Index cols, Index records, const Int8Rows& a,
-                  const std::byte* panel, float* c, Index c_row, const std::byte* ahead) {
-    if (rows < tiles_from(storage) || records == 0)
+                  const std::byte* panel, float* c, Index c_row, const std::byte* ahead,
+                  Index tile_rows) {
+    if (rows < tile_rows || records == 0)
         storage_avx512::table<All>.product_int8(storage, rows, cols, records, a, panel, c, c_row,
-                                                ahead);
+                                                ahead, tile_rows);
     else if (storage == Storage::int8)
         product_by_output<false>(rows, cols, records, a, panel, c, c_row, ahead);
     else if (storage == Storage::ternary)
