@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: MIT
+#include <moe/tune.hpp>
+
+#include <limits>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include <moe/moe.hpp>
+
+#include "core/message.hpp"
+
+namespace {
+
+using core_test::message;
+using moe::Index;
+using moe::Plan;
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+using Times = std::vector<double>;
+
+TEST(Crossover, IsTheStepFromWhichTheSecondWayIsQuicker) {
+    const Times before{1, 2, 3, 4, 5, 6}, after{3.5, 3.5, 3.5, 3.5, 3.5, 3.5};
+    for (const std::size_t standard : {0, 1, 2, 3, 4, 5, 6})
+        EXPECT_EQ(moe::detail::crossover(before, after, standard), 3u) << standard;
+}
+
+TEST(Crossover, IsNeverOrAlwaysWhereOneWayIsQuickerEverywhere) {
+    const Times slow{2, 2, 2}, quick{1, 1, 1};
+    for (const std::size_t standard : {0, 1, 2, 3}) {
+        EXPECT_EQ(moe::detail::crossover(slow, quick, standard), 0u);
+        EXPECT_EQ(moe::detail::crossover(quick, slow, standard), 3u);
+    }
+}
+
+TEST(Crossover, StaysWhereItIsForLessThanAGainOfFivePercent) {
+    const Times even{1, 1, 1, 1}, less{0.96, 0.96, 0.96, 0.96}, more{0.94, 0.94, 0.94, 0.94};
+    for (const std::size_t standard : {0, 2, 4}) {
+        EXPECT_EQ(moe::detail::crossover(even, even, standard), standard);
+        EXPECT_EQ(moe::detail::crossover(even, less, standard), standard);
+        EXPECT_EQ(moe::detail::crossover(less, even, standard), standard);
+        EXPECT_EQ(moe::detail::crossover(even, more, standard), 0u);
+        EXPECT_EQ(moe::detail::crossover(more, even, standard), 4u);
+    }
+}
+
+TEST(Crossover, IsNotMovedByOneStepThatWasDisturbed) {
+    const Times before{1, 2, 3, 4, 5, 6}, disturbed{3.5, 1.9, 3.5, 3.5, 5.3, 3.5};
+    EXPECT_EQ(moe::detail::crossover(before, disturbed, 3), 3u);
+}
+
+TEST(TimedCrossover, CallsBothWaysAtEachStepInTurn) {
+    std::vector<int> calls;
+    const auto note = [&](std::size_t step, int way) {
+        calls.push_back(2 * static_cast<int>(step) + way);
+        for (const auto start = moe::detail::Clock::now();
+             moe::detail::seconds_since(start) < 1e-3;) {
+        }
+    };
+    moe::detail::timed_crossover(
+        3, 2, 0.03, [&](std::size_t step) { note(step, 0); },
+        [&](std::size_t step) { note(step, 1); });
+    for (std::size_t i = 0; i < calls.size(); ++i) EXPECT_EQ(calls[i], static_cast<int>(i % 6));
+}
+
+TEST(TimedCrossover, WithoutTimeThereIsNothingToDecideBy) {
+    int calls = 0;
+    const auto call = [&](std::size_t) { ++calls; };
+    EXPECT_EQ(moe::detail::timed_crossover(3, 2, 0, call, call), 2u);
+    EXPECT_EQ(calls, 0);
+}
+
+void expect_in_range(const Plan& plan) {
+    EXPECT_GE(plan.column_rows, 0);
+    EXPECT_LE(plan.column_rows, Plan{}.column_rows);
+    for (const Index rows :
+         {plan.bf16_tile_rows, plan.int8_tile_rows, plan.block_tile_rows, plan.ternary_tile_rows}) {
+        EXPECT_GE(rows, 1);
+        EXPECT_LE(rows, 33);
+    }
+    EXPECT_GT(plan.serial_flops, 0);
+    EXPECT_LE(plan.serial_flops, 6e7);
+}
+
+TEST(Tune, GivesAPlanOnEveryInstructionSet) {
+    for (const moe::Isa isa : moe::supported_isas()) {
+        SCOPED_TRACE(moe::name(isa));
+        const moe::ScopedIsa forced(isa);
+        for (const double seconds : {0.0, 0.02, 0.2})
+            for (const Index dim : {1, 70}) {
+                const Plan plan =
+                    moe::tune({.model_dim = dim, .ffn_dim = 2 * dim + 3, .seconds = seconds});
+                expect_in_range(plan);
+                EXPECT_NO_THROW(moe::Workspace<float>().plan(plan));
+                if (moe::storage_kernels().name == std::string("amx")) continue;
+                for (const auto storage : {moe::Storage::bf16, moe::Storage::int8,
+                                           moe::Storage::int4, moe::Storage::ternary})
+                    EXPECT_EQ(plan.tile_rows(storage), Plan{}.tile_rows(storage));
+            }
+    }
+}
+
+TEST(Tune, WithoutTimeTheDefaultsStay) {
+    moe::SerialExecutor serial;
+    EXPECT_EQ(moe::tune({.model_dim = 40, .ffn_dim = 40, .seconds = 0, .executor = &serial}),
+              Plan{});
+}
+
+TEST(Tune, OneWorkerIsNotMeasuredAgainstItself) {
+    struct One final : moe::Executor {
+        int runs = 0;
+        int concurrency() const override { return 1; }
+        void run(Index, moe::TaskRef) override { ++runs; }
+    } one;
+    EXPECT_EQ(
+        moe::tune({.model_dim = 8, .ffn_dim = 8, .seconds = 0.02, .executor = &one}).serial_flops,
+        Plan{}.serial_flops);
+    EXPECT_EQ(one.runs, 0);
+}
+
+TEST(Tune, MeasuresTheExecutorThatItIsGiven) {
+    struct Slow final : moe::Executor {  // no work is worth it
+        int concurrency() const override { return 2; }
+        void run(Index tasks, moe::TaskRef task) override {
+            for (int again = 0; again < 20; ++again)
+                for (Index i = 0; i < tasks; ++i) task(i, 0);
+        }
+    } slow;
+    const double found = moe::detail::tuned_serial_flops(slow, 0.5);
+    EXPECT_TRUE(found > 3e7 || found == Plan{}.serial_flops) << found;  // it may find no time
+}
+
+TEST(Tune, LeavesTheInstructionSetAndItsExecutorAsTheyWere) {
+    const moe::Isa before = moe::isa();
+    moe::ThreadPool pool(2);
+    moe::tune({.model_dim = 8, .ffn_dim = 8, .seconds = 0.01, .executor = &pool});
+    EXPECT_EQ(moe::isa(), before);
+    EXPECT_EQ(pool.serial_flops(), Plan{}.serial_flops);
+}
+
+TEST(Tune, RefusesOptionsThatMeanNothing) {
+    const auto refusal = [](const moe::TuneOptions& options) {
+        return message([&] { moe::tune(options); });
+    };
+    EXPECT_EQ(refusal({.model_dim = 0}), "moe::tune: model_dim is 0, it must be >= 1");
+    EXPECT_EQ(refusal({.ffn_dim = -2}), "moe::tune: ffn_dim is -2, it must be >= 1");
+    EXPECT_EQ(refusal({.seconds = -1}), "moe::tune: seconds is -1, it must be >= 0 and finite");
+    EXPECT_EQ(refusal({.seconds = infinity}),
+              "moe::tune: seconds is inf, it must be >= 0 and finite");
+    EXPECT_EQ(refusal({.seconds = std::numeric_limits<double>::quiet_NaN()}),
+              "moe::tune: seconds is nan, it must be >= 0 and finite");
+}
+
+std::string title() { return std::string("moe-plan 1 ") + moe::name(moe::isa()) + "\n"; }
+
+TEST(PlanText, IsAKeyAndAValueInEachLine) {
+    EXPECT_EQ(moe::to_text({1, 2, 3, 4, 5, 6.5}), title() +
+                                                      "column_rows = 1\n"
+                                                      "bf16_tile_rows = 2\n"
+                                                      "int8_tile_rows = 3\n"
+                                                      "block_tile_rows = 4\n"
+                                                      "ternary_tile_rows = 5\n"
+                                                      "serial_flops = 6.5\n");
+}
+
+TEST(PlanText, ComesBack) {
+    constexpr Index most = std::numeric_limits<Index>::max();
+    for (const Plan& plan :
+         {Plan{}, Plan{0, 1, 1, 1, 1, 0}, Plan{most, most, most, most, most, infinity},
+          Plan{1, 2, 3, 4, 5, 0.1}, Plan{.serial_flops = 1.0 / 3 * 1e300}})
+        EXPECT_EQ(moe::plan_from_text(moe::to_text(plan)), plan) << moe::to_text(plan);
+}
+
+TEST(PlanText, MayBeInAnyOrderWithBlanksAndGaps) {
+    EXPECT_EQ(moe::plan_from_text(title()), Plan{});
+    EXPECT_EQ(moe::plan_from_text("  moe-plan  1   " + std::string(moe::name(moe::isa())) +
+                                  " \r\n\r\n \t serial_flops=2e3 \r\n\ncolumn_rows  =  3"),
+              (Plan{.column_rows = 3, .serial_flops = 2000}));
+}
+
+TEST(PlanText, IsRefusedIfItIsNoPlan) {
+    const auto refusal = [](const std::string& text) {
+        return message<moe::FormatError>([&] { moe::plan_from_text(text); });
+    };
+    const std::string wanted =
+        ", it must be a title like \"moe-plan 1 avx512\"; write the text with moe::to_text";
+    EXPECT_EQ(refusal(""), "moe::plan_from_text: the first line is \"\"" + wanted);
+    EXPECT_EQ(refusal("column_rows = 1\n"),
+              "moe::plan_from_text: the first line is \"column_rows = 1\"" + wanted);
+    EXPECT_EQ(refusal("moe-plan one avx2"),
+              "moe::plan_from_text: the first line is \"moe-plan one avx2\"" + wanted);
+    EXPECT_EQ(refusal("moe-plan 1\n"),
+              "moe::plan_from_text: the first line is \"moe-plan 1\"" + wanted);
+    EXPECT_EQ(refusal(std::string(50, 'a')), "moe::plan_from_text: the first line is \"" +
+                                                 std::string(40, 'a') + "...\"" + wanted);
+    EXPECT_EQ(refusal("moe-plan 2 avx2\n"),
+              "moe::plan_from_text: the plan has version 2, this library reads version 1; measure "
+              "again with moe::tune");
+    EXPECT_EQ(refusal(title() + "column_rows 1\n"),
+              "moe::plan_from_text: a line is \"column_rows 1\", it must be \"key = value\"");
+    EXPECT_EQ(refusal(title() + "rows = 1\n"),
+              "moe::plan_from_text: the key \"rows\" is unknown; measure again with moe::tune");
+    EXPECT_EQ(refusal(title() + "column_rows = 1\ncolumn_rows = 1\n"),
+              "moe::plan_from_text: the key \"column_rows\" is there twice, remove one");
+    for (const char* bad : {"", "1.5", "x", "1 2", "99999999999999999999", "+1", "0x10"})
+        EXPECT_EQ(refusal(title() + "int8_tile_rows = " + bad + "\n"),
+                  std::string("moe::plan_from_text: int8_tile_rows is \"") + bad +
+                      "\", it must be a whole number");
+    EXPECT_EQ(refusal(title() + "serial_flops = 1,5\n"),
+              "moe::plan_from_text: serial_flops is \"1,5\", it must be a number");
+}
+
+TEST(PlanText, IsRefusedOutsideItsRangeAsByAWorkspace) {
+    const auto refusal = [](const std::string& text) {
+        return message([&] { moe::plan_from_text(text); });
+    };
+    EXPECT_EQ(refusal(title() + "bf16_tile_rows = 0\n"),
+              "moe::plan_from_text: plan.bf16_tile_rows is 0, it must be >= 1; "
+              "moe::Plan{}.bf16_tile_rows is a good one");
+    EXPECT_EQ(refusal(title() + "serial_flops = nan\n"),
+              "moe::plan_from_text: plan.serial_flops is nan, it must be >= 0; "
+              "moe::Plan{}.serial_flops is a good one");
+}
+
+TEST(PlanText, IsRefusedIfItWasMeasuredWithAnotherInstructionSet) {
+    const std::string here = moe::name(moe::isa());
+    const std::string other = here == "scalar" ? "avx2" : "scalar";
+    EXPECT_EQ(message([&] { moe::plan_from_text("moe-plan 1 " + other + "\n"); }),
+              "moe::plan_from_text: the plan was measured with \"" + other +
+                  "\", the instruction set in use is \"" + here +
+                  "\"; measure again with moe::tune");
+}
+
+}  // namespace
