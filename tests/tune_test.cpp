@@ -23,13 +23,13 @@ using Times = std::vector<double>;
 
 TEST(Crossover, IsTheStepFromWhichTheSecondWayIsQuicker) {
     const Times before{1, 2, 3, 4, 5, 6}, after{3.5, 3.5, 3.5, 3.5, 3.5, 3.5};
-    for (const std::size_t standard : {0, 1, 2, 3, 4, 5, 6})
+    for (const std::size_t standard : {0u, 1u, 2u, 3u, 4u, 5u, 6u})
         EXPECT_EQ(moe::detail::crossover(before, after, standard), 3u) << standard;
 }
 
 TEST(Crossover, IsNeverOrAlwaysWhereOneWayIsQuickerEverywhere) {
     const Times slow{2, 2, 2}, quick{1, 1, 1};
-    for (const std::size_t standard : {0, 1, 2, 3}) {
+    for (const std::size_t standard : {0u, 1u, 2u, 3u}) {
         EXPECT_EQ(moe::detail::crossover(slow, quick, standard), 0u);
         EXPECT_EQ(moe::detail::crossover(quick, slow, standard), 3u);
     }
@@ -37,7 +37,7 @@ TEST(Crossover, IsNeverOrAlwaysWhereOneWayIsQuickerEverywhere) {
 
 TEST(Crossover, StaysWhereItIsForLessThanAGainOfFivePercent) {
     const Times even{1, 1, 1, 1}, less{0.96, 0.96, 0.96, 0.96}, more{0.94, 0.94, 0.94, 0.94};
-    for (const std::size_t standard : {0, 2, 4}) {
+    for (const std::size_t standard : {0u, 2u, 4u}) {
         EXPECT_EQ(moe::detail::crossover(even, even, standard), standard);
         EXPECT_EQ(moe::detail::crossover(even, less, standard), standard);
         EXPECT_EQ(moe::detail::crossover(less, even, standard), standard);
