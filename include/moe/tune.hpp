@@ -113,35 +113,39 @@ inline Buffer<float> tuning_numbers(Index count) {
 }
 
 /// Phases that follow each other in a call: workers wake up for the first.
-inline constexpr int tuning_phases = 4;
+inline constexpr int tuning_phases = 2;
+/// The most operations of a phase that are tried.
+inline constexpr double tuning_flops = 1.6e7;
 
-/// Plan::serial_flops, at most about 6e7: phases of as many tasks as there are workers, each of
-/// which multiplies small matrices that stay in its first-level cache.
-inline double tuned_serial_flops(Executor& executor, double seconds) {
+/// Plan::serial_flops, at most twice tuning_flops or what one step of all workers is. Calls with
+/// so little work are those of few tokens, which wait for weights: each task multiplies one row.
+/// @param weights  at least 4096
+inline double tuned_serial_flops(Executor& executor, const Buffer<float>& weights, double seconds) {
     const Index workers = executor.concurrency();
     if (workers <= 1) return Plan{}.serial_flops;
+    constexpr Index k = 256, cols = 16, piece = k * cols;
     const KernelTable<float>& table = kernels<float>();
-    const Index rows = std::min<Index>(4, table.tile_rows), width = table.panel_width, k = 64;
-    const Index c_size = rows * width + 64;
-    const Buffer<float> a = tuning_numbers(rows * k), b = tuning_numbers(k * width);
-    Buffer<float> c = tuning_numbers(checked_product(workers, c_size));
-    const auto multiply = [&](Index times, Index task) {
-        for (Index i = 0; i < times; ++i)
-            table.tile(rows, width, k, a.data(), k, 1, b.data(), width, c.data() + task * c_size,
-                       width, false, {b.data()});
-    };
-    const double least = static_cast<double>(workers * 2 * rows * width * k), most = 3e7;
+    const Index pieces = weights.size() / piece;
+    const Buffer<float> a = tuning_numbers(k);
+    const double least = static_cast<double>(workers * 2 * piece);
     const auto flops = [&](std::size_t step) { return std::ldexp(least, static_cast<int>(step)); };
     std::size_t steps = 1, standard = 0;
-    while (flops(steps) <= most) ++steps;
+    while (flops(steps) <= tuning_flops) ++steps;
     while (standard < steps && flops(standard) < Plan{}.serial_flops) ++standard;
 
-    PlannedExecutor always(executor, 0);
+    Index first = 0;  // piece of the next phase
     const auto call = [&](Executor& by, std::size_t step) {
-        for (int phase = 0; phase < tuning_phases; ++phase)
-            parallel_for(by, workers, flops(step),
-                         [&](Index task, int) { multiply(Index{1} << step, task); });
+        const Index times = Index{1} << step;
+        for (int phase = 0; phase < tuning_phases; ++phase, first += workers * times)
+            parallel_for(by, workers, flops(step), [&](Index task, int) {
+                alignas(apart) float c[cols];
+                for (Index i = 0; i < times; ++i)
+                    table.columns(1, cols, k, a.data(), k,
+                                  weights.data() + (first + task * times + i) % pieces * piece, k,
+                                  c, cols, false);
+            });
     };
+    PlannedExecutor always(executor, 0);
     SerialExecutor serial;
     const std::size_t found = timed_crossover(
         steps, standard, seconds, [&](std::size_t step) { call(serial, step); },
@@ -235,8 +239,8 @@ inline void check_options(const TuneOptions& options) {
 /// what the machine does not have. Call it when nothing else runs, once per kind of machine; keep
 /// the plan with to_text(). Results of a layer do not depend on it.
 ///
-/// Needs about three times 8 MiB, or three matrices. Asks Linux for the tiles of AMX if it may, as
-/// freezing does.
+/// Takes 16 MiB, or three matrices of floats if they are larger. Asks Linux for the tiles of AMX if
+/// it may, as freezing does.
 /// @throws std::invalid_argument if an extent is below 1, or seconds negative or not finite
 inline Plan tune(const TuneOptions& options = {}) {
     using detail::seconds_since;
@@ -249,11 +253,10 @@ inline Plan tune(const TuneOptions& options = {}) {
     Plan plan;
     const Workspace<float> standard;
     Executor& executor = options.executor != nullptr ? *options.executor : standard.executor();
-    plan.serial_flops = detail::tuned_serial_flops(executor, share());
-
     const Index matrix = detail::checked_product(options.model_dim, options.ffn_dim);
     const Index turns = std::max<Index>(2, detail::tuning_bytes / 4 / matrix);
     const Buffer<float> weights = detail::tuning_numbers(detail::checked_product(matrix, turns));
+    plan.serial_flops = detail::tuned_serial_flops(executor, weights, share());
     if (std::string_view(storage_kernels().name) == "amx") {
         const auto rows_of = [&](Storage storage) {
             return detail::tuned_tile_rows(options, storage, weights.data(), share());
