@@ -83,17 +83,16 @@ public:
     /// The same layer with products in bf16; views the weights of the first.
     const Layer& bf16() {
         if (bf16_) return *bf16_;
-        bf16_.emplace(
-            moe::Config{.model_dim = shape.dim, .seed = 1}, moe::LinearRouter{},
-            moe::TopK{.k = shape.k},
-            moe::Swiglu{
-                .count = shape.experts, .ffn_dim = shape.ffn, .compute = moe::Compute::bf16});
+        bf16_.emplace(moe::Config{.model_dim = shape.dim, .seed = 1}, moe::LinearRouter{},
+                      moe::TopK{.k = shape.k},
+                      moe::Swiglu{.count = shape.experts, .ffn_dim = shape.ffn});
         const auto view = [](const moe::Weights<float>& weights) {
             std::vector<moe::WeightView> views;
             for (Index e = 0; e < weights.count(); ++e) views.push_back(weights[e]);
             return moe::Weights<float>(std::move(views));
         };
         auto& to = bf16_->bank().group<0>();
+        to.use(moe::detail::bf16_passes<float>);
         const auto& from = std::as_const(layer).bank().group<0>();
         to.gate = view(from.gate), to.up = view(from.up), to.down = view(from.down);
         return *bf16_;

@@ -124,6 +124,8 @@ template <class S>
 struct ConstantModule;
 enum class SharedGate;
 template <class Experts>
+struct InBf16;
+template <class Experts>
 struct Shared;
 template <class S, class Group>
 class SharedModule;

@@ -44,12 +44,17 @@ struct Counting final : moe::Executor {
 };
 
 auto layer_of(Index model_dim, Index ffn_dim, Compute compute = Compute::exact) {
-    return moe::Layer{moe::Config{.model_dim = model_dim, .seed = 3},
-                      moe::LinearRouter{},
-                      moe::TopK{.k = 2},
-                      moe::Swiglu{.count = 4, .ffn_dim = ffn_dim, .compute = compute},
-                      moe::Constant{},
-                      moe::Shared{moe::Mlp{.count = 1, .ffn_dim = ffn_dim, .compute = compute}}};
+    moe::Layer layer{moe::Config{.model_dim = model_dim, .seed = 3},
+                     moe::LinearRouter{},
+                     moe::TopK{.k = 2},
+                     moe::Swiglu{.count = 4, .ffn_dim = ffn_dim},
+                     moe::Constant{},
+                     moe::Shared{moe::Mlp{.count = 1, .ffn_dim = ffn_dim}}};
+    if (compute == Compute::bf16) {
+        layer.bank().group<0>().use(moe::detail::bf16_passes<float>);
+        layer.bank().group<2>().experts().use(moe::detail::bf16_passes<float>);
+    }
+    return layer;
 }
 
 Matrix<float> tokens(Index count, Index model_dim) {

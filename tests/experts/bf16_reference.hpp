@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include <moe/core/types.hpp>
+#include <moe/experts/in_bf16.hpp>
 #include <moe/experts/mlp.hpp>
 #include <moe/experts/swiglu.hpp>
 #include <moe/kernels/storage_reference.hpp>
@@ -73,19 +74,20 @@ inline expert_group::Extents batch_of(const Extents& e, bool input_weights) {
 inline moe::FeedForwardModule<float> swiglu(const Extents& e,
                                             moe::Compute compute = moe::Compute::bf16) {
     moe::Random random(3);
-    return moe::Swiglu{.count = 4, .ffn_dim = e.ffn, .compute = compute}.build<float>(
-        {.model_dim = e.dim, .output_dim = e.out}, random);
+    const moe::Shape shape{.model_dim = e.dim, .output_dim = e.out};
+    const moe::Swiglu experts{.count = 4, .ffn_dim = e.ffn};
+    return compute == moe::Compute::bf16 ? moe::InBf16{experts}.build<float>(shape, random)
+                                         : experts.build<float>(shape, random);
 }
 
 inline moe::FeedForwardModule<float> mlp(const Extents& e,
                                          moe::Compute compute = moe::Compute::bf16) {
     moe::Random random(4);
-    auto group = moe::Mlp{.count = 4,
-                          .ffn_dim = e.ffn,
-                          .activation = moe::Activation::gelu,
-                          .bias = true,
-                          .compute = compute}
-                     .build<float>({.model_dim = e.dim, .output_dim = e.out}, random);
+    const moe::Shape shape{.model_dim = e.dim, .output_dim = e.out};
+    const moe::Mlp experts{
+        .count = 4, .ffn_dim = e.ffn, .activation = moe::Activation::gelu, .bias = true};
+    auto group = compute == moe::Compute::bf16 ? moe::InBf16{experts}.build<float>(shape, random)
+                                               : experts.build<float>(shape, random);
     group.up_bias.fill_normal(random, 1);
     group.down_bias.fill_normal(random, 1);
     return group;

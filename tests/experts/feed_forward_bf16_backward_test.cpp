@@ -215,8 +215,8 @@ TEST(FeedForwardBf16Backward, HasTheSameBitsHoweverRowsAreCutAndWhateverIsKept) 
     const moe::FeedForwardShape shape{.ffn_dim = 520};
     ASSERT_LT(State::part_rows(shape, 9999, 7), State::part_rows(shape, 9999, 9));
     ASSERT_LT(State::part_rows(shape, 9999, 7), 1600) << "one expert is cut";
-    many_rows::expect_the_same_bits<float>(
-        moe::Swiglu{.count = 5, .ffn_dim = 520, .compute = Compute::bf16}, {9});
+    many_rows::expect_the_same_bits<float>(moe::InBf16{moe::Swiglu{.count = 5, .ffn_dim = 520}},
+                                           {9});
 }
 
 TEST(FeedForwardBf16Backward, DoesWhatGroupsDo) {

@@ -141,32 +141,11 @@ TEST(FeedForwardBf16, RefusesWhatTrainingCannotMultiply) {
     EXPECT_EQ(bf16_reference::swiglu(odd).compute(), moe::Compute::bf16);
     EXPECT_EQ((moe::Swiglu{.ffn_dim = 3}.build<float>(shape, random).compute()),
               moe::Compute::exact);
-    const std::string int8 =
-        "moe::FeedForwardModule: compute is int8, experts that are trained multiply exact or in "
-        "bf16; leave it exact and freeze the layer with FreezeOptions::compute int8";
-    EXPECT_EQ(refusal([&] {
-                  moe::Swiglu{.ffn_dim = 3, .compute = moe::Compute::int8}.build<float>(shape,
-                                                                                        random);
-              }),
-              int8);
-    EXPECT_EQ(refusal([&] {
-                  moe::Mlp{.ffn_dim = 3, .compute = moe::Compute::int8}.build<double>(shape,
-                                                                                      random);
-              }),
-              int8);
-    EXPECT_EQ(
-        refusal([&] {
-            moe::Mlp{.ffn_dim = 3, .compute = moe::Compute::bf16}.build<double>(shape, random);
-        }),
-        "moe::FeedForwardModule: compute is bf16, which is for layers of float; one of double "
-        "multiplies as it is: leave compute exact");
-    for (const int number : {-1, 3})
-        EXPECT_EQ(refusal([&] {
-                      moe::Swiglu{.ffn_dim = 3, .compute = static_cast<moe::Compute>(number)}
-                          .build<float>(shape, random);
-                  }),
-                  "moe::FeedForwardModule: compute is " + std::to_string(number) +
-                      ", which is none of moe::Compute");
+    EXPECT_EQ(refusal([&] { moe::InBf16{moe::Mlp{.ffn_dim = 3}}.build<double>(shape, random); }),
+              "moe::InBf16: products in bf16 are for layers of float, this one is of double; leave "
+              "InBf16 out");
+    EXPECT_EQ(refusal([&] { moe::InBf16{moe::Swiglu{}}.build<float>(shape, random); }),
+              "moe::Swiglu: ffn_dim is 0, it must be >= 1; it has no default");
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 
 #include <gtest/gtest.h>
 
+#include <moe/experts/in_bf16.hpp>
 #include <moe/experts/mlp.hpp>
 #include <moe/experts/swiglu.hpp>
 
@@ -239,9 +240,8 @@ TEST(FeedForwardExperts, ReadNarrowWeightsWhereTheyLie) {
         const expert_group::Extents e{.tokens = tokens, .model_dim = 37, .output_dim = 29};
         const expert_group::Batch<float> batch(e);
         Random random(5);
-        const auto bf16 =
-            moe::Swiglu{.count = 4, .ffn_dim = 67, .compute = moe::Compute::bf16}.build<float>(
-                {.model_dim = 37, .output_dim = 29}, random);
+        const auto bf16 = moe::InBf16{moe::Swiglu{.count = 4, .ffn_dim = 67}}.build<float>(
+            {.model_dim = 37, .output_dim = 29}, random);
         for (const auto& like : {swiglu<float>(4, 67, e), mlp<float>(4, 67, e), bf16})
             for (const moe::Dtype dtype : narrow_or_mixed) {
                 const NarrowGroups groups(like, dtype);

@@ -13,14 +13,29 @@
 #include <moe/core/parameters.hpp>
 #include <moe/core/weights.hpp>
 #include <moe/experts/feed_forward_backward.hpp>
-#include <moe/experts/feed_forward_bf16.hpp>
-#include <moe/experts/feed_forward_bf16_backward.hpp>
 #include <moe/experts/feed_forward_forward.hpp>
 #include <moe/experts/feed_forward_state.hpp>
 #include <moe/experts/frozen_weights.hpp>
 #include <moe/experts/packed_feed_forward.hpp>
 
 namespace moe::inline MOE_ABI {
+namespace detail {
+
+/// Other passes than the exact ones: pointers, so that a program compiles them where it asks for
+/// them.
+template <class S>
+struct FeedForwardPasses {
+    Compute compute;
+    void (*forward)(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands, In<S> x,
+                    const Rows<S>& rows, Out<S> y, const Call<S>& call);
+    void (*backward)(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands, In<S> x,
+                     const Rows<S>& rows, In<S> dy, Out<S> dx, const RowGradients<S>& dweights,
+                     const FeedForwardGradients<S>& gradients, const Call<S>& call);
+    void (*reserve)(const FeedForwardShape& shape, Index count, Index rows, Workspace<S>& ws);
+    Index (*bytes)(const FeedForwardShape& shape, Index count, Index rows, Keep keep, int workers);
+};
+
+}  // namespace detail
 
 /// A group of equal feed-forward experts, the module of the recipes Swiglu and Mlp:
 ///
@@ -29,24 +44,6 @@ namespace moe::inline MOE_ABI {
 ///
 /// gate, up: [F, D], down: [O, F]. All experts of the group are computed together; no copy of the
 /// tokens and no [N, O] matrix of expert outputs is made.
-///
-/// With Compute::bf16 the operands of every product, forward and backward, are rounded to bf16 for
-/// it and sums are float in the order of AMX tiles; master weights, gradients, biases and
-/// everything between the products stay float. With ' for rounded, w the combine weight:
-///
-///     forward   g = gate' x', u = up' x', h = act(g) u, y += w (down' h')
-///               the bits of the same weights frozen with Storage::bf16 and Compute::bf16
-///     backward  dA = dy' down', d(w) = <dA, h>, (dg, du) from w dA
-///               dx += dg' gate' + du' up'
-///               d(down) += (w dy)'^T h', d(gate) += dg'^T x', d(up) += du'^T x'
-///
-/// Rounding counts as the identity there, and weights of inputs multiply before it. The rows of an
-/// expert are summed by 1024, from the first of a call on, before they are added to a gradient: as
-/// with exact products the bits depend neither on threads nor on the instruction set, and y and dx
-/// not on the other rows; but two calls add up to other bits than one call on the rows of both.
-/// Weights are rounded anew in each call; what is above the largest bf16 becomes an infinity.
-/// With AMX a step is quicker so from about 20 rows per expert on, and takes a half to a quarter of
-/// the time with 128 and more; with fewer rows, and without AMX, exact is quicker.
 ///
 /// The matrices may be exchanged for others of the same extents, for views of a checkpoint for
 /// instance, each of any dtype that WeightView says; biases are of type S. Every call looks at the
@@ -61,14 +58,11 @@ public:
     /// Holds nothing; a gradient like this is not wanted.
     FeedForwardModule() = default;
 
-    /// @param biased   whether there are up_bias and down_bias, which plain experts only may have
-    /// @param compute  exact, or bf16 for modules of float
-    /// @throws std::invalid_argument if gated experts are to be biased, if shape.activation is none
-    ///         of the enumerators, or if compute is another; std::length_error
-    FeedForwardModule(Index count, const FeedForwardShape& shape, bool biased, Random& random,
-                      Compute compute = Compute::exact)
-        : shape_(shape), count_(count), compute_(compute) {
-        check_compute();
+    /// @param biased  whether there are up_bias and down_bias, which plain experts only may have
+    /// @throws std::invalid_argument if gated experts are to be biased, or if shape.activation is
+    ///         none of the enumerators; std::length_error
+    FeedForwardModule(Index count, const FeedForwardShape& shape, bool biased, Random& random)
+        : shape_(shape), count_(count) {
         if (shape.gated && biased)
             detail::fail(
                 "moe::FeedForwardModule: gated experts have no gate bias yet and so no "
@@ -92,15 +86,15 @@ public:
 
     const FeedForwardShape& shape() const { return shape_; }
     Index num_experts() const { return count_; }
-    Compute compute() const { return compute_; }
+    Compute compute() const { return passes_ == nullptr ? Compute::exact : passes_->compute; }
+    /// Multiplies as these do from now on; see InBf16.
+    void use(const detail::FeedForwardPasses<S>& passes) { passes_ = &passes; }
     ExpertFacts facts(Index) const { return {.flops_per_row = shape_.flops_per_row()}; }
     void check(const Shape& layer) const { shape_.check(layer); }
 
     void forward(In<S> x, const Rows<S>& rows, Out<S> y, const Call<S>& call) const {
         check_matrices();
-        if constexpr (has_bf16)
-            if (compute_ == Compute::bf16)
-                return detail::feed_forward_bf16<S>(shape_, operands(call), x, rows, y, call);
+        if (passes_ != nullptr) return passes_->forward(shape_, operands(call), x, rows, y, call);
         detail::feed_forward<S>(shape_, operands(call), x, rows, y, call);
     }
 
@@ -114,27 +108,21 @@ public:
                                                         .down = &grad.down,
                                                         .up_bias = &grad.up_bias,
                                                         .down_bias = &grad.down_bias};
-        if constexpr (has_bf16)
-            if (compute_ == Compute::bf16)
-                return detail::feed_forward_bf16_backward<S>(shape_, operands(call), x, rows, dy,
-                                                             dx, dweights, gradients, call);
+        if (passes_ != nullptr)
+            return passes_->backward(shape_, operands(call), x, rows, dy, dx, dweights, gradients,
+                                     call);
         detail::feed_forward_backward<S>(shape_, operands(call), x, rows, dy, dx, dweights,
                                          gradients, call);
     }
 
     void reserve(Index, Index rows, Workspace<S>& ws) const {
-        if constexpr (has_bf16)
-            if (compute_ == Compute::bf16)
-                return ws.template state<detail::FeedForwardBf16State<S>>().reserve(
-                    shape_, count_, rows, ws.keep(), ws.executor().concurrency());
+        if (passes_ != nullptr) return passes_->reserve(shape_, count_, rows, ws);
         ws.template state<detail::FeedForwardState<S>>().reserve(shape_, count_, rows, ws.keep(),
                                                                  ws.executor().concurrency());
     }
 
     Index workspace_bytes(Index, Index rows, Keep keep, int workers) const {
-        if constexpr (has_bf16)
-            if (compute_ == Compute::bf16)
-                return detail::FeedForwardBf16State<S>::bytes(shape_, count_, rows, keep, workers);
+        if (passes_ != nullptr) return passes_->bytes(shape_, count_, rows, keep, workers);
         return detail::FeedForwardState<S>::bytes(shape_, rows, keep, workers);
     }
 
@@ -192,21 +180,6 @@ public:
     }
 
 private:
-    static constexpr bool has_bf16 = std::is_same_v<S, float>;
-
-    void check_compute() const {
-        if (compute_ == Compute::int8)
-            detail::fail(
-                "moe::FeedForwardModule: compute is int8, experts that are trained multiply exact "
-                "or in bf16; leave it exact and freeze the layer with FreezeOptions::compute int8");
-        if (compute_ < Compute::exact || compute_ > Compute::int8)
-            detail::fail("moe::FeedForwardModule: compute is ", static_cast<int>(compute_),
-                         ", which is none of moe::Compute");
-        if (!has_bf16 && compute_ == Compute::bf16)
-            detail::fail(
-                "moe::FeedForwardModule: compute is bf16, which is for layers of float; one of "
-                "double multiplies as it is: leave compute exact");
-    }
     detail::FeedForwardOperands<S> operands(const Call<S>& call) const {
         const Index column_rows = call.ws.plan().column_rows;
         return {.gate = {.unpacked = &gate, .column_rows = column_rows},
@@ -258,7 +231,7 @@ private:
 
     FeedForwardShape shape_;
     Index count_ = 0;
-    Compute compute_ = Compute::exact;
+    const detail::FeedForwardPasses<S>* passes_ = nullptr;  // the exact ones
 };
 
 }  // namespace moe::inline MOE_ABI

@@ -18,8 +18,6 @@ struct Mlp {
     Index ffn_dim = 0;  ///< F, required
     Activation activation = Activation::relu;
     bool bias = false;  ///< up_bias [F] and down_bias [O]; down_bias is multiplied by the weight
-    /// How they multiply in training: exact or, in layers of float, bf16; see FeedForwardModule.
-    Compute compute = Compute::exact;
 
     template <class S>
     FeedForwardModule<S> build(const Shape& shape, Random& random) const {
@@ -30,7 +28,7 @@ struct Mlp {
                                      .output_dim = shape.output_dim,
                                      .activation = activation,
                                      .gated = false},
-                                    bias, random, compute);
+                                    bias, random);
     }
 };
 

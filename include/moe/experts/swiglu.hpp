@@ -15,8 +15,6 @@ namespace moe::inline MOE_ABI {
 struct Swiglu {
     Index count = 1;    ///< experts
     Index ffn_dim = 0;  ///< F, required
-    /// How they multiply in training: exact or, in layers of float, bf16; see FeedForwardModule.
-    Compute compute = Compute::exact;
 
     template <class S>
     FeedForwardModule<S> build(const Shape& shape, Random& random) const {
@@ -27,7 +25,7 @@ struct Swiglu {
                                      .output_dim = shape.output_dim,
                                      .activation = Activation::silu,
                                      .gated = true},
-                                    false, random, compute);
+                                    false, random);
     }
 };
 
