@@ -301,11 +301,9 @@ TEST(FeedForwardBf16Backward, ReadsWeightsWhereTheyLie) {
 
 /// A layer with shared experts learns as it does with exact products.
 TEST(FeedForwardBf16Backward, TrainsALayer) {
-    const auto loss_after = [](Compute compute, int steps) {
+    const auto loss_after = [](int steps, const auto& experts, const auto& shared) {
         moe::Layer layer{moe::Config{.model_dim = 24, .seed = 5}, moe::LinearRouter{},
-                         moe::TopK{.k = 2},
-                         moe::Swiglu{.count = 4, .ffn_dim = 40, .compute = compute},
-                         moe::Shared{moe::Mlp{.ffn_dim = 30, .bias = true, .compute = compute}}};
+                         moe::TopK{.k = 2}, experts, moe::Shared{shared}};
         const auto x = moe::testing::random_matrix<float>(64, 24, 1),
                    target = moe::testing::random_matrix<float>(64, 24, 2);
         Matrix<float> y(64, 24), dx(64, 24);
@@ -321,8 +319,10 @@ TEST(FeedForwardBf16Backward, TrainsALayer) {
         }
         return (layer(x) - target).squaredNorm();
     };
-    const float before = loss_after(Compute::exact, 0), exact = loss_after(Compute::exact, 60),
-                bf16 = loss_after(Compute::bf16, 60);
+    const moe::Swiglu experts{.count = 4, .ffn_dim = 40};
+    const moe::Mlp shared{.ffn_dim = 30, .bias = true};
+    const float before = loss_after(0, experts, shared), exact = loss_after(60, experts, shared),
+                bf16 = loss_after(60, moe::InBf16{experts}, moe::InBf16{shared});
     EXPECT_LT(exact, before / 2);
     EXPECT_NEAR(bf16, exact, 0.02f * exact);
     EXPECT_NE(bf16, exact);
