@@ -73,9 +73,10 @@ TEST(MemoryBudget, IsAllThatTheFirstStepTakesForEitherPlacement) {
           std::pair{moe::Placement::input, moe::Compute::exact},
           std::pair{moe::Placement::output, moe::Compute::bf16},
           std::pair{moe::Placement::input, moe::Compute::bf16}}) {
-        const moe::Layer l{moe::Config{.model_dim = 512}, moe::LinearRouter{},
-                           moe::TopK{.k = 2, .placement = placement},
-                           moe::Swiglu{.count = 4, .ffn_dim = 32, .compute = compute}};
+        moe::Layer l{moe::Config{.model_dim = 512}, moe::LinearRouter{},
+                     moe::TopK{.k = 2, .placement = placement},
+                     moe::Swiglu{.count = 4, .ffn_dim = 32}};
+        if (compute == moe::Compute::bf16) l.bank().group<0>().use(moe::detail::bf16_passes<float>);
         const Matrix<float> x = moe::Random(1).normal<float>(600, 512, 1);
         Matrix<float> y(600, 512), dx(600, 512);
         auto grad = moe::zeros_like(l);
