@@ -179,8 +179,7 @@ struct Bf16Tiles<std::integer_sequence<int, Less...>> {
 
 template <class>
 void product_bf16(Index rows, Index cols, Index records, const std::byte* a, Index a_row,
-                  const std::byte* panel, float* c, Index c_row, const std::byte* ahead,
-                  Index) {
+                  const std::byte* panel, float* c, Index c_row, const std::byte* ahead, Index) {
     constexpr PanelLayout layout = panel_layout(Storage::bf16, panel_width);
     constexpr Index slice = slice_bytes / layout.record_bytes, touches = record_rows / 2;
     constexpr Index block = block_sums / bf16_rows, block_rows = block * bf16_rows;

@@ -284,8 +284,7 @@ void product_of(Index rows, Index cols, Index records, const Int8Rows& a, const 
 
 template <class>  // compiled where `table` is used, and so are the others
 void product_int8(Storage storage, Index rows, Index cols, Index records, const Int8Rows& a,
-                  const std::byte* panel, float* c, Index c_row, const std::byte* ahead,
-                  Index) {
+                  const std::byte* panel, float* c, Index c_row, const std::byte* ahead, Index) {
     switch (storage) {
         case Storage::int8:
             return product_of<Storage::int8>(rows, cols, records, a, panel, c, c_row, ahead);
