@@ -21,8 +21,8 @@ struct Work {
     bool hot = false;  ///< they may come from the caches
 
     /// Seconds: the slower of multiplying at the peak and reading at the bandwidth that this
-    /// machine has now. It is measured, 10 runs each: neighbours and clocks change it by the second,
-    /// and the first runs of two threads may share a core.
+    /// machine has now. It is measured, 10 runs each: neighbours and clocks change it by the
+    /// second, and the first runs of two threads may share a core.
     double limit(int threads) const {
         constexpr int runs = 10;
         const double multiply =
