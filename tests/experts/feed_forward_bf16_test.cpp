@@ -126,26 +126,4 @@ TEST(FeedForwardBf16, PassesOnNanAndTurnsWhatIsTooLargeIntoInfinity) {
     EXPECT_TRUE(std::isfinite(y(std::numeric_limits<float>::quiet_NaN())(0, 1)));
 }
 
-std::string refusal(auto&& f) {
-    try {
-        f();
-    } catch (const std::invalid_argument& error) {
-        return error.what();
-    }
-    return "";
-}
-
-TEST(FeedForwardBf16, RefusesWhatTrainingCannotMultiply) {
-    moe::Random random(1);
-    const moe::Shape shape{.model_dim = 4, .output_dim = 4};
-    EXPECT_EQ(bf16_reference::swiglu(odd).compute(), moe::Compute::bf16);
-    EXPECT_EQ((moe::Swiglu{.ffn_dim = 3}.build<float>(shape, random).compute()),
-              moe::Compute::exact);
-    EXPECT_EQ(refusal([&] { moe::InBf16{moe::Mlp{.ffn_dim = 3}}.build<double>(shape, random); }),
-              "moe::InBf16: products in bf16 are for layers of float, this one is of double; leave "
-              "InBf16 out");
-    EXPECT_EQ(refusal([&] { moe::InBf16{moe::Swiglu{}}.build<float>(shape, random); }),
-              "moe::Swiglu: ffn_dim is 0, it must be >= 1; it has no default");
-}
-
 }  // namespace

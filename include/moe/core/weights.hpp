@@ -105,10 +105,10 @@ public:
                 .col_stride = 1};
     }
 
+    /// Whether any matrix is a view of narrower elements than S.
+    bool has_narrow() const { return narrow_tables_ != nullptr; }
     /// Whether expert e's matrix is a view of narrower elements than S.
-    bool is_narrow(Index e) const {
-        return narrow_tables_ != nullptr && views_[number(e)].dtype != dtype_of<S>;
-    }
+    bool is_narrow(Index e) const { return has_narrow() && views_[number(e)].dtype != dtype_of<S>; }
     /// That matrix, for products with the kernels of `isa`.
     NarrowStrided narrow(Index e, Isa isa) const {
         MOE_ASSERT(is_narrow(e), "a view of narrow elements");

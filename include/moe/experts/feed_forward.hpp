@@ -212,7 +212,7 @@ private:
         if (!found.has_contiguous_rows())
             detail::fail("moe::FeedForwardModule: a view in ", name,
                          " has a col_stride other than 1; copy the bias into a row and view that");
-        for (Index e = 0; e < found.count(); ++e)
+        for (Index e = 0; found.has_narrow() && e < found.count(); ++e)
             if (found.is_narrow(e))
                 detail::fail("moe::FeedForwardModule: ", name, " of expert ", e, " holds ",
                              dtype_name(found[e].dtype), ", biases are read as ",

@@ -210,6 +210,46 @@ void feed_forward_dgate_dup(const FeedForwardShape& shape, In<S> x, const Rows<S
     add_up_bias_gradient(rows, state, item, grad);
 }
 
+/// The last phase of a part, of either backward: the rest depends on nothing else, so that it is
+/// one list of tasks of three kinds. dx(begin, end, worker) for columns of dx, ddown(item, worker)
+/// for rows of `down`, dgate_dup(item, worker) for rows of `gate` and `up`.
+template <class S, class Dx, class Ddown, class DgateDup>
+void for_gradient_tasks(const FeedForwardShape& shape, const Rows<S>& rows,
+                        std::vector<FeedForwardItem>& items, Executor& executor, const Dx& dx,
+                        const Ddown& ddown, const DgateDup& dgate_dup) {
+    const Index n = rows.num_rows(), dim = shape.model_dim, inner = shape.ffn_dim;
+    const int workers = executor.concurrency();
+    items.clear();
+    split_experts(rows, shape.output_dim, feed_forward_gradient_rows, workers, items, n);
+    const auto downs = static_cast<Index>(items.size());
+    split_experts(rows, inner, feed_forward_gradient_rows, workers, items, n);
+    const auto all = static_cast<Index>(items.size());
+    const auto item = [&](Index i) -> const FeedForwardItem& {
+        return items[static_cast<std::size_t>(i)];
+    };
+    const Index chunk =
+        column_chunk(dim, feed_forward_dot_columns, workers, 1, feed_forward_wide_columns);
+    const Index chunks = (dim + chunk - 1) / chunk;
+    const Index inputs = shape.gated ? 2 * dim : dim;
+    const double cost_of_dx = part_cost(rows) * static_cast<double>(inner) *
+                              static_cast<double>(inputs) / static_cast<double>(chunks);
+    parallel_for(
+        executor, chunks + all, shape.flops_per_row() * static_cast<double>(n),
+        [&](Index i, int worker) {
+            if (i < chunks)
+                dx(i * chunk, std::min(dim, (i + 1) * chunk), worker);
+            else if (i < chunks + downs)
+                ddown(item(i - chunks), worker);
+            else
+                dgate_dup(item(i - chunks), worker);
+        },
+        [&](Index i) {
+            if (i < chunks) return cost_of_dx;
+            return item_cost(rows, item(i - chunks)) *
+                   static_cast<double>(i < chunks + downs ? inner : inputs);
+        });
+}
+
 /// The backward pass of a part of the rows, whose gate and up are there.
 template <class S>
 void feed_forward_backward_part(const FeedForwardShape& shape,
@@ -219,7 +259,7 @@ void feed_forward_backward_part(const FeedForwardShape& shape,
                                 const FeedForwardGradients<S>& grad, FeedForwardState<S>& state,
                                 Executor& executor) {
     const KernelTable<S>& table = kernels<S>();
-    const Index n = rows.num_rows(), dim = shape.model_dim, inner = shape.ffn_dim;
+    const Index n = rows.num_rows(), inner = shape.ffn_dim;
     const int workers = executor.concurrency();
     const auto scratch = [&](int worker) -> Buffer<S>& {
         return state.scratch[static_cast<std::size_t>(worker)];
@@ -244,37 +284,17 @@ void feed_forward_backward_part(const FeedForwardShape& shape,
                                      std::min(end, begin + (i + 1) * step));
     });
 
-    // The rest depends on nothing else: one list of tasks of three kinds.
-    state.items.clear();
-    split_experts(rows, shape.output_dim, feed_forward_gradient_rows, workers, state.items, n);
-    const auto downs = static_cast<Index>(state.items.size());
-    split_experts(rows, inner, feed_forward_gradient_rows, workers, state.items, n);
-    const auto all = static_cast<Index>(state.items.size());
-    const Index chunk =
-        column_chunk(dim, feed_forward_dot_columns, workers, 1, feed_forward_wide_columns);
-    const Index chunks = (dim + chunk - 1) / chunk;
-    const Index inputs = shape.gated ? 2 * dim : dim;
-    const double cost_of_dx = part_cost(rows) * static_cast<double>(inner) *
-                              static_cast<double>(inputs) / static_cast<double>(chunks);
-    parallel_for(
-        executor, chunks + all, flops,
-        [&](Index i, int worker) {
-            if (i < chunks)
-                feed_forward_dx<S>(shape, operands, x, rows, dx, state, i * chunk,
-                                   std::min(dim, (i + 1) * chunk), scratch(worker));
-            else if (i < chunks + downs)
-                feed_forward_ddown<S>(shape, rows, dy, state, item(i - chunks), grad,
-                                      scratch(worker));
-            else
-                feed_forward_dgate_dup<S>(shape, x, rows, state, item(i - chunks), grad,
-                                          scratch(worker));
+    for_gradient_tasks(
+        shape, rows, state.items, executor,
+        [&](Index from, Index to, int worker) {
+            feed_forward_dx<S>(shape, operands, x, rows, dx, state, from, to, scratch(worker));
         },
-        [&](Index i) {
-            if (i < chunks) return cost_of_dx;
-            return item_cost(rows, item(i - chunks)) *
-                   static_cast<double>(i < chunks + downs ? inner : inputs);
+        [&](const FeedForwardItem& rows_of_down, int worker) {
+            feed_forward_ddown<S>(shape, rows, dy, state, rows_of_down, grad, scratch(worker));
+        },
+        [&](const FeedForwardItem& rows_of_up, int worker) {
+            feed_forward_dgate_dup<S>(shape, x, rows, state, rows_of_up, grad, scratch(worker));
         });
-
     sum_input_gradients(shape, rows, dweights, state);
 }
 

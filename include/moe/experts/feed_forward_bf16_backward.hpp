@@ -268,7 +268,7 @@ void bf16_backward_part(const FeedForwardShape& shape, const FeedForwardOperands
                         In<S> x, const Rows<S>& rows, In<S> dy, Out<S> dx,
                         const RowGradients<S>& dweights, const FeedForwardGradients<S>& grad,
                         FeedForwardBf16State<S>& state, Executor& executor) {
-    const Index n = rows.num_rows(), dim = shape.model_dim, inner = shape.ffn_dim;
+    const Index n = rows.num_rows(), inner = shape.ffn_dim;
     const int workers = executor.concurrency();
     auto& items = state.plain.items;
     const auto scratch = [&](int worker) -> typename FeedForwardBf16State<S>::Scratch& {
@@ -304,33 +304,16 @@ void bf16_backward_part(const FeedForwardShape& shape, const FeedForwardOperands
     });
     bf16_operands<S>(shape, x, rows, state, executor);
 
-    // The rest depends on nothing else: one list of tasks of three kinds.
-    items.clear();
-    split_experts(rows, shape.output_dim, feed_forward_gradient_rows, workers, items, n);
-    const auto downs = static_cast<Index>(items.size());
-    split_experts(rows, inner, feed_forward_gradient_rows, workers, items, n);
-    const auto all = static_cast<Index>(items.size());
-    const Index chunk =
-        column_chunk(dim, feed_forward_dot_columns, workers, 1, feed_forward_wide_columns);
-    const Index chunks = (dim + chunk - 1) / chunk;
-    const Index inputs = shape.gated ? 2 * dim : dim;
-    const double cost_of_dx = part_cost(rows) * static_cast<double>(inner) *
-                              static_cast<double>(inputs) / static_cast<double>(chunks);
-    parallel_for(
-        executor, chunks + all, flops,
-        [&](Index i, int worker) {
-            if (i < chunks)
-                bf16_dx<S>(shape, operands, x, rows, dx, state, i * chunk,
-                           std::min(dim, (i + 1) * chunk), scratch(worker));
-            else if (i < chunks + downs)
-                bf16_ddown<S>(shape, rows, dy, state, item(i - chunks), grad, scratch(worker));
-            else
-                bf16_dgate_dup<S>(shape, rows, state, item(i - chunks), grad, scratch(worker));
+    for_gradient_tasks(
+        shape, rows, items, executor,
+        [&](Index from, Index to, int worker) {
+            bf16_dx<S>(shape, operands, x, rows, dx, state, from, to, scratch(worker));
         },
-        [&](Index i) {
-            if (i < chunks) return cost_of_dx;
-            return item_cost(rows, item(i - chunks)) *
-                   static_cast<double>(i < chunks + downs ? inner : inputs);
+        [&](const FeedForwardItem& rows_of_down, int worker) {
+            bf16_ddown<S>(shape, rows, dy, state, rows_of_down, grad, scratch(worker));
+        },
+        [&](const FeedForwardItem& rows_of_up, int worker) {
+            bf16_dgate_dup<S>(shape, rows, state, rows_of_up, grad, scratch(worker));
         });
     sum_input_gradients(shape, rows, dweights, state.plain);
 }
