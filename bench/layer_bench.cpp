@@ -8,6 +8,8 @@
 //   skew/VARIANT/SHAPE/...                 half of all tokens on one expert
 //   free/VARIANT/SHAPE/tau:x/...           a third of the experts cost next to nothing
 //   growth/fp32/SHAPE/...                  one number doubles from row to row
+//   stages/fp32_forward/SHAPE/...          a frozen layer and the share of its time that each stage
+//                                          takes by itself; fp32_backward likewise
 //
 // VARIANT is how weights are stored and, if not exactly, how they are multiplied: bf16, int4_int8.
 // Competitors run in turn; figures are medians of 7 runs, of 3 from 1024 tokens on.
@@ -35,6 +37,7 @@
 #include "layer/freeze_rows.hpp"
 #include "layer/growth_rows.hpp"
 #include "layer/skew_rows.hpp"
+#include "layer/stage_rows.hpp"
 #include "layer/training_rows.hpp"
 #include "machine.hpp"
 
@@ -45,6 +48,7 @@ int main(int argc, char** argv) {
     bench::add_skew_rows();
     bench::add_free_rows();
     bench::add_growth_rows();
+    bench::add_stage_rows();
     benchmark::Initialize(&argc, argv);
     if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
     benchmark::AddCustomContext("isa", moe::name(moe::isa()));

@@ -64,6 +64,7 @@ TEST(Frozen, GivesTheSameBits) {
     for (const Index rows : {21, 1, 300, 0})
         EXPECT_TRUE(same_bits(frozen(batch(rows)), layer(batch(rows)))) << rows;
     EXPECT_EQ(frozen.num_experts(), layer.num_experts());
+    static_assert(std::is_same_v<std::remove_const_t<decltype(frozen)>, moe::Frozen<Layer>>);
     EXPECT_EQ(frozen.model_dim(), dim);
     EXPECT_EQ(frozen.output_dim(), dim);
     EXPECT_EQ(frozen.config().seed, 1u);
@@ -152,7 +153,9 @@ TEST(Frozen, SaysTheSameErrors) {
         frozen(random_matrix<float>(3, dim + 1, 1));
         FAIL() << "nothing was thrown";
     } catch (const std::invalid_argument& error) {
-        EXPECT_STREQ(error.what(), "moe::Layer::forward: x has 38 columns, model_dim is 37");
+        EXPECT_STREQ(
+            error.what(),
+            "moe::Layer::forward: x has 38 columns, model_dim is 37; a token is a row of x");
     }
 }
 
@@ -312,8 +315,9 @@ TEST(FrozenStorage, RefusesBeforeAnythingIsReleased) {
     EXPECT_EQ(refusal([&] {
                   moe::freeze(std::move(layer), {.compute = Compute::int8, .experts = eight_bits});
               }),
-              "moe::freeze: compute int8 does not multiply weights stored as fp32, as expert 0's "
-              "are to be; store them as int8, int8_block, int4, int4_zero or ternary, or use "
+              "moe::freeze: compute int8 does not multiply weights stored as fp32, as those of "
+              "shared expert 0 are to be; store them as int8, int8_block, int4, int4_zero or "
+              "ternary, or use "
               "Compute::exact (shared experts have FreezeOptions::storage)");
     EXPECT_TRUE(same_bits(layer(batch()), before)) << "as it was";
     layer.bank().group<5>().experts().down.owned(0).view()(3, 4) = std::nanf("");
@@ -323,7 +327,7 @@ TEST(FrozenStorage, RefusesBeforeAnythingIsReleased) {
                           moe::freeze(std::move(layer), {.storage = Storage::int8});
                       else
                           moe::freeze(layer, {.storage = Storage::int8});
-                  }).find("down of expert 0: weight [3, 4] is nan"),
+                  }).find("down of shared expert 0: weight [3, 4] is nan"),
                   std::string::npos);
     EXPECT_EQ(layer.bank().group<0>().up.count(), 3);
 }

@@ -348,7 +348,7 @@ struct Errors : testing::Test {
 };
 constexpr const char* not_this_batch =
     "moe::Layer::backward: the workspace does not hold this batch: call forward() of the same "
-    "layer with the same x and context first, with Keep::everything";
+    "layer with the same x and context first";
 
 TEST_F(Errors, SayWhatIsWrongWithTheConfig) {
     const auto with = [](const moe::Config& config) {
@@ -377,9 +377,9 @@ TEST_F(Errors, SayWhatIsWrongWithTheConfig) {
 TEST_F(Errors, SayWhichMatrixHasWhichShape) {
     const auto narrow = random_matrix<float>(5, 7, 1);
     EXPECT_EQ(message([&] { layer.forward(narrow, y, ws); }),
-              "moe::Layer::forward: x has 7 columns, model_dim is 8");
+              "moe::Layer::forward: x has 7 columns, model_dim is 8; a token is a row of x");
     EXPECT_EQ(message([&] { layer(narrow); }),
-              "moe::Layer::forward: x has 7 columns, model_dim is 8");
+              "moe::Layer::forward: x has 7 columns, model_dim is 8; a token is a row of x");
     Matrix<float> wide(5, 8), few(4, 6);
     EXPECT_EQ(message([&] { layer.forward(x, wide, ws); }),
               "moe::Layer::forward: y is [5, 8], it must be [5, 6]");
@@ -401,7 +401,9 @@ TEST_F(Errors, BackwardNeedsForward) {
     EXPECT_EQ(backward(layer, x), not_this_batch) << "routed, not applied";
     ws.keep(moe::Keep::nothing);
     layer.forward(x, y, ws);
-    EXPECT_EQ(backward(layer, x), not_this_batch);
+    EXPECT_EQ(backward(layer, x),
+              "moe::Layer::backward: the workspace keeps nothing for backward: call "
+              "ws.keep(moe::Keep::everything), or Keep::recompute, and forward() again before it");
     ws.keep(moe::Keep::everything);
     EXPECT_EQ(backward(layer, x), not_this_batch);
     layer.forward(x, y, ws);

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <map>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -32,9 +33,7 @@ using moe::Storage;
 using moe::StorageTable;
 
 constexpr Index k = 2048, columns = 1024, pool_bytes = 256 << 20;
-constexpr Storage storages[] = {Storage::bf16,       Storage::f16,  Storage::int8,
-                                Storage::int8_block, Storage::int4, Storage::int4_zero,
-                                Storage::ternary};
+constexpr auto storages = std::span(moe::all_storages).subspan(1);  // all but fp32
 
 /// A table, and the instruction set whose table of floats reads its decoded panels.
 struct Tables {

@@ -12,7 +12,7 @@
 namespace bench {
 
 /// The largest error of an output, over the largest output: of up to 3 tokens, in double, straight
-/// from the formulas. NaN if an output is not finite.
+/// from the formulas. Not finite if an output is not.
 /// @param weights  weights(e, i): gate [F, D], up [F, D] and down [D, F] of expert e
 template <class Weights>
 double max_error(const moe::Routing& routing, const Matrix& x, const Matrix& y,

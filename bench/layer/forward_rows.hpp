@@ -7,8 +7,8 @@
 
 #include "error.hpp"
 #include "limit.hpp"
-#include "products_alone.hpp"
 #include "race.hpp"
+#include "stages.hpp"
 #include "subject.hpp"
 
 namespace bench {
@@ -26,10 +26,10 @@ inline void forward_row(benchmark::State& state, const LayerShape& shape, const 
     Race race;
     race.add("", [&] { frozen.forward(x, y, ws); });
     frozen.forward(x, y, ws);
-    std::unique_ptr<ProductsAlone> alone;
+    std::unique_ptr<Stages> alone;
     if (variant.is_float()) {
-        alone = std::make_unique<ProductsAlone>(subject, frozen, ws.routing(), ws.executor());
-        race.add("", [&] { alone->run(); });
+        alone = std::make_unique<Stages>(subject, &frozen, ws.routing(), ws.executor(), x);
+        race.add("", [&] { alone->products(); });
     }
     const auto disagrees = [&other](const Matrix& expected, double tolerance) {
         const double largest = expected.cwiseAbs().maxCoeff();

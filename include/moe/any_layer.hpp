@@ -9,6 +9,7 @@
 #include <utility>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/freeze.hpp>
 #include <moe/core/function_ref.hpp>
 #include <moe/core/parameters.hpp>
 #include <moe/core/views.hpp>
@@ -37,13 +38,15 @@ constexpr bool is_trainable() {
 /// A layer of any composition behind one type, for architectures that are chosen at run time.
 ///
 ///     std::vector<moe::AnyLayer<float>> network;
-///     network.push_back(moe::Layer{config, moe::LinearRouter{}, moe::TopK{.k = 2}, experts});
-///     network.push_back(moe::Layer{config, moe::LinearRouter{}, moe::TopP{.p = 0.6}, experts});
+///     network.push_back(moe::Layer{moe::Config{.model_dim = 256, .seed = 1}, moe::LinearRouter{},
+///                                  moe::TopK{.k = 2}, experts});
+///     network.push_back(moe::Layer{moe::Config{.model_dim = 256, .seed = 2}, moe::LinearRouter{},
+///                                  moe::TopP{.p = 0.6}, experts});
 ///
 /// A value: a copy has parameters of its own. It has the calls of Layer, each at the price of one
 /// virtual call, and zeros_like, for_each_parameter, copy_parameters and their like take it. Frozen
-/// layers, and other types with forward(x, y, ws, context), fit too; what the layer inside cannot
-/// do throws std::logic_error.
+/// layers (freeze a layer before it goes in), and other types with forward(x, y, ws, context), fit
+/// too; what the layer inside cannot do throws std::logic_error.
 template <class S>
 class AnyLayer {
     static_assert(is_scalar<S>, "moe::AnyLayer: the scalar must be float or double");
@@ -133,9 +136,9 @@ public:
         model().route(detail::readable<S>(x), ws, context);
     }
     template <class X>
-    void reweigh(const X& x, const Routing& plan, Workspace<S>& ws,
+    void reweigh(const X& x, const Routing& routing, Workspace<S>& ws,
                  const Context& context = {}) const {
-        model().reweigh(detail::readable<S>(x), plan, ws, context);
+        model().reweigh(detail::readable<S>(x), routing, ws, context);
     }
     template <class X, class Y>
     void apply(const X& x, Y&& y, Workspace<S>& ws) const {
@@ -211,7 +214,7 @@ private:
         virtual void backward(In<S> x, In<S> dy, Out<S> dx, Base* grad, Workspace<S>& ws,
                               const Context& c) const = 0;
         virtual void route(In<S> x, Workspace<S>& ws, const Context& c) const = 0;
-        virtual void reweigh(In<S> x, const Routing& plan, Workspace<S>& ws,
+        virtual void reweigh(In<S> x, const Routing& routing, Workspace<S>& ws,
                              const Context& c) const = 0;
         virtual void apply(In<S> x, Out<S> y, Workspace<S>& ws, const Context& c) const = 0;
         virtual void apply_backward(In<S> x, In<S> dy, Out<S> dx, Base* grad, Workspace<S>& ws,
@@ -253,10 +256,10 @@ private:
             else
                 missing("route");
         }
-        void reweigh(In<S> x, const Routing& plan, Workspace<S>& ws,
+        void reweigh(In<S> x, const Routing& routing, Workspace<S>& ws,
                      const Context& c) const override {
-            if constexpr (requires { layer.reweigh(x, plan, ws, c); })
-                layer.reweigh(x, plan, ws, c);
+            if constexpr (requires { layer.reweigh(x, routing, ws, c); })
+                layer.reweigh(x, routing, ws, c);
             else
                 missing("reweigh");
         }
@@ -345,6 +348,14 @@ template <class S>
 std::span<S> flatten(AnyLayer<S>& layer, std::span<S> memory,
                      const std::shared_ptr<S>& owner = nullptr) {
     return layer.flatten(memory, owner);
+}
+
+/// Does not compile.
+template <class S>
+void freeze(const AnyLayer<S>&, const FreezeOptions& = {}) {
+    static_assert(sizeof(S) == 0,
+                  "moe: freeze a layer before it goes into an AnyLayer, or the one inside: "
+                  "moe::freeze(*any.get<L>())");
 }
 
 }  // namespace moe::inline MOE_ABI

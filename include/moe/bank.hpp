@@ -136,9 +136,7 @@ public:
                          routing.num_assignments(), " assignments");
         State* state = ws.template find<State>();
         if (state == nullptr || state->fingerprint != fingerprint(x, routing, context))
-            detail::fail<std::logic_error>(
-                "moe::Layer::backward: the workspace does not hold this batch: call forward() of "
-                "the same layer with the same x and context first, with Keep::everything");
+            detail::fail_without_batch(ws);
         dx.setZero();
         state->rows.fill(routing, context, static_cast<S>(config_.input_scale));
         const auto by_row = state->dweights.assign(routing.num_kept(), S(0));
@@ -320,7 +318,7 @@ private:
                const Context& context) const {
         if (x.cols() != shape_.model_dim)
             detail::fail("moe::Layer::", call, ": x has ", x.cols(), " columns, model_dim is ",
-                         shape_.model_dim);
+                         shape_.model_dim, "; a token is a row of x");
         if (y.rows() != x.rows() || y.cols() != shape_.output_dim)
             detail::fail("moe::Layer::", call, ": ", what, " is [", y.rows(), ", ", y.cols(),
                          "], it must be [", x.rows(), ", ", shape_.output_dim, "]");

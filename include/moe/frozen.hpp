@@ -13,9 +13,10 @@ namespace moe::inline MOE_ABI {
 
 /// A layer for inference: weights packed once for this machine's kernels. Made by freeze().
 ///
-/// The same bits as the layer it came from, if its weights are stored as fp32; else, with
-/// Compute::exact, those of a layer that holds the rounded weights. It keeps nothing for backward
-/// and has none.
+/// The same bits as the layer it came from, if its weights are stored as fp32 and no experts are
+/// InBf16 (whose bits are those of Storage::bf16 with Compute::bf16); else, with Compute::exact,
+/// those of a layer that holds the rounded weights. It keeps nothing for backward and has none.
+/// Its type has a short name: moe::Frozen<L> for a layer L.
 /// @tparam R, G, Groups  modules
 template <class S, class R, class G, class... Groups>
 class FrozenLayer {
@@ -60,10 +61,10 @@ public:
         head_.route(detail::readable<S>(x), ws, context);
     }
     template <class X>
-    void reweigh(const X& x, const Routing& plan, Workspace<S>& ws,
+    void reweigh(const X& x, const Routing& routing, Workspace<S>& ws,
                  const Context& context = {}) const {
         const KeepNothing guard(ws);
-        head_.reweigh(detail::readable<S>(x), plan, ws, context);
+        head_.reweigh(detail::readable<S>(x), routing, ws, context);
     }
     template <class X, class Y>
     void apply(const X& x, Y&& y, Workspace<S>& ws, const Context& context) const {
@@ -143,12 +144,17 @@ auto freeze(const Layer<S, R, G, Groups...>& layer, const FreezeOptions& options
         layer.bank().groups());
 }
 
+/// What freeze() makes of a layer of type L.
+template <class L>
+using Frozen = decltype(freeze(std::declval<const L&>()));
+
 /// Packs the weights of a layer that is not needed any more: originals are released as soon as they
 /// are packed, one matrix of a group after the other, so that both copies never exist as a whole.
 /// @throws std::invalid_argument as the other; the layer is unchanged then
 template <class S, class R, class G, class... Groups>
 auto freeze(Layer<S, R, G, Groups...>&& layer, const FreezeOptions& options = {}) {
     detail::check_experts(options, "the layer", layer.num_experts());
+    detail::check_freeze(layer.router(), options);
     Index first = 0;
     layer.bank().for_each_group([&](std::size_t, const auto& group) {
         detail::check_freeze(group, detail::next_options(options, first, group.num_experts()));

@@ -26,7 +26,7 @@ namespace moe::inline MOE_ABI {
 /// A router and a gate: tokens to a Routing. The first half of a layer.
 ///
 ///     logits = router(x) + offset,  -inf where a token is padding or an expert is not allowed
-///     plan   = gate(logits), without what crosses a mask: padding, experts not allowed
+///     routing = gate(logits), without what crosses a mask: padding, experts not allowed
 ///
 /// It works in a workspace node of its own, whose first two children are the router's and the
 /// gate's. A Bank needs another node.
@@ -117,18 +117,18 @@ public:
         weigh(x, routed, ws);
     }
 
-    /// Replays a plan: experts, slots and drops of `plan`, weights from this batch's logits (those
-    /// of `plan` if the gate has no weigh()).
-    /// @param plan  may be ws.routing() itself
-    /// @throws std::invalid_argument if the plan is for other extents
-    void reweigh(In<S> x, const Routing& plan, Workspace<S>& ws,
+    /// Replays a routing: its experts, slots and drops, weights from this batch's logits (those
+    /// of the given one if the gate has no weigh()).
+    /// @param routing  may be ws.routing() itself
+    /// @throws std::invalid_argument if the routing is for other extents
+    void reweigh(In<S> x, const Routing& routing, Workspace<S>& ws,
                  const Context& context = {}) const {
-        if (plan.num_tokens() != x.rows() || plan.num_experts() != num_experts())
-            detail::fail("moe::Head::reweigh: the routing is for ", plan.num_tokens(),
-                         " tokens and ", plan.num_experts(), " experts, the batch has ", x.rows(),
-                         " and the layer ", num_experts());
+        if (routing.num_tokens() != x.rows() || routing.num_experts() != num_experts())
+            detail::fail("moe::Head::reweigh: the routing is for ", routing.num_tokens(),
+                         " tokens and ", routing.num_experts(), " experts, the batch has ",
+                         x.rows(), " and the layer ", num_experts());
         Routed<S>& routed = score(x, ws, context);
-        if (&plan != &routed.routing) routed.routing = plan;
+        if (&routing != &routed.routing) routed.routing = routing;
         weigh(x, routed, ws);
     }
 
@@ -154,9 +154,7 @@ public:
                 "zeros_like(layer)");
         Routed<S>* routed = ws.template find<Routed<S>>();
         if (routed == nullptr || routed->fingerprint != fingerprint(x, context))
-            detail::fail<std::logic_error>(
-                "moe::Layer::backward: the workspace does not hold this batch: call forward() of "
-                "the same layer with the same x and context first, with Keep::everything");
+            detail::fail_without_batch(ws);
         const auto assignments = static_cast<std::size_t>(routed->routing.num_assignments());
         if (dweights.output.size() != assignments ||
             (!dweights.input.empty() && dweights.input.size() != assignments))
@@ -186,11 +184,12 @@ public:
             hooks::backward<S>(router_, tokens, dlogits, router_dx, router_grad,
                                {routed->context, of_router});
         });
-        detail::for_row_runs(
-            ws.executor(), x.rows(), static_cast<double>(x.size()), [&](Index first, Index last) {
-                for (Index t = first; t < last; ++t)
-                    kernels<S>().axpy(x.cols(), S(1), row_data(router_dx, t), row_data(dx, t));
-            });
+        detail::for_row_runs(ws.executor(), x.rows(), static_cast<double>(x.size()),
+                             [&](Index first, Index last, int) {
+                                 for (Index t = first; t < last; ++t)
+                                     kernels<S>().axpy(x.cols(), S(1), row_data(router_dx, t),
+                                                       row_data(dx, t));
+                             });
         routed->dlogits.assign(routed->dlogits.size(), S(0));
     }
 
@@ -280,7 +279,7 @@ private:
     Routed<S>& score(In<S> x, Workspace<S>& ws, const Context& context) const {
         if (x.cols() != model_dim_)
             detail::fail("moe::Layer::forward: x has ", x.cols(), " columns, model_dim is ",
-                         model_dim_);
+                         model_dim_, "; a token is a row of x");
         detail::check_context(context, x.rows(), num_experts(), num_logits_);
         Routed<S>& routed = ws.template state<Routed<S>>();
         routed.fingerprint = 0;  // until all is there
@@ -318,8 +317,8 @@ private:
         return tokens;
     }
 
-    /// Sets the weights of the plan that is there. What a gate chose without looking at the logits,
-    /// or what was chosen for another batch, may cross a mask: it is taken out.
+    /// Sets the weights of the routing that is there. What a gate chose without looking at the
+    /// logits, or what was chosen for another batch, may cross a mask: it is taken out.
     void weigh(In<S> x, Routed<S>& routed, Workspace<S>& ws) const {
         const Context& context = routed.context;
         if (!context.padding.empty() || !context.allowed.empty())

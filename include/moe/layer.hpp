@@ -17,7 +17,7 @@ inline constexpr NoGradient no_gradient{};
 
 /// A Mixture-of-Experts layer: a Head (router and gate) and a Bank (groups of experts).
 ///
-///     logits = router(x);  plan = gate(logits);  y[t] = sum of weight * expert(x[t])
+///     logits = router(x);  routing = gate(logits);  y[t] = sum of weight * expert(x[t])
 ///
 /// Build it from recipes or from your own objects:
 ///
@@ -130,11 +130,11 @@ public:
         head_.route(detail::readable<S>(x), ws, context);
     }
 
-    /// Replays `plan` with weights from this batch's logits; see Head::reweigh.
+    /// Replays `routing` with weights from this batch's logits; see Head::reweigh.
     template <class X>
-    void reweigh(const X& x, const Routing& plan, Workspace<S>& ws,
+    void reweigh(const X& x, const Routing& routing, Workspace<S>& ws,
                  const Context& context = {}) const {
-        head_.reweigh(detail::readable<S>(x), plan, ws, context);
+        head_.reweigh(detail::readable<S>(x), routing, ws, context);
     }
 
     /// y from ws.routing(), as routed or as edited; with the context it was routed with, if none is

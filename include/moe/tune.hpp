@@ -34,7 +34,9 @@ struct TuneOptions {
     Index model_dim = 1024;  ///< D of the layers that will run, >= 1
     Index ffn_dim = 1024;    ///< F of their experts, >= 1
     double seconds = 1;      ///< for all of it, about; >= 0. What finds no time is not changed
-    Executor* executor = nullptr;  ///< who will run them; null: what a Workspace has by itself
+    /// Who will run them. Null: what a Workspace has by itself, which without OpenMP is one thread,
+    /// and serial_flops is not measured then; pass &ws.executor() after ws.threads(n).
+    Executor* executor = nullptr;
 };
 
 namespace detail {
@@ -190,8 +192,14 @@ inline Index tuned_tile_rows(const TuneOptions& options, Storage storage, const 
         matrices.push_back(StoredMatrix(matrices[0]));
 
     const Compute compute = storage == Storage::bf16 ? Compute::bf16 : Compute::int8;
-    const RowEncoding vectors{&table, compute, k, {8, never, never, never, never}};
-    const RowEncoding tiles{&table, compute, k, {8, 1, 1, 1, 1}};
+    const auto from = [](Index least) {
+        return Plan{.bf16_tile_rows = least,
+                    .int8_tile_rows = least,
+                    .block_tile_rows = least,
+                    .ternary_tile_rows = least};
+    };
+    const RowEncoding vectors{&table, compute, k, from(never)};
+    const RowEncoding tiles{&table, compute, k, from(1)};
     const Buffer<float> x = tuning_numbers(k + rows.back());
     Buffer<std::byte> encoded;
     Buffer<float> scales, c;
@@ -226,6 +234,7 @@ inline void check_options(const TuneOptions& options) {
     if (options.ffn_dim < 1) fail("moe::tune: ffn_dim is ", options.ffn_dim, ", it must be >= 1");
     if (!(options.seconds >= 0 && std::isfinite(options.seconds)))
         fail("moe::tune: seconds is ", options.seconds, ", it must be >= 0 and finite");
+    if (options.executor != nullptr) check_executor("moe::tune", *options.executor);
 }
 
 }  // namespace detail

@@ -18,6 +18,8 @@
 
 #include <gtest/gtest.h>
 
+#include <moe/core/workspace.hpp>
+
 #include "core/message.hpp"
 #include "support/allocations.hpp"
 
@@ -56,6 +58,27 @@ public:
         for (std::thread& thread : threads) thread.join();
     }
 };
+
+// As std::thread::hardware_concurrency() may have it.
+class Nobody final : public Executor {
+public:
+    int concurrency() const override { return 0; }
+    void run(Index, moe::TaskRef) override {}
+};
+
+TEST(Executors, WithoutWorkersAreRefused) {
+    Nobody nobody;
+    moe::Workspace<float> ws;
+    try {
+        ws.use(nobody);
+        ADD_FAILURE() << "no worker";
+    } catch (const std::invalid_argument& error) {
+        EXPECT_STREQ(error.what(),
+                     "moe::Workspace: the executor's concurrency() is 0, it must be >= 1 "
+                     "(std::thread::hardware_concurrency() may be 0)");
+    }
+    EXPECT_NE(&ws.executor(), &nobody);
+}
 
 struct Named {
     std::string name;

@@ -100,13 +100,39 @@ TEST(FreezeOptions, AreCutForGroupsInTheirOrder) {
     EXPECT_EQ(one.experts, std::vector<Storage>{Storage::bf16});
     EXPECT_EQ(one.storage, Storage::int8);
     EXPECT_EQ(one.compute, moe::Compute::int8);
+    EXPECT_EQ(one.name_of(0), "expert 0");
     const auto shared = moe::detail::next_options(options, first, 0);
     EXPECT_TRUE(shared.experts.empty());
+    EXPECT_EQ(shared.name_of(1), "shared expert 1");
     const auto two = moe::detail::next_options(options, first, 2);
     EXPECT_EQ(two.experts, (std::vector<Storage>{Storage::int4, Storage::f16}));
+    EXPECT_EQ(two.name_of(1), "expert 2");
     options.experts.clear();
     EXPECT_TRUE(moe::detail::next_options(options, first, 5).experts.empty());
     EXPECT_EQ(first, 8);
+}
+
+TEST(FreezeOptions, AreEnumeratorsAlsoWhereNobodyReadsThem) {
+    const auto refusal = [](const moe::FreezeOptions& options) -> std::string {
+        try {
+            moe::detail::check_experts(options, "the layer", 2);
+        } catch (const std::invalid_argument& error) {
+            return error.what();
+        }
+        return "";
+    };
+    const auto unknown = static_cast<Storage>(8);
+    EXPECT_EQ(refusal({.storage = unknown}),
+              "moe::freeze: the storage is 8, which is none of moe::Storage");
+    EXPECT_EQ(refusal({.experts = {Storage::bf16, unknown}}),
+              "moe::freeze: the storage of expert 1 is 8, which is none of moe::Storage");
+    struct Nobody final : moe::Executor {
+        int concurrency() const override { return 0; }
+        void run(moe::Index, moe::TaskRef) override {}
+    } nobody;
+    EXPECT_NE(refusal({.executor = &nobody}).find("concurrency() is 0"), std::string::npos);
+    EXPECT_EQ(refusal({.compute = static_cast<moe::Compute>(-1)}),
+              "moe::freeze: compute is -1, which is none of moe::Compute");
 }
 
 TEST(FreezeOptions, AreRefusedIfTheyDoNotFit) {

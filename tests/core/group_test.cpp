@@ -20,7 +20,7 @@ TEST(Group, RunsOfRowsCoverEveryRowOnce) {
     for (const Index count : {0, 1, 2, 11, 12, 13, 100})
         for (const double flops : {0.0, worth_threads}) {
             std::vector<std::atomic<int>> seen(static_cast<std::size_t>(count));
-            moe::detail::for_row_runs(pool, count, flops, [&](Index first, Index last) {
+            moe::detail::for_row_runs(pool, count, flops, [&](Index first, Index last, int) {
                 EXPECT_LT(first, last);
                 for (Index i = first; i < last; ++i) ++seen[static_cast<std::size_t>(i)];
             });

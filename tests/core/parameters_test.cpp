@@ -286,7 +286,8 @@ TEST(ForEachParameter, TheGradientMustBeLikeTheLayer) {
     const auto nothing = [](auto, auto, auto) {};
     EXPECT_EQ(message([&] { moe::for_each_parameter(one, two, nothing); }),
               "moe::for_each_parameter: grad is not like layer: there is no parameter for p; make "
-              "it with zeros_like(layer)");
+              "it with zeros_like(layer), and if the layer only views that matrix, without its "
+              "gradient: zeros_like(layer, wanted)");
     EXPECT_EQ(message([&] { moe::for_each_parameter(one, wider, nothing); }),
               "moe::for_each_parameter: the gradient of p has 3 elements, the parameter has 2");
 }

@@ -10,9 +10,7 @@ namespace {
 using moe::Compute;
 using moe::Storage;
 
-constexpr Storage storages[] = {Storage::fp32,      Storage::bf16,       Storage::f16,
-                                Storage::int8,      Storage::int8_block, Storage::int4,
-                                Storage::int4_zero, Storage::ternary};
+constexpr auto& storages = moe::all_storages;
 
 TEST(Storage, HasTheNameOfItsEnumerator) {
     std::string names;
@@ -21,6 +19,12 @@ TEST(Storage, HasTheNameOfItsEnumerator) {
     for (const Compute compute : {Compute::exact, Compute::bf16, Compute::int8})
         names += std::string(moe::name(compute)) + " ";
     EXPECT_EQ(names, "fp32 bf16 f16 int8 int8_block int4 int4_zero ternary exact bf16 int8 ");
+}
+
+TEST(Storage, HasNoNameIfItIsNone) {
+    EXPECT_EQ(moe::name(static_cast<Storage>(8)), nullptr);
+    EXPECT_EQ(moe::name(static_cast<Storage>(-1)), nullptr);
+    EXPECT_EQ(moe::name(static_cast<Compute>(3)), nullptr);
 }
 
 TEST(Storage, SaysWhatItsWeightsAre) {

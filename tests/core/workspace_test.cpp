@@ -167,7 +167,8 @@ TEST(Workspace, TheStandardExecutorMovesAlong) {
 TEST(Workspace, SaysThatNothingWasRouted) {
     Workspace<float> ws;
     const auto text =
-        "moe::Workspace: no batch has been routed here; call forward() or route() first";
+        "moe::Workspace: no batch has been routed here; call forward() or route() of a layer with "
+        "this workspace first";
     EXPECT_EQ(message<std::logic_error>([&] { ws.routing(); }), text);
     EXPECT_EQ(message<std::logic_error>([&] { ws.edit_routing(); }), text);
     EXPECT_EQ(message<std::logic_error>([&] { ws.logits(); }), text);

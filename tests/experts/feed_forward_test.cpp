@@ -389,7 +389,8 @@ TEST(FeedForwardExperts, RefuseMatricesOfOtherExtents) {
         EXPECT_EQ(refusal([&] { group.freeze({}); }), sentence);
     };
     const auto sentence = [](const std::string& found, const std::string& wanted) {
-        return "moe::FeedForwardModule: " + found + ", these experts need " + wanted;
+        return "moe::FeedForwardModule: " + found + ", these experts need " + wanted +
+               ", one for each expert of Swiglu or Mlp";
     };
     auto group = gated;
     group.gate = Weights(2, 7, 9);

@@ -18,8 +18,6 @@ using moe::Shape;
 
 constexpr Index dim = 19, out = 7, count = 4;
 constexpr expert_group::Extents extents{.output_dim = out};
-constexpr Activation activations[] = {Activation::relu, Activation::relu_squared, Activation::gelu,
-                                      Activation::gelu_tanh, Activation::silu};
 
 /// Biases are not 0, as they are after training.
 template <class S>
@@ -39,7 +37,7 @@ using Scalars = testing::Types<float, double>;
 TYPED_TEST_SUITE(Mlp, Scalars);
 
 TYPED_TEST(Mlp, GivesTheDenseResultAndItsGradients) {
-    for (const Activation activation : activations)
+    for (const Activation activation : moe::all_activations)
         for (const bool bias : {false, true}) {
             SCOPED_TRACE(static_cast<int>(activation));
             SCOPED_TRACE(bias);
@@ -71,7 +69,7 @@ TYPED_TEST(Mlp, AllocatesNothingInTheSecondCall) {
 }
 
 TEST(MlpExperts, GradientsAreExact) {
-    for (const Activation activation : activations) {
+    for (const Activation activation : moe::all_activations) {
         SCOPED_TRACE(static_cast<int>(activation));
         expert_group::expect_exact_gradients(make<double>(activation, true),
                                              {.tokens = 4, .output_dim = out});

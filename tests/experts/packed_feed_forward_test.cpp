@@ -28,10 +28,8 @@ using moe::ScopedIsa;
 using moe::Storage;
 using moe::testing::same_bits;
 
-constexpr Storage storages[] = {Storage::fp32,      Storage::bf16,       Storage::f16,
-                                Storage::int8,      Storage::int8_block, Storage::int4,
-                                Storage::int4_zero, Storage::ternary};
-constexpr Compute computes[] = {Compute::exact, Compute::bf16, Compute::int8};
+constexpr auto& storages = moe::all_storages;
+constexpr auto& computes = moe::all_computes;
 
 using Group = moe::FeedForwardModule<float>;
 
@@ -198,9 +196,7 @@ TEST(PackedFeedForward, IsRightInDoubleWithTheDecodedWeights) {
 TEST(PackedFeedForward, HasEveryActivation) {
     const expert_group::Extents e{.tokens = 9, .model_dim = 33, .output_dim = 17};
     const expert_group::Batch<float> batch(e);
-    for (const auto activation :
-         {moe::Activation::relu, moe::Activation::relu_squared, moe::Activation::gelu,
-          moe::Activation::gelu_tanh, moe::Activation::silu})
+    for (const auto activation : moe::all_activations)
         for (const FreezeOptions& options :
              {FreezeOptions{.storage = Storage::bf16, .compute = Compute::bf16},
               FreezeOptions{.storage = Storage::int8, .compute = Compute::int8}}) {
@@ -468,20 +464,21 @@ TEST(PackedFeedForward, RefusesOptionsThatDoNotFit) {
     const auto said = [&](const FreezeOptions& options) {
         return refusal([&] { group.freeze(options); });
     };
-    EXPECT_EQ(said({.storage = Storage::f16, .compute = Compute::int8}),
-              "moe::freeze: compute int8 does not multiply weights stored as f16, as expert 0's "
-              "are to be; store them as int8, int8_block, int4, int4_zero or ternary, or use "
-              "Compute::exact (shared experts have FreezeOptions::storage)");
+    EXPECT_EQ(
+        said({.storage = Storage::f16, .compute = Compute::int8}),
+        "moe::freeze: compute int8 does not multiply weights stored as f16, as those of "
+        "expert 0 are to be; store them as int8, int8_block, int4, int4_zero or ternary, or use "
+        "Compute::exact (shared experts have FreezeOptions::storage)");
     EXPECT_EQ(said({.compute = Compute::bf16,
                     .experts = {Storage::bf16, Storage::bf16, Storage::int8, Storage::bf16}}),
-              "moe::freeze: compute bf16 does not multiply weights stored as int8, as expert 2's "
-              "are to be; store them as bf16, or use Compute::exact "
+              "moe::freeze: compute bf16 does not multiply weights stored as int8, as those of "
+              "expert 2 are to be; store them as bf16, or use Compute::exact "
               "(shared experts have FreezeOptions::storage)");
     EXPECT_EQ(said({.experts = {Storage::bf16, Storage::int8}}),
               "moe::freeze: FreezeOptions::experts has 2 entries, this group has 4 experts; give "
               "each one entry, or leave it empty and set storage");
     EXPECT_EQ(said({.storage = static_cast<Storage>(8)}),
-              "moe::freeze: the storage of expert 0 is 8, which is none of moe::Storage");
+              "moe::freeze: the storage is 8, which is none of moe::Storage");
     EXPECT_EQ(said({.compute = static_cast<Compute>(-1)}),
               "moe::freeze: compute is -1, which is none of moe::Compute");
     moe::Random random(3);
@@ -505,7 +502,7 @@ TEST(PackedFeedForward, RefusesWeightsThatCannotBeStored) {
                 : std::string("moe::freeze: down of expert 3: weight [5, 17] is inf, ") +
                       moe::name(storage) +
                       " holds finite weights only; mend it, or store the expert as fp32, which "
-                      "keeps every bit";
+                      "keeps every bit (Compute::exact only)";
         Group copy = bad;
         EXPECT_EQ(refusal([&] { std::move(copy).freeze({.storage = storage}); }), expected);
         EXPECT_EQ(copy.up.count(), storage == Storage::fp32 ? 0 : 4) << "unchanged";
@@ -514,7 +511,8 @@ TEST(PackedFeedForward, RefusesWeightsThatCannotBeStored) {
     bad.gate.owned(1).view()(0, 2) = -70000;
     EXPECT_EQ(refusal([&] { bad.freeze({.storage = Storage::f16}); }),
               "moe::freeze: gate of expert 1: weight [0, 2] is -70000, f16 holds weights up to "
-              "65504; store the expert as bf16 or fp32, see FreezeOptions::experts");
+              "65504; store the expert as bf16 or fp32 (not with Compute::int8), see "
+              "FreezeOptions::experts");
     EXPECT_EQ(
         refusal([&] {
             bad.freeze({.experts = {Storage::f16, Storage::bf16, Storage::f16, Storage::f16}});

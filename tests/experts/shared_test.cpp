@@ -122,8 +122,12 @@ TYPED_TEST(SharedExperts, HaveTheSameBitsWhenFrozen) {
     static_assert(moe::ExpertGroup<std::remove_const_t<decltype(frozen)>, S>);
     static_assert(!moe::TrainableGroup<std::remove_const_t<decltype(frozen)>, S>);
     const expert_group::Batch<S> batch(all_tokens);
-    EXPECT_TRUE(moe::testing::same_bits(expert_group::run(frozen, batch).y,
-                                        expert_group::run(group, batch).y));
+    const auto expected = expert_group::run(group, batch).y;
+    EXPECT_TRUE(moe::testing::same_bits(expert_group::run(frozen, batch).y, expected));
+    auto given_up = group;
+    const auto rest = std::move(given_up).freeze(moe::FreezeOptions{});
+    EXPECT_TRUE(moe::testing::same_bits(expert_group::run(rest, batch).y, expected));
+    EXPECT_EQ(given_up.experts().up.count(), 0) << "released";
 }
 
 TEST(Shared, HasExactGradients) {

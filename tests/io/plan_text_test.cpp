@@ -70,9 +70,10 @@ TEST(PlanText, IsRefusedIfItIsNoPlan) {
     for (const char* bad : {"", "1.5", "x", "1 2", "99999999999999999999", "+1", "0x10"})
         EXPECT_EQ(refusal(title() + "int8_tile_rows = " + bad + "\n"),
                   std::string("moe::plan_from_text: int8_tile_rows is \"") + bad +
-                      "\", it must be a whole number");
+                      "\", it must be a whole number of 64 bits; measure again with moe::tune");
     EXPECT_EQ(refusal(title() + "serial_flops = 1,5\n"),
-              "moe::plan_from_text: serial_flops is \"1,5\", it must be a number");
+              "moe::plan_from_text: serial_flops is \"1,5\", it must be a number; measure again "
+              "with moe::tune");
 }
 
 TEST(PlanText, IsRefusedOutsideItsRangeAsByAWorkspace) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Prints one line per kernel and instruction set: a hash of the bits it gives for fixed input.
+// Prints lines of kernel, type, instruction set, and a hash of the bits it gives for fixed input.
 //
 // Builds with different flags (none, -march=native, -O3) must print the same, and so must all
 // instruction sets but for their name. Double is listed where it promises bits: products and sums.
@@ -19,6 +19,8 @@
 
 #include <moe/kernels/dispatch.hpp>
 #include <moe/kernels/product.hpp>
+#include <moe/kernels/storage_dispatch.hpp>
+#include <moe/kernels/stored_product.hpp>
 
 #include "numbers.hpp"
 
@@ -27,9 +29,11 @@ namespace {
 using kernel_test::Bits;
 using kernel_test::Numbers;
 using moe::Activation;
+using moe::Compute;
 using moe::Index;
 using moe::Isa;
 using moe::KernelTable;
+using moe::Storage;
 
 /// FNV-1a over the bits; every NaN counts the same, as its sign depends on the instruction.
 class Hash {
@@ -135,6 +139,42 @@ void narrow_products(Isa isa) {
     }
 }
 
+/// Weights of each storage, in all the ways that they are multiplied.
+void stored_products(Isa isa) {
+    const Index rows = 35, cols = 71, k = 2101;  // more than one chunk of integer sums
+    Numbers random(5);
+    std::vector<float> w(static_cast<std::size_t>(k * cols)), a(static_cast<std::size_t>(rows * k));
+    std::vector<float> c(static_cast<std::size_t>(rows * cols)), scales(std::size_t{rows});
+    random.fill(k * cols, w.data());
+    random.fill(rows * k, a.data());
+    const KernelTable<float>& t = moe::kernels<float>(isa);
+    std::vector<float> scratch(static_cast<std::size_t>(moe::product_scratch(t, cols)));
+    for (const Storage storage : {Storage::bf16, Storage::f16, Storage::int8, Storage::int8_block,
+                                  Storage::int4, Storage::int4_zero, Storage::ternary}) {
+        moe::StoredMatrix b;
+        b.pack(storage, moe::storage_kernels(isa), {w.data(), 1, k}, k, cols);
+        for (const Compute compute : {Compute::exact, Compute::bf16, Compute::int8}) {
+            if (!moe::fits(storage, compute)) continue;
+            const moe::detail::RowEncoding encoding{b.table(), compute, k};
+            std::vector<std::byte> bytes(static_cast<std::size_t>(rows * encoding.stride()));
+            const moe::detail::EncodedRows encoded{bytes.data(), scales.data()};
+            for (Index i = 0; i < rows && compute != Compute::exact; ++i)
+                encoding.encode(a.data() + i * k, encoded.from(i, encoding.stride()));
+            Hash hash;
+            for (const Index some : {1, 2, 3, 5, 16, 17, 33, 35}) {
+                if (compute == Compute::exact)
+                    moe::product(t, some, cols, k, {a.data(), k, 1}, b, 0, c.data(), cols, false,
+                                 scratch.data());
+                else
+                    encoding.multiply(some, cols, encoded, b, 0, c.data(), cols, nullptr);
+                hash.add(some * cols, c.data());
+            }
+            print(("product/stored/" + std::string(moe::name(compute))).c_str(), moe::name(storage),
+                  isa, hash);
+        }
+    }
+}
+
 std::vector<float> awkward() {
     Numbers random(2);
     std::vector<float> x;
@@ -209,6 +249,7 @@ int main(int argc, char** argv) {
         products_and_sums<double>(isa, "f64");
         elementwise(isa);
         narrow_products(isa);
+        stored_products(isa);
     }
     return 0;
 }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 # cmake -D FIRST=program -D SECOND=program -P compare_bits.cmake
-# Both programs must succeed and print the same lines.
+# Both programs must succeed and print the same lines, of which those that differ in the instruction
+# set only have the same hash.
 cmake_minimum_required(VERSION 3.21)
 
 foreach(which FIRST SECOND)
@@ -18,6 +19,18 @@ if(count LESS 2 OR NOT count EQUAL second_count)
 endif()
 
 set(different "")
+foreach(line IN LISTS FIRST_lines)
+    if(NOT line MATCHES "^(.*[^ ]) +(scalar|avx2|avx512|amx|neon) +([0-9a-f]+)$")
+        message(FATAL_ERROR "not a kernel, a type, an instruction set and a hash: ${line}")
+    endif()
+    set(hash "${CMAKE_MATCH_3}")
+    string(MAKE_C_IDENTIFIER "hash_${CMAKE_MATCH_1}" kernel)
+    if(NOT DEFINED ${kernel})
+        set(${kernel} "${hash}")
+    elseif(NOT "${${kernel}}" STREQUAL hash)
+        string(APPEND different "  not as with the first instruction set: ${line}\n")
+    endif()
+endforeach()
 foreach(first second IN ZIP_LISTS FIRST_lines SECOND_lines)
     if(NOT first STREQUAL second)
         string(APPEND different "  baseline: ${first}\n  native:   ${second}\n")

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -24,9 +25,7 @@ using moe::Storage;
 using moe::StoredMatrix;
 using moe::testing::same_bits;
 
-constexpr Storage storages[] = {Storage::bf16,       Storage::f16,  Storage::int8,
-                                Storage::int8_block, Storage::int4, Storage::int4_zero,
-                                Storage::ternary};
+constexpr auto storages = std::span(moe::all_storages).subspan(1);  // all but fp32
 
 /// W [out, in] and its transpose as the right-hand side of a product.
 struct Weights {

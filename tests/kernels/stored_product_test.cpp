@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -23,9 +24,7 @@ using moe::Strided;
 using moe::testing::random_matrix;
 using moe::testing::same_bits;
 
-constexpr Storage storages[] = {Storage::bf16,       Storage::f16,  Storage::int8,
-                                Storage::int8_block, Storage::int4, Storage::int4_zero,
-                                Storage::ternary};
+constexpr auto storages = std::span(moe::all_storages).subspan(1);  // all but fp32
 
 StoredMatrix stored(Storage storage, const moe::StorageTable& table, const Matrix<float>& w) {
     StoredMatrix matrix;

@@ -24,8 +24,6 @@ using moe::Index;
 using moe::Isa;
 using moe::KernelTable;
 
-constexpr Activation activations[] = {Activation::relu, Activation::relu_squared, Activation::gelu,
-                                      Activation::gelu_tanh, Activation::silu};
 constexpr Index lengths[] = {0,  1,  2,  3,  7,  8,  9,   15,  16,  17,  31,  32,
                              33, 47, 63, 64, 65, 97, 255, 256, 257, 271, 511, 1000};
 
@@ -433,7 +431,7 @@ TYPED_TEST(Table, ElementwiseFunctionsEqualTheirReferenceOnAwkwardNumbers) {
         t.sigmoid(n, x.data(), y.data());
         for (std::size_t i = 0; i < x.size(); ++i)
             ASSERT_TRUE(same(y[i], moe::exact::sigmoid(x[i]))) << x[i];
-        for (const Activation act : activations) {
+        for (const Activation act : moe::all_activations) {
             SCOPED_TRACE(static_cast<int>(act));
             t.activate(act, n, x.data(), y.data());
             moe::exact::activate(act, n, x.data(), want.data());
@@ -462,7 +460,7 @@ TYPED_TEST(Table, ElementwiseFunctionsStayInTheirArrays) {
         Numbers random(9);
         for (const Index n : lengths)
             for (const bool at_start : {false, true})
-                for (const Activation act : activations) {
+                for (const Activation act : moe::all_activations) {
                     const S* g = this->numbers(g_memory, n, random, -4, 4, at_start);
                     const S* u = this->numbers(u_memory, n, random, -4, 4, at_start);
                     const S* d = this->numbers(d_memory, n, random, -4, 4, at_start);
@@ -494,7 +492,7 @@ TYPED_TEST(Table, ElementwiseFunctionsWorkInPlaceWhereTheySaySo) {
     this->each_isa([&](const KernelTable<S>& t) {
         Numbers random(10);
         for (const Index n : {5, 16, 300, 600})
-            for (const Activation act : activations) {
+            for (const Activation act : moe::all_activations) {
                 std::vector<S> g(static_cast<std::size_t>(n)), u(g), d(g), y(g), z(g);
                 random.fill(n, g.data());
                 random.fill(n, u.data());
@@ -531,7 +529,7 @@ TYPED_TEST(Table, ActivationsHaveTheirLimits) {
     const S most = this->inf;
     this->each_isa([&](const KernelTable<S>& t) {
         const S one = S(1);
-        for (const Activation act : activations) {
+        for (const Activation act : moe::all_activations) {
             SCOPED_TRACE(static_cast<int>(act));
             const auto value = [&](S a) {
                 S h;

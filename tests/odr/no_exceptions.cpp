@@ -9,7 +9,8 @@ namespace {
 
 /// Ends the program: with 0 if the sentence is the one that is expected.
 [[noreturn]] void stop(const char* text) {
-    const char* expected = "moe::Layer::forward: x has 7 columns, model_dim is 8";
+    const char* expected =
+        "moe::Layer::forward: x has 7 columns, model_dim is 8; a token is a row of x";
     std::printf("MOE_ON_ERROR: %s\n", text);
     std::exit(std::strcmp(text, expected) == 0 ? 0 : 1);
 }

@@ -43,6 +43,8 @@ int main() {
     layer.forward(x, y, ws);
     layer.backward(x, dy, dx, moe::no_gradient, ws);            // dx alone
 
+    ws.keep(moe::Keep::recompute);                              // training in less memory: backward makes
+    layer.forward(x, y, ws);                                    // the hidden layer again
     ws.keep(moe::Keep::nothing);                                // inference: backward would throw now
     layer.forward(x, y, ws);
     // clang-format on

@@ -62,8 +62,7 @@ protected:
 
 const char* const another_batch =
     "moe::Layer::backward: the workspace does not hold this batch: call forward() of the same "
-    "layer "
-    "with the same x and context first, with Keep::everything";
+    "layer with the same x and context first";
 
 TEST_F(Misuse, AGradientOfAnotherLayerIsRefused) {
     Layer narrow = moe::zeros_like(make(4, 7)), few = moe::zeros_like(make(2)),

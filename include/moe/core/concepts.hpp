@@ -41,6 +41,9 @@ concept Recipe = requires(const X recipe, const Shape& shape, Random& random) {
 //                                       false: grad has all of them, a scratch object where one is
 //                                       not wanted
 //     check(shape) const                throws if the part does not fit the layer
+//     check_gradient(grad) const        throws if grad is of another layer; matrices are compared
+//     by
+//                                       name and extent
 //     own_gradients()                   in a copy that is to become a gradient: views of memory are
 //                                       replaced by memory of its own; nothing
 //
@@ -51,6 +54,8 @@ concept Recipe = requires(const X recipe, const Shape& shape, Random& random) {
 //     workspace_bytes(tokens, rows, keep, workers) const
 //                                       what such a call takes, for memory_budget(); 0
 //     freeze(options) const             routers and groups: the part for inference only; a copy
+//     check_freeze(options) const       routers and groups: throws what freeze would; all parts of
+//                                       a layer that is given up are asked first
 //     bytes() const                     routers and groups: of packed weights that are not visited
 //                                       as parameters; 0
 

@@ -23,7 +23,8 @@ struct ExpertFacts {
     double flops_per_row = 0;  ///< floating-point operations of one row, forward
 };
 
-/// Choices that may change from call to call. Unset: what the gate was built with.
+/// Choices that may change from call to call. Unset: what the gate was built with. A gate ignores
+/// what is another kind's.
 struct Dial {
     std::optional<Index> k{};                  ///< experts per token, for gates with a fixed number
     std::optional<double> p{};                 ///< probability mass, for top-p gates

@@ -36,6 +36,17 @@ public:
     virtual double serial_flops() const { return Plan{}.serial_flops; }
 };
 
+namespace detail {
+
+/// @throws std::invalid_argument if the executor says that it has no worker
+inline void check_executor(const char* who, const Executor& executor) {
+    if (const int count = executor.concurrency(); count < 1)
+        fail(who, ": the executor's concurrency() is ", count,
+             ", it must be >= 1 (std::thread::hardware_concurrency() may be 0)");
+}
+
+}  // namespace detail
+
 /// One task after the other on the calling thread.
 class SerialExecutor final : public Executor {
 public:

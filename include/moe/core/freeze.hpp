@@ -2,6 +2,7 @@
 #ifndef MOE_CORE_FREEZE_HPP
 #define MOE_CORE_FREEZE_HPP
 
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -15,8 +16,8 @@ namespace moe::inline MOE_ABI {
 
 /// What moe::freeze() makes of a layer. A router or group that has something to prepare for
 /// inference offers `freeze(const FreezeOptions&) const`; all else is copied as it is. One that may
-/// refuse also offers `check_freeze(const FreezeOptions&) const`, which is asked of every group
-/// before the first one of a layer that is given up is frozen.
+/// refuse also offers `check_freeze(const FreezeOptions&) const`: where a layer is given up, all
+/// its parts are asked before the first one is frozen.
 ///
 /// Storage is that of the matrices of feed-forward experts. Routers and biases stay in the scalar
 /// of the layer.
@@ -26,12 +27,19 @@ struct FreezeOptions {
     /// One per routed expert of the layer, in its order; experts without weights ignore theirs.
     /// Empty: all as `storage`, which shared experts have in any case. A group is handed its part.
     std::vector<Storage> experts{};
-    /// Packs in parallel if given.
+    /// Checks and packs in parallel if given.
     Executor* executor = nullptr;
+    /// Set by the layer, for messages: which of its experts is the group's first; -1: shared ones.
+    Index first_expert = 0;
 
     /// That of expert e.
     Storage of(Index e) const {
         return experts.empty() ? storage : experts[static_cast<std::size_t>(e)];
+    }
+    /// "expert 5": expert e of the group as the layer counts.
+    std::string name_of(Index e) const {
+        return first_expert < 0 ? "shared expert " + detail::text(e)
+                                : "expert " + detail::text(first_expert + e);
     }
 };
 
@@ -56,6 +64,7 @@ void check_freeze(const Part& part, const FreezeOptions& options) {
 /// What is wanted of the next `count` experts, from `first` on, which is moved behind them.
 inline FreezeOptions next_options(const FreezeOptions& options, Index& first, Index count) {
     FreezeOptions part = options;
+    part.first_expert = count > 0 ? first : -1;
     if (!options.experts.empty()) {
         const auto begin = options.experts.begin() + first;
         part.experts.assign(begin, begin + count);
@@ -64,12 +73,24 @@ inline FreezeOptions next_options(const FreezeOptions& options, Index& first, In
     return part;
 }
 
-/// @throws std::invalid_argument unless there is one storage for each of `count` experts, or none
+/// @throws std::invalid_argument unless there is one storage for each of `count` experts, or none,
+///         all are enumerators, and the executor has workers
 inline void check_experts(const FreezeOptions& options, const char* whose, Index count) {
     const auto found = static_cast<Index>(options.experts.size());
     if (found != 0 && found != count)
         fail("moe::freeze: FreezeOptions::experts has ", found, " entries, ", whose, " has ", count,
              " experts; give each one entry, or leave it empty and set storage");
+    if (name(options.compute) == nullptr)
+        fail("moe::freeze: compute is ", static_cast<int>(options.compute),
+             ", which is none of moe::Compute");
+    const auto check = [](const std::string& whose_storage, Storage storage) {
+        if (name(storage) == nullptr)
+            fail("moe::freeze: the storage", whose_storage, " is ", static_cast<int>(storage),
+                 ", which is none of moe::Storage");
+    };
+    if (options.executor != nullptr) check_executor("moe::freeze", *options.executor);
+    check("", options.storage);
+    for (Index e = 0; e < found; ++e) check(" of " + options.name_of(e), options.of(e));
 }
 
 /// For experts with weights of scalar S.
@@ -77,14 +98,8 @@ inline void check_experts(const FreezeOptions& options, const char* whose, Index
 template <class S>
 void check_options(const FreezeOptions& options, Index count) {
     check_experts(options, "this group", count);
-    if (options.compute < Compute::exact || options.compute > Compute::int8)
-        fail("moe::freeze: compute is ", static_cast<int>(options.compute),
-             ", which is none of moe::Compute");
     for (Index e = 0; e < count; ++e) {
         const Storage storage = options.of(e);
-        if (storage < Storage::fp32 || storage > Storage::ternary)
-            fail("moe::freeze: the storage of expert ", e, " is ", static_cast<int>(storage),
-                 ", which is none of moe::Storage");
         if (sizeof(S) != sizeof(float) &&
             (storage != Storage::fp32 || options.compute != Compute::exact))
             fail("moe::freeze: storage ", name(storage), " and compute ", name(options.compute),
@@ -94,7 +109,7 @@ void check_options(const FreezeOptions& options, Index count) {
             fail("moe::freeze: compute ", name(options.compute),
                  " does not multiply weights "
                  "stored as ",
-                 name(storage), ", as expert ", e, "'s are to be; store them as ",
+                 name(storage), ", as those of ", options.name_of(e), " are to be; store them as ",
                  options.compute == Compute::bf16 ? "bf16"
                                                   : "int8, int8_block, int4, int4_zero or ternary",
                  ", or use Compute::exact (shared experts have FreezeOptions::storage)");

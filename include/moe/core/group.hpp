@@ -22,13 +22,14 @@ inline void check_count(const char* recipe, Index count) {
     if (count < 1) fail(recipe, ": count is ", count, ", it must be >= 1");
 }
 
-/// f(first, last) for runs of rows that together are [0, count), one task each.
+/// f(first, last, worker) for runs of rows that together are [0, count), one task each.
 template <class F>
 void for_row_runs(Executor& executor, Index count, double flops, F&& f) {
     const Index most = flops < executor.serial_flops() ? 1 : 4 * Index{executor.concurrency()};
     const Index tasks = std::min(count, most);
-    parallel_for(executor, tasks, flops,
-                 [&](Index task, int) { f(count * task / tasks, count * (task + 1) / tasks); });
+    parallel_for(executor, tasks, flops, [&](Index task, int worker) {
+        f(count * task / tasks, count * (task + 1) / tasks, worker);
+    });
 }
 
 /// f(e, r) for every row r of every local expert e, where f adds to row target[r] of a matrix with
@@ -40,7 +41,7 @@ void for_row_runs(Executor& executor, Index count, double flops, F&& f) {
 template <class S, class F>
 void scatter_rows(Executor& executor, const Rows<S>& rows, std::span<const std::int32_t> target,
                   Index targets, double flops, F&& f) {
-    for_row_runs(executor, targets, flops, [&](Index first, Index last) {
+    for_row_runs(executor, targets, flops, [&](Index first, Index last, int) {
         for (Index e = 0; e < rows.num_experts(); ++e)
             for (Index r = rows.begin(e); r < rows.end(e); ++r) {
                 const Index to = target[static_cast<std::size_t>(r)];

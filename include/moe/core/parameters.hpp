@@ -171,7 +171,9 @@ void for_each_parameter(Layer& layer, Layer& grad, F&& f) {
     });
     if (matched != pairs.size())
         detail::fail("moe::for_each_parameter: grad is not like layer: there is no parameter for ",
-                     pairs[matched].name, "; make it with zeros_like(layer)");
+                     pairs[matched].name,
+                     "; make it with zeros_like(layer), and if the layer only views that matrix, "
+                     "without its gradient: zeros_like(layer, wanted)");
     for (const Pair& pair : pairs) f(std::string_view(pair.name), pair.values, pair.gradient);
 }
 

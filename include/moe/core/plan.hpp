@@ -2,6 +2,8 @@
 #ifndef MOE_CORE_PLAN_HPP
 #define MOE_CORE_PLAN_HPP
 
+#include <limits>
+
 #include <moe/core/error.hpp>
 #include <moe/core/storage.hpp>
 #include <moe/core/types.hpp>
@@ -34,12 +36,24 @@ struct Plan {
     double serial_flops = 1e6;
 
     /// From how many rows on tiles multiply weights of a storage.
-    /// @param storage  bf16 or one of integers
+    /// @param storage  bf16 or one of integers; others are never multiplied by tiles
     constexpr Index tile_rows(Storage storage) const {
-        if (has_block_scales(storage)) return block_tile_rows;
-        return storage == Storage::int8   ? int8_tile_rows
-               : storage == Storage::bf16 ? bf16_tile_rows
-                                          : ternary_tile_rows;
+        switch (storage) {
+            case Storage::fp32:
+            case Storage::f16:
+                break;
+            case Storage::bf16:
+                return bf16_tile_rows;
+            case Storage::int8:
+                return int8_tile_rows;
+            case Storage::int8_block:
+            case Storage::int4:
+            case Storage::int4_zero:
+                return block_tile_rows;
+            case Storage::ternary:
+                return ternary_tile_rows;
+        }
+        return std::numeric_limits<Index>::max();
     }
 
     friend bool operator==(const Plan&, const Plan&) = default;

@@ -15,7 +15,7 @@ struct Config {
     Index model_dim = 0;     ///< D, columns of x; required
     Index output_dim = 0;    ///< columns of y; 0: D
     double input_scale = 1;  ///< experts see input_scale * x, the router sees x (MoE++: 2)
-    std::uint64_t seed = 0;  ///< keys the initial parameters
+    std::uint64_t seed = 0;  ///< keys the initial parameters: layers of one network need one each
 };
 
 /// Extents a recipe is built for, and that check(shape) of a part compares itself with.

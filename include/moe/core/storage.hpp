@@ -23,6 +23,15 @@ namespace moe::inline MOE_ABI {
 /// weights, as root mean square, is 0.17 % for bf16, 0.02 % for f16, 0.8 % and 0.53 % for int8
 /// (2048 inputs) and int8_block, 8.6 % and 8.1 % for int4 and int4_zero, 51 % for ternary, which is
 /// for models that were trained with it.
+///
+/// A new one of integers goes to the end, another one before int8, and into: what is below;
+/// Plan::tile_rows(); kernels/storage_table.hpp (layout, code_bits, code_zero) and
+/// round_weights.hpp; the plain loops of storage_reference.hpp and storage_portable.hpp;
+/// storage_decode.inl and, of integers, storage_int8.inl, whose tiles each file in x86/ gives a
+/// height, and x86/storage_amx*; tests/kernels/stored_panels.hpp and the tests of these;
+/// bench/layer/shapes.hpp if it is to have rows there. Where a switch lacks it compilers warn;
+/// comparisons are in this file and in storage_portable.hpp, storage_amx.hpp and
+/// storage_reference.hpp.
 enum class Storage { fp32, bf16, f16, int8, int8_block, int4, int4_zero, ternary };
 
 /// How weights are multiplied: frozen ones as FreezeOptions say, those of experts in training
@@ -38,15 +47,45 @@ enum class Storage { fp32, bf16, f16, int8, int8_block, int4, int4_zero, ternary
 ///            exact integers. Storage int8, int8_block, int4, int4_zero or ternary.
 enum class Compute { exact, bf16, int8 };
 
+/// All of them.
+inline constexpr Storage all_storages[] = {Storage::fp32,      Storage::bf16,       Storage::f16,
+                                           Storage::int8,      Storage::int8_block, Storage::int4,
+                                           Storage::int4_zero, Storage::ternary};
+inline constexpr Compute all_computes[] = {Compute::exact, Compute::bf16, Compute::int8};
+
+/// nullptr if it is none of the enumerators.
 constexpr const char* name(Storage storage) {
-    constexpr const char* names[] = {"fp32",       "bf16", "f16",       "int8",
-                                     "int8_block", "int4", "int4_zero", "ternary"};
-    return names[static_cast<int>(storage)];
+    switch (storage) {
+        case Storage::fp32:
+            return "fp32";
+        case Storage::bf16:
+            return "bf16";
+        case Storage::f16:
+            return "f16";
+        case Storage::int8:
+            return "int8";
+        case Storage::int8_block:
+            return "int8_block";
+        case Storage::int4:
+            return "int4";
+        case Storage::int4_zero:
+            return "int4_zero";
+        case Storage::ternary:
+            return "ternary";
+    }
+    return nullptr;
 }
 
 constexpr const char* name(Compute compute) {
-    constexpr const char* names[] = {"exact", "bf16", "int8"};
-    return names[static_cast<int>(compute)];
+    switch (compute) {
+        case Compute::exact:
+            return "exact";
+        case Compute::bf16:
+            return "bf16";
+        case Compute::int8:
+            return "int8";
+    }
+    return nullptr;
 }
 
 /// Whether weights are integers times a scale.

@@ -18,6 +18,7 @@
 #include <moe/core/random.hpp>
 #include <moe/core/types.hpp>
 #include <moe/kernels/dispatch.hpp>
+#include <moe/kernels/pack.hpp>
 
 namespace moe::inline MOE_ABI {
 
@@ -34,7 +35,7 @@ struct WeightView {
     const void* data = nullptr;
     Dtype dtype = Dtype::unknown;
     Index rows = 0, cols = 0;
-    Index row_stride = 0, col_stride = 1;  ///< elements
+    Index row_stride = 0, col_stride = 1;  ///< elements; row_stride 0: cols
     const float* scales = nullptr;         ///< [rows], finite, for i8; null for other dtypes
 };
 
@@ -55,6 +56,7 @@ public:
         cols_ = views_.front().cols;
         for (std::size_t e = 0; e < views_.size(); ++e) {
             check(e);
+            if (views_[e].row_stride == 0) views_[e].row_stride = cols_;
             contiguous_ = contiguous_ && (views_[e].col_stride == 1 || cols_ <= 1);
             if constexpr (std::is_same_v<S, float>)
                 if (views_[e].dtype != Dtype::f32)
@@ -94,6 +96,7 @@ public:
     bool has_contiguous_rows() const { return contiguous_; }
 
     /// Expert e's matrix, owned or bound.
+    /// @throws std::invalid_argument, as all that is asked of one expert, if there is no such one
     WeightView operator[](Index e) const {
         const auto i = number(e);
         if (is_bound()) return views_[i];
@@ -123,13 +126,14 @@ public:
                 .kernels = &table.of(w.dtype)};
     }
 
-    /// Expert e's own matrix; bound weights have none.
+    /// Expert e's own matrix; views have none.
+    /// @throws std::invalid_argument if the weights are views
     Parameter<S>& owned(Index e) {
-        MOE_ASSERT(!is_bound(), "bound weights have no matrices of their own");
+        check_owned();
         return owned_[number(e)];
     }
     const Parameter<S>& owned(Index e) const {
-        MOE_ASSERT(!is_bound(), "bound weights have no matrices of their own");
+        check_owned();
         return owned_[number(e)];
     }
 
@@ -166,8 +170,15 @@ public:
 
 private:
     std::size_t number(Index e) const {
-        MOE_ASSERT(0 <= e && e < count(), "the number of one of the experts");
+        if (e < 0 || e >= count())
+            detail::fail("moe::Weights: there is no matrix of expert ", e, ", there are ", count());
         return static_cast<std::size_t>(e);
+    }
+    void check_owned() const {
+        if (is_bound())
+            detail::fail(
+                "moe::Weights::owned: these weights are views, which are only read, by weights[e]; "
+                "assign Weights(count, rows, cols) to have matrices to write to");
     }
 
     /// Of expert e's view.
@@ -181,8 +192,9 @@ private:
             if (view.dtype != Dtype::f32 && view.dtype != Dtype::bf16 && view.dtype != Dtype::f16 &&
                 !scaled)
                 detail::fail("moe::Weights: expert ", e, "'s matrix holds ", dtype_name(view.dtype),
-                             ", only F32, BF16, F16 and I8 can be read where they lie; convert it "
-                             "and view the copy");
+                             ", only F32, BF16, F16 and I8 can be read where they lie; ",
+                             view.dtype == Dtype::unknown ? "set WeightView::dtype"
+                                                          : "convert it and view the copy");
         } else if (view.dtype != dtype_of<S>) {
             detail::fail("moe::Weights: expert ", e, "'s matrix holds ", dtype_name(view.dtype),
                          ", only ", dtype_name(dtype_of<S>),
@@ -223,6 +235,25 @@ private:
     std::vector<WeightView> views_;
 };
 
+namespace detail {
+
+/// A matrix of weights that are stored in the scalar of the layer.
+template <class S>
+Strided<S> strided(const WeightView& w) {
+    MOE_ASSERT(w.dtype == dtype_of<S>, "weights are stored in the scalar of the layer");
+    return {static_cast<const S*>(w.data), w.row_stride, w.col_stride};
+}
+
+/// f(W) for expert e's matrix W as it lies in memory: a Strided<S> or, where its elements are
+/// narrower, a NarrowStrided for the kernels of `isa`.
+template <class S, class F>
+auto with_matrix(const Weights<S>& weights, Index e, Isa isa, F&& f) {
+    if constexpr (std::is_same_v<S, float>)
+        if (weights.is_narrow(e)) return f(weights.narrow(e, isa));
+    return f(strided<S>(weights[e]));
+}
+
+}  // namespace detail
 }  // namespace moe::inline MOE_ABI
 
 #endif  // MOE_CORE_WEIGHTS_HPP

@@ -121,7 +121,9 @@ public:
     ~Workspace() override = default;
 
     /// Runs the parallel parts from now on; must outlive the workspace.
+    /// @throws std::invalid_argument if its concurrency() is below 1
     Workspace& use(Executor& executor) {
+        detail::check_executor("moe::Workspace", executor);
         settings_->executor = &executor;
         if (settings_->planned != nullptr) plan(settings_->plan);
         return *this;
@@ -173,10 +175,10 @@ public:
     /// keeps the random numbers of a layer's parts apart.
     std::uint64_t path() const { return path_; }
 
-    /// The plan of the last batch routed on this node.
+    /// The routing of the last batch routed on this node.
     /// @throws std::logic_error if nothing was
     const Routing& routing() const { return routed().routing; }
-    /// The same plan, to be edited before apply(); call group() on it if assignments change.
+    /// The same, to be edited before apply(); call group() on it if assignments change.
     Routing& edit_routing() { return routed().routing; }
     /// [T, L] logits of the last batch: offset and masks (-inf) applied, no noise.
     View<S> logits() const { return matrix(routed().logits); }
@@ -215,7 +217,8 @@ private:
         Routed<S>* routed = find<Routed<S>>();
         if (routed == nullptr)
             detail::fail<std::logic_error>(
-                "moe::Workspace: no batch has been routed here; call forward() or route() first");
+                "moe::Workspace: no batch has been routed here; call forward() or route() of a "
+                "layer with this workspace first");
         return *routed;
     }
     View<S> matrix(Buffer<S>& buffer) const {
@@ -227,6 +230,22 @@ private:
     std::vector<std::unique_ptr<Workspace>> children_;
     std::uint64_t path_ = 0;
 };
+
+namespace detail {
+
+/// What backward throws where forward has not left what it needs.
+template <class S>
+[[noreturn]] void fail_without_batch(const Workspace<S>& ws) {
+    if (!ws.keeps())
+        fail<std::logic_error>(
+            "moe::Layer::backward: the workspace keeps nothing for backward: call "
+            "ws.keep(moe::Keep::everything), or Keep::recompute, and forward() again before it");
+    fail<std::logic_error>(
+        "moe::Layer::backward: the workspace does not hold this batch: call forward() of the same "
+        "layer with the same x and context first");
+}
+
+}  // namespace detail
 
 /// What a hook gets besides its matrices: the context of the call and the part's own node.
 template <class S>

@@ -69,6 +69,10 @@ struct ConstantModule {
     void backward(In<S> x, const Rows<S>& rows, In<S> dy, Out<S> dx,
                   const RowGradients<S>& dweights, ConstantModule& grad,
                   const Call<S>& call) const {
+        if (!grad.mix.empty() && grad.mix.size() != mix.size())
+            detail::fail("moe::Layer::backward: grad is of another layer: it has ", grad.mix.size(),
+                         " constant experts, the layer has ", mix.size(),
+                         "; make it with zeros_like(layer)");
         const KernelTable<S>& kernel = kernels<S>();
         const Index dim = x.cols();
         State& state = call.ws.template state<State>();
@@ -97,10 +101,6 @@ struct ConstantModule {
                 kernel.axpy(dim, input_weight * dlogit, mix[at(e)].row(0), dx_row);
                 kernel.axpy(dim, -(input_weight * dlogit), mix[at(e)].row(1), dx_row);
             });
-        if (!grad.mix.empty() && grad.mix.size() != mix.size())
-            detail::fail("moe::Layer::backward: grad is of another layer: it has ", grad.mix.size(),
-                         " constant experts, the layer has ", mix.size(),
-                         "; make it with zeros_like(layer)");
         for (Index e = 0; e < rows.num_experts() && !grad.mix.empty(); ++e)
             add_gradient(rows, e, x, dy, blends, dlogits, grad, call.ws.executor());
     }
@@ -109,6 +109,10 @@ struct ConstantModule {
         State& state = ws.template state<State>();
         state.blends.resize(num_rows);
         state.dlogits.resize(num_rows);
+    }
+
+    Index workspace_bytes(Index, Index rows, Keep, int) const {
+        return rows * static_cast<Index>(sizeof(Blend) + sizeof(S));
     }
 
     /// <e>.mix, <e>.value

@@ -2,12 +2,12 @@
 #ifndef MOE_EXPERTS_FEED_FORWARD_HPP
 #define MOE_EXPERTS_FEED_FORWARD_HPP
 
+#include <algorithm>
 #include <cmath>
-#include <string>
-#include <type_traits>
+#include <iterator>
 #include <utility>
-#include <vector>
 
+#include <moe/core/activation.hpp>
 #include <moe/core/concepts.hpp>
 #include <moe/core/freeze.hpp>
 #include <moe/core/parameters.hpp>
@@ -67,7 +67,8 @@ public:
             detail::fail(
                 "moe::FeedForwardModule: gated experts have no gate bias yet and so no "
                 "biases; leave biased false, or gated");
-        if (shape.activation < Activation::relu || shape.activation > Activation::silu)
+        if (std::find(std::begin(all_activations), std::end(all_activations), shape.activation) ==
+            std::end(all_activations))
             detail::fail("moe::FeedForwardModule: activation is ",
                          static_cast<int>(shape.activation), ", which is none of moe::Activation");
         if (shape.gated) gate = Weights<S>(count, shape.ffn_dim, shape.model_dim);
@@ -205,9 +206,12 @@ private:
             return;
         detail::fail("moe::FeedForwardModule: ", name, " holds ", found.count(), " matrices [",
                      found.rows(), ", ", found.cols(), "], these experts need ", count, " of [",
-                     rows, ", ", cols, "]");
+                     rows, ", ", cols, "], one for each expert of Swiglu or Mlp");
     }
     void check_bias(const char* name, const Weights<S>& found, Index cols) const {
+        if (shape_.gated && found.count() > 0)
+            detail::fail("moe::FeedForwardModule: gated experts have no ", name,
+                         "; assign {} to it, or use moe::Mlp");
         check_matrix(name, found, found.count() == 0 ? 0 : count_, 1, cols);
         if (!found.has_contiguous_rows())
             detail::fail("moe::FeedForwardModule: a view in ", name,

@@ -7,9 +7,9 @@
 
 #include <moe/core/concepts.hpp>
 #include <moe/core/executor.hpp>
+#include <moe/core/group.hpp>
 #include <moe/experts/feed_forward_bf16_state.hpp>
 #include <moe/experts/feed_forward_forward.hpp>
-#include <moe/experts/feed_forward_stored.hpp>
 
 namespace moe::inline MOE_ABI::detail {
 
@@ -18,8 +18,9 @@ template <class S>
 void bf16_inputs(const FeedForwardShape& shape, In<S> x, const Rows<S>& rows,
                  FeedForwardBf16State<S>& state, Executor& executor) {
     const KernelTable<S>& table = kernels<S>();
-    for_encoded_runs(
-        executor, rows.num_rows(), shape.model_dim, [&](Index first, Index last, int worker) {
+    for_row_runs(
+        executor, rows.num_rows(), encoding_flops(rows.num_rows(), shape.model_dim),
+        [&](Index first, Index last, int worker) {
             float* const scaled = state.scratch[static_cast<std::size_t>(worker)].floats.data();
             for (Index i = rows.offsets.front() + first; i < rows.offsets.front() + last; ++i) {
                 const auto row = static_cast<std::size_t>(i);
@@ -74,11 +75,8 @@ void bf16_hidden(const FeedForwardShape& shape, const FeedForwardOperands<S>& op
             for (Index i = 0; i < count; ++i) {
                 S* const u = up_block + i * width;
                 S* const g = gate_block + i * width;
-                if (bias != nullptr) table.axpy(columns, S(1), bias + begin, u);
-                if (shape.gated)
-                    table.gate(shape.activation, columns, g, u, hidden);
-                else
-                    table.activate(shape.activation, columns, u, hidden);
+                activate_row(table, shape, columns, bias == nullptr ? bias : bias + begin, g, u,
+                             hidden);
                 bf16.encode(columns, hidden,
                             state.inner_row(rows, first + i) + begin * bf16.row_bytes);
                 if (!keep) continue;
@@ -117,14 +115,7 @@ void bf16_down(const FeedForwardShape& shape, const FeedForwardOperands<S>& oper
                 bf16.product(count, columns, records, state.inner_row(rows, first),
                              state.inner_stride, scratch.panels.data(), block, width, nullptr,
                              state.tile_rows);
-                for (Index i = 0; i < count; ++i) {
-                    if (const Index next = i + feed_forward_ahead; next < count)
-                        prefetch_row<S>(y, rows.to, first + next, at, columns);
-                    const auto row = static_cast<std::size_t>(first + i);
-                    if (bias != nullptr) table.axpy(columns, S(1), bias + at, block + i * width);
-                    table.axpy(columns, rows.weights[row], block + i * width,
-                               row_data(y, rows.to[row]) + at);
-                }
+                combine_rows(table, rows, first, count, at, columns, bias, block, width, y);
             }
         }
     }

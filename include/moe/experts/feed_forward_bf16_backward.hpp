@@ -48,7 +48,7 @@ void bf16_dhidden(const FeedForwardShape& shape, const FeedForwardOperands<S>& o
 template <class S>
 void bf16_inner_gradients(const FeedForwardShape& shape, const Rows<S>& rows,
                           FeedForwardBf16State<S>& state, Index begin, Index end) {
-    const Index bytes = bf16_padded(shape.ffn_dim) * state.table->row_bytes;
+    const Index bytes = padded_length(shape.ffn_dim) * state.table->row_bytes;
     for (Index i = begin; i < end; ++i) {
         std::byte* to = state.inner_row(rows, i);
         const Index at = state.plain.at(rows, i);
@@ -280,12 +280,13 @@ void bf16_backward_part(const FeedForwardShape& shape, const FeedForwardOperands
     const double flops = shape.flops_per_row() * static_cast<double>(n);
     const Index begin = rows.offsets.front(), end = rows.offsets.back();
 
-    for_encoded_runs(executor, n, shape.output_dim, [&](Index first, Index last, int) {
-        for (Index i = begin + first; i < begin + last; ++i)
-            state.table->encode(shape.output_dim,
-                                row_data(dy, rows.to[static_cast<std::size_t>(i)]),
-                                state.outer_row(rows, i));
-    });
+    for_row_runs(executor, n, encoding_flops(n, shape.output_dim),
+                 [&](Index first, Index last, int) {
+                     for (Index i = begin + first; i < begin + last; ++i)
+                         state.table->encode(shape.output_dim,
+                                             row_data(dy, rows.to[static_cast<std::size_t>(i)]),
+                                             state.outer_row(rows, i));
+                 });
 
     items.clear();
     split_experts(rows, inner, padded_rows, workers, items, n);

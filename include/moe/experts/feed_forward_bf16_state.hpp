@@ -27,8 +27,6 @@ inline constexpr Index bf16_columns = 256;
 /// not depend on where.
 inline constexpr Index bf16_sum_rows = 1024;
 
-/// k padded as the operands of products in bf16 are.
-inline Index bf16_padded(Index k) { return PanelLayout::records(k) * record_rows; }
 /// Records of the sums over some rows of an expert: half as many for few rows as padding to 64
 /// took.
 inline Index bf16_sum_records(Index rows) { return (rows + record_rows - 1) / record_rows; }
@@ -40,7 +38,7 @@ inline Index bf16_panel_bytes(const Bf16Table& table, Index records, Index cols)
 
 /// Bytes from row to row of A.
 inline Index bf16_stride(const Bf16Table& table, Index k) {
-    return encoded_stride(bf16_padded(k) * table.row_bytes);
+    return encoded_stride(padded_length(k) * table.row_bytes);
 }
 
 /// Some records of one panel of B, as Bf16Table::pack() writes them.
@@ -111,7 +109,7 @@ struct FeedForwardBf16State {
               bool backward, int workers)
             : part(part_rows(shape, rows, workers)) {
             const Index in = shape.model_dim, mid = shape.ffn_dim, out = shape.output_dim;
-            const Index gates = shape.gated ? 2 : 1, both = bf16_padded(mid) * gates;
+            const Index gates = shape.gated ? 2 : 1, both = padded_length(mid) * gates;
             const auto panels = [&](Index k, Index cols, Index most) {
                 return bf16_panel_bytes(bf16, PanelLayout::records(k), std::min(cols, most));
             };

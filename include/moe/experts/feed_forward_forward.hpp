@@ -3,24 +3,16 @@
 #define MOE_EXPERTS_FEED_FORWARD_FORWARD_HPP
 
 #include <algorithm>
-#include <cstdint>
-#include <span>
-#include <vector>
 
 #include <moe/config.hpp>
 #include <moe/core/concepts.hpp>
 #include <moe/core/weights.hpp>
+#include <moe/experts/feed_forward_rows.hpp>
 #include <moe/experts/feed_forward_state.hpp>
 #include <moe/experts/frozen_weights.hpp>
 #include <moe/kernels/dispatch.hpp>
 
 namespace moe::inline MOE_ABI::detail {
-
-/// The row vector of expert e, null if there is none.
-template <class S>
-const S* bias_row(const Weights<S>& biases, Index e) {
-    return biases.count() > 0 ? strided<S>(biases[e]).data : nullptr;
-}
 
 /// One weight matrix per expert, as trained or frozen.
 template <class S>
@@ -54,30 +46,6 @@ struct FeedForwardOperands {
     const Weights<S>* up_bias = nullptr;
     const Weights<S>* down_bias = nullptr;
 };
-
-/// Copies columns [begin, end) of rows `index[first .. first + count)` of `source`, scaled.
-template <class S>
-void gather(const KernelTable<S>& table, In<S> source, std::span<const std::int32_t> index,
-            std::span<const S> factors, Index first, Index count, Index begin, Index end, S* to,
-            Index to_stride) {
-    for (Index i = 0; i < count; ++i) {
-        const auto row = static_cast<std::size_t>(first + i);
-        const S* from = source.data() + index[row] * source.outerStride() + begin;
-        if (factors.empty())
-            std::copy_n(from, end - begin, to + i * to_stride);
-        else
-            table.scale(end - begin, factors[row], from, to + i * to_stride);
-    }
-}
-
-/// Asks for some columns of row `index[row]` of y, which will be added to.
-template <class S>
-void prefetch_row(const Out<S>& y, std::span<const std::int32_t> index, Index row, Index begin,
-                  Index columns) {
-    constexpr Index line = 64 / static_cast<Index>(sizeof(S));
-    const S* const from = y.data() + index[static_cast<std::size_t>(row)] * y.outerStride() + begin;
-    for (Index j = 0; j < columns; j += line) __builtin_prefetch(from + j, 1);
-}
 
 /// hidden = act(gate x) * (up x), or act(up x + bias), for the columns of one item.
 /// @param keep  whether gate and up are written down too
@@ -118,11 +86,8 @@ void feed_forward_hidden(const FeedForwardShape& shape, const FeedForwardOperand
                 S* const hidden = state.hidden.data() + state.at(rows, row) + begin;
                 S* const u = up_block + i * width;
                 S* const g = gate_block + i * width;
-                if (bias != nullptr) table.axpy(columns, S(1), bias + begin, u);
-                if (shape.gated)
-                    table.gate(shape.activation, columns, g, u, hidden);
-                else
-                    table.activate(shape.activation, columns, u, hidden);
+                activate_row(table, shape, columns, bias == nullptr ? bias : bias + begin, g, u,
+                             hidden);
                 if (!keep) continue;
                 const Index at = state.kept_at(row) + begin;
                 std::copy_n(u, columns, state.up.data() + at);
@@ -151,8 +116,7 @@ void feed_forward_down(const FeedForwardShape& shape, const FeedForwardOperands<
         const Index expert = rows.first_expert + e;
         const WeightOperand<S> down = operands.down.transposed(expert);
         const S* const bias = bias_row(*operands.down_bias, expert);
-        Index after = e + 1;  // the next expert that has rows, if there is one
-        while (after < rows.num_experts() && rows.size(after) == 0) ++after;
+        const Index after = next_with_rows(rows, e);
         for (Index first = rows.begin(e); first < rows.end(e); first += block_rows) {
             const Index count = std::min(block_rows, rows.end(e) - first);
             const Strided<S> a{state.hidden.data() + state.at(rows, first), state.stride, 1};
@@ -166,14 +130,7 @@ void feed_forward_down(const FeedForwardShape& shape, const FeedForwardOperands<
                         operands.down.transposed(rows.first_expert + after).columns_from(begin));
                 product(table, count, columns, shape.ffn_dim, a, here, block, width, false,
                         packing);
-                for (Index i = 0; i < count; ++i) {
-                    if (const Index next = i + feed_forward_ahead; next < count)
-                        prefetch_row<S>(y, rows.to, first + next, at, columns);
-                    const auto row = static_cast<std::size_t>(first + i);
-                    if (bias != nullptr) table.axpy(columns, S(1), bias + at, block + i * width);
-                    table.axpy(columns, rows.weights[row], block + i * width,
-                               y.data() + rows.to[row] * y.outerStride() + at);
-                }
+                combine_rows(table, rows, first, count, at, columns, bias, block, width, y);
             }
         }
     }

@@ -33,8 +33,11 @@ struct FeedForwardShape {
     /// @throws std::invalid_argument if the layer has other extents
     void check(const Shape& layer) const {
         if (layer.model_dim != model_dim || layer.output_dim != output_dim)
-            detail::fail("moe: these experts map ", model_dim, " to ", output_dim,
-                         " columns, the layer ", layer.model_dim, " to ", layer.output_dim);
+            detail::fail(model_dim == 0 ? "moe: these experts hold nothing (a layer that was moved "
+                                          "from?): they map "
+                                        : "moe: these experts map ",
+                         model_dim, " to ", output_dim, " columns, the layer ", layer.model_dim,
+                         " to ", layer.output_dim);
     }
 };
 

@@ -9,6 +9,7 @@
 
 #include <moe/core/concepts.hpp>
 #include <moe/core/executor.hpp>
+#include <moe/core/group.hpp>
 #include <moe/experts/feed_forward_forward.hpp>
 #include <moe/experts/feed_forward_state.hpp>
 #include <moe/experts/frozen_weights.hpp>
@@ -27,7 +28,7 @@ struct FeedForwardStoredState {
 
     Buffer<std::byte> x_rows, hidden_rows;  // encoded
     Buffer<float> x_scales, hidden_scales;
-    Buffer<float> hidden;  // [N, stride] act(gate) * up
+    Buffer<float> hidden;  // [part, stride] act(gate) * up
     std::vector<Scratch> scratch;
     std::vector<FeedForwardItem> items;
     std::vector<Index> offsets;  // of a part
@@ -85,8 +86,8 @@ struct StoredFeedForward {
     RowEncoding x, hidden;  ///< of inputs and of hidden rows
 };
 
-/// Rows of x that a call encodes: each once, or, if they are weighted or fewer so, one for each row
-/// of an expert.
+/// Whether a call encodes one input for each row of an expert, as it must where inputs are weighted
+/// and does where these are no more than the tokens; otherwise each token once.
 template <class S>
 bool encodes_by_row(Index tokens, const Rows<S>& rows) {
     return !rows.input_weights.empty() || rows.num_rows() <= tokens;
@@ -151,11 +152,8 @@ void stored_hidden(const FeedForwardShape& shape, const StoredFeedForward<S>& ex
             for (Index i = 0; i < count; ++i) {
                 float* const u = up_block + i * width;
                 float* const to = state.hidden.data() + (first - base + i) * hidden_stride + begin;
-                if (bias != nullptr) table.axpy(columns, 1, bias + begin, u);
-                if (shape.gated)
-                    table.gate(shape.activation, columns, gate_block + i * width, u, to);
-                else
-                    table.activate(shape.activation, columns, u, to);
+                activate_row(table, shape, columns, bias == nullptr ? bias : bias + begin,
+                             gate_block + i * width, u, to);
             }
         }
     }
@@ -176,8 +174,7 @@ void stored_down(const StoredFeedForward<S>& experts, const Rows<S>& rows, Out<S
         const StoredMatrix& down = experts.down->stored(expert);
         const float* const bias = bias_row(*experts.down_bias, expert);
         const Index width = feed_forward_width(std::min(feed_forward_rows, rows.size(e)));
-        Index after = e + 1;  // the next expert that has rows, or none
-        while (after < rows.num_experts() && rows.size(after) == 0) ++after;
+        const Index after = next_with_rows(rows, e);
         const std::byte* const then =
             after < rows.num_experts()
                 ? experts.down->stored(rows.first_expert + after).panel(begin / table.panel_width)
@@ -190,28 +187,10 @@ void stored_down(const StoredFeedForward<S>& experts, const Rows<S>& rows, Out<S
                 experts.hidden.multiply(
                     count, columns, a, down, at / table.panel_width, block, width,
                     at + width < end ? down.panel((at + width) / table.panel_width) : then);
-                for (Index i = 0; i < count; ++i) {
-                    if (const Index next = i + feed_forward_ahead; next < count)
-                        prefetch_row<S>(y, rows.to, first + next, at, columns);
-                    const auto row = static_cast<std::size_t>(first + i);
-                    if (bias != nullptr) table.axpy(columns, 1, bias + at, block + i * width);
-                    table.axpy(columns, rows.weights[row], block + i * width,
-                               y.data() + rows.to[row] * y.outerStride() + at);
-                }
+                combine_rows(table, rows, first, count, at, columns, bias, block, width, y);
             }
         }
     }
-}
-
-/// f(first, last, worker) for runs of rows that together are [0, rows), to be encoded.
-template <class F>
-void for_encoded_runs(Executor& executor, Index rows, Index elements, F&& f) {
-    const double flops = 8 * static_cast<double>(rows) * static_cast<double>(elements);
-    const Index tasks =
-        std::min(rows, flops < executor.serial_flops() ? 1 : 4 * Index{executor.concurrency()});
-    parallel_for(executor, tasks, flops, [&](Index task, int worker) {
-        f(rows * task / tasks, rows * (task + 1) / tasks, worker);
-    });
 }
 
 /// One part of the rows, from inputs to y.
@@ -234,12 +213,13 @@ void stored_part(const FeedForwardShape& shape, const StoredFeedForward<S>& expe
         },
         [&](Index i) { return item_cost(rows, item(i)); });
 
-    for_encoded_runs(executor, count, shape.ffn_dim, [&](Index first, Index last, int) {
-        const Index stride = FeedForwardState<S>::row_stride(shape.ffn_dim);
-        for (Index i = first; i < last; ++i)
-            experts.hidden.encode(state.hidden.data() + i * stride,
-                                  state.h().from(i, experts.hidden.stride()));
-    });
+    for_row_runs(executor, count, encoding_flops(count, shape.ffn_dim),
+                 [&](Index first, Index last, int) {
+                     const Index stride = FeedForwardState<S>::row_stride(shape.ffn_dim);
+                     for (Index i = first; i < last; ++i)
+                         experts.hidden.encode(state.hidden.data() + i * stride,
+                                               state.h().from(i, experts.hidden.stride()));
+                 });
 
     const Index chunk =
         column_chunk(shape.output_dim, panel_width, workers, 4, feed_forward_down_columns);
@@ -267,11 +247,12 @@ void feed_forward_stored(const FeedForwardShape& shape, const StoredFeedForward<
     state.resize(shape, experts.x, experts.hidden, by_row ? most : x.rows(), most, most_rows(rows),
                  rows.num_experts(), executor.concurrency());
     const auto encode = [&](const Rows<S>& part, Index inputs) {
-        for_encoded_runs(
-            executor, inputs, shape.model_dim, [&](Index first, Index last, int worker) {
-                encode_inputs(experts.x, experts.up->kernels(), x, part, by_row, first, last, state,
-                              state.scratch[static_cast<std::size_t>(worker)].products.data());
-            });
+        for_row_runs(executor, inputs, encoding_flops(inputs, shape.model_dim),
+                     [&](Index first, Index last, int worker) {
+                         encode_inputs(
+                             experts.x, experts.up->kernels(), x, part, by_row, first, last, state,
+                             state.scratch[static_cast<std::size_t>(worker)].products.data());
+                     });
     };
     if (!by_row) encode(rows, x.rows());
     for_each_part(rows, most, state.offsets, [&](const Rows<S>& part) {

@@ -16,32 +16,24 @@
 namespace moe::inline MOE_ABI {
 namespace detail {
 
-/// A matrix of weights that are stored in the scalar of the layer.
-template <class S>
-Strided<S> strided(const WeightView& w) {
-    MOE_ASSERT(w.dtype == dtype_of<S>, "weights are stored in the scalar of the layer");
-    return {static_cast<const S*>(w.data), w.row_stride, w.col_stride};
-}
-
-/// f(W) for expert e's matrix W as it lies in memory: a Strided<S> or, where its elements are
-/// narrower, a NarrowStrided for the kernels of `isa`.
-template <class S, class F>
-auto with_matrix(const Weights<S>& weights, Index e, Isa isa, F&& f) {
-    if constexpr (std::is_same_v<S, float>)
-        if (weights.is_narrow(e)) return f(weights.narrow(e, isa));
-    return f(strided<S>(weights[e]));
-}
-
 /// @param name  of the matrix within its expert
 /// @throws std::invalid_argument if a weight is not finite or too large for its storage
 template <class S>
 void check_storable(const Weights<S>& weights, const char* name, const FreezeOptions& options) {
-    if constexpr (std::is_same_v<S, float>)
-        for (Index e = 0; e < weights.count(); ++e)
-            if (options.of(e) != Storage::fp32)
-                with_matrix(weights, e, isa(), [&](const auto& w) {
-                    check_storable(options.of(e), w, weights.rows(), weights.cols(), name, e);
-                });
+    if constexpr (std::is_same_v<S, float>) {
+        SerialExecutor serial;
+        const Isa chosen = isa();
+        const double cost = static_cast<double>(weights.rows()) *
+                            static_cast<double>(weights.cols() * weights.count());
+        parallel_for(options.executor == nullptr ? serial : *options.executor, weights.count(),
+                     cost, [&](Index e, int) {
+                         if (options.of(e) == Storage::fp32) return;
+                         with_matrix(weights, e, chosen, [&](const auto& w) {
+                             check_storable(options.of(e), w, weights.rows(), weights.cols(),
+                                            name + (" of " + options.name_of(e)));
+                         });
+                     });
+    }
 }
 
 }  // namespace detail

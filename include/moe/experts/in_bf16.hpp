@@ -37,7 +37,8 @@ inline constexpr FeedForwardPasses<S> bf16_passes{.compute = Compute::bf16,
 /// products stay float. With ' for rounded, w the combine weight:
 ///
 ///     forward   g = gate' x', u = up' x', h = act(g) u, y += w (down' h')
-///               the bits of the same weights frozen with Storage::bf16 and Compute::bf16
+///               the bits of the same weights frozen with Storage::bf16 and Compute::bf16, and
+///               not of those frozen as fp32
 ///     backward  dA = dy' down', d(w) = <dA, h>, (dg, du) from w dA
 ///               dx += dg' gate' + du' up'
 ///               d(down) += (w dy)'^T h', d(gate) += dg'^T x', d(up) += du'^T x'
@@ -59,11 +60,12 @@ struct InBf16 {
     auto build(const Shape& shape, Random& random) const {
         using Group = detail::built_t<Experts, S>;
         static_assert(std::is_same_v<Group, FeedForwardModule<S>>,
-                      "moe: moe::InBf16 takes moe::Swiglu or moe::Mlp");
+                      "moe: moe::InBf16 takes moe::Swiglu or moe::Mlp; of other recipes it is the "
+                      "innermost: moe::Shared{moe::InBf16{moe::Swiglu{...}}}");
         Group group = detail::built<Experts, S>(experts, shape, random);
-        if constexpr (std::is_same_v<S, float>)
+        if constexpr (std::is_same_v<Group, FeedForwardModule<float>>)
             group.use(detail::bf16_passes<S>);
-        else
+        else if constexpr (!std::is_same_v<S, float>)
             detail::fail(
                 "moe::InBf16: products in bf16 are for layers of float, this one is of double; "
                 "leave InBf16 out");

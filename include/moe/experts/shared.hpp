@@ -114,9 +114,15 @@ public:
     /// The same group for inference only.
     template <class Options>
         requires requires(const Group& group, const Options& options) { group.freeze(options); }
-    auto freeze(const Options& options) const {
+    auto freeze(const Options& options) const& {
         using Frozen = decltype(experts_.freeze(options));
         return SharedModule<S, Frozen>(experts_.freeze(options), gate_);
+    }
+    template <class Options>
+        requires requires(const Group& group, const Options& options) { group.freeze(options); }
+    auto freeze(const Options& options) && {
+        using Frozen = decltype(std::move(experts_).freeze(options));
+        return SharedModule<S, Frozen>(std::move(experts_).freeze(options), std::move(gate_));
     }
 
     void reserve(Index tokens, Index num_rows, Workspace<S>& ws) const {
@@ -189,7 +195,7 @@ private:
         const Index n = gated() ? rows.num_rows() : 0;
         const auto products = state.products.resize(n), factors = state.factors.resize(n);
         const double flops = 2.0 * static_cast<double>(n * x.cols());
-        detail::for_row_runs(executor, n, flops, [&](Index first, Index last) {
+        detail::for_row_runs(executor, n, flops, [&](Index first, Index last, int) {
             for (Index i = first; i < last; ++i) {
                 const Index r = rows.offsets.front() + i;
                 products[at(i)] =

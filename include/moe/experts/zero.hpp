@@ -3,6 +3,7 @@
 #define MOE_EXPERTS_ZERO_HPP
 
 #include <cmath>
+#include <limits>
 
 #include <moe/core/concepts.hpp>
 #include <moe/core/group.hpp>
@@ -29,10 +30,10 @@ struct ZeroModule {
 
     void forward(In<S>, const Rows<S>& rows, Out<S> y, const Call<S>&) const {
         for (Index r = rows.offsets.front(); r < rows.offsets.back(); ++r) {
-            const S weight = rows.weights[static_cast<std::size_t>(r)] * rows.input_weight(r);
-            if (std::isfinite(weight)) continue;
+            const S weight = rows.weights[static_cast<std::size_t>(r)];
+            if (std::isfinite(weight) && std::isfinite(rows.input_weight(r))) continue;
             const Index to = rows.to[static_cast<std::size_t>(r)];
-            for (Index o = 0; o < y.cols(); ++o) y(to, o) = std::fma(weight, S(0), y(to, o));
+            for (Index o = 0; o < y.cols(); ++o) y(to, o) = std::numeric_limits<S>::quiet_NaN();
         }
     }
 

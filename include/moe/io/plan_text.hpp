@@ -48,7 +48,7 @@ inline std::string_view take_until(std::string_view& text, char end) {
     return trimmed(taken);
 }
 
-/// Whether all of the text is one number.
+/// Whether all of the text is one number that N can hold.
 template <class N>
 bool read_number(std::string_view text, N& to) {
     const char* const end = text.data() + text.size();
@@ -130,7 +130,8 @@ inline Plan plan_from_text(std::string_view text) {
                 detail::fail<FormatError>(
                     "moe::plan_from_text: ", member, " is ", detail::quoted(value),
                     ", it must be a ",
-                    std::is_same_v<decltype(to), double&> ? "number" : "whole number");
+                    std::is_same_v<decltype(to), double&> ? "number" : "whole number of 64 bits",
+                    "; measure again with moe::tune");
         });
         if (!known)
             detail::fail<FormatError>("moe::plan_from_text: the key ", detail::quoted(key),

@@ -85,7 +85,7 @@ void encode_columns_bf16(Index rows, Index k, const float* x, Index x_row, std::
     [[maybe_unused]] const I upper = splat_int(static_cast<std::int32_t>(0xFFFF0000U));
     for (Index i = 0; i < rows; i += lanes) {
         const Index here = rows - i < lanes ? rows - i : lanes;
-        for (Index p = 0; p < (k + padded_rows - 1) / padded_rows * padded_rows; p += step) {
+        for (Index p = 0; p < padded_length(k); p += step) {
             for (Index q = 0; q < lanes; ++q) {
                 const Index row = p + q * (4 / bytes);
                 const V one = row_or_zeros(row, k, x, x_row, i, here);

@@ -10,15 +10,15 @@ namespace moe::inline MOE_ABI {
 
 /// Products of floats that are rounded to bf16 for them, as training makes them: one table per
 /// instruction set, the same bits from each. Sums are those of StorageTable::product_bf16, and B
-/// lies in panels of Storage::bf16. Apart from StorageTable, so that who trains compiles no kernels
-/// of stored integers.
+/// lies in panels of Storage::bf16. Apart from StorageTable, so that programs that only train do
+/// not compile kernels of stored integers.
 ///
 /// Rounding is to nearest even: what is above the largest bf16 becomes an infinity, NaN stays NaN.
 /// No function checks its arguments; pointers may be unaligned; counts may be 0. Nothing is read
 /// outside the stated extents.
 ///
-/// A new kernel goes here, into storage_portable.hpp and bf16_pack.inl, and into
-/// tests/kernels/bf16_table_test.cpp.
+/// A new kernel goes here, into bf16_pack.inl and the initialisers in storage_portable.hpp,
+/// storage_body.inl and x86/storage_amx.hpp, and into tests/kernels/bf16_table_test.cpp.
 struct Bf16Table {
     const char* name;   ///< "scalar", "avx2", "avx512", "amx"
     Index panel_width;  ///< columns of a panel of B, a divisor of 64
@@ -37,7 +37,8 @@ struct Bf16Table {
     /// @param b        B(p, j) = b[p * b_row + j * b_col]; quick when b_col or b_row is 1
     void (*pack)(Index records, Index k, Index cols, const float* b, Index b_row, Index b_col,
                  std::byte* to);
-    /// C = A B for one panel, as StorageTable::product_bf16.
+    /// C = A B for panels of any number of records, each `records` records behind the one before;
+    /// otherwise as StorageTable::product_bf16.
     void (*product)(Index rows, Index cols, Index records, const std::byte* a, Index a_row,
                     const std::byte* panel, float* c, Index c_row, const std::byte* ahead,
                     Index tile_rows);

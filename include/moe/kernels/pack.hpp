@@ -65,8 +65,8 @@ Index packed_size(const KernelTable<S>& table, Index k, Index cols) {
 template <class S>
 struct Panels {
     const S* data;
-    /// The panels that are read next, as many as large, and may be prefetched; null if nobody
-    /// knows.
+    /// The panels that are read next, as many and as large, and may be prefetched; null if they
+    /// are not known.
     const S* ahead = nullptr;
 };
 

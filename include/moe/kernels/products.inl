@@ -22,7 +22,7 @@ void tile_of(Index, Index cols, Index k, const S* a, Index a_row, Index a_col, c
     const S* group[groups];
 #pragma GCC unroll 6
     for (int g = 0; g < groups; ++g) group[g] = a + 3 * g * a_row;
-    const S* next = ahead.address;
+    auto next = reinterpret_cast<std::uintptr_t>(ahead.address);  // a number may be any
     Index left = ahead.streams;
     for (Index p = 0; p < k; ++p) {
         V row[tile_vectors];
@@ -38,10 +38,12 @@ void tile_of(Index, Index cols, Index k, const S* a, Index a_row, Index a_col, c
         for (int g = 0; g < groups; ++g) group[g] += a_col;
         b += b_row;
 #pragma GCC unroll 4
-        for (int l = 0; l < row_lines; ++l) __builtin_prefetch(next + l * line);
-        next += ahead.step;
+        for (int l = 0; l < row_lines; ++l)
+            __builtin_prefetch(
+                reinterpret_cast<const void*>(next + static_cast<std::uintptr_t>(64 * l)));
+        next += static_cast<std::uintptr_t>(ahead.step) * sizeof(S);
         if (--left == 0) {
-            next += ahead.wrap;
+            next += static_cast<std::uintptr_t>(ahead.wrap) * sizeof(S);
             left = ahead.streams;
         }
     }

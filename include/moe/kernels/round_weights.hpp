@@ -85,12 +85,11 @@ inline Index first_above(Index n, const float* x, Index stride, float most) {
 }
 
 /// @param w     [rows, cols]
-/// @param name  of the matrix, in the sentence
+/// @param name  of the matrix, in the sentence: "up of expert 3"
 /// @param first_row, first_col  of w within the matrix
 /// @throws std::invalid_argument if a weight is not finite or too large to be stored so
 inline void check_storable(Storage storage, Strided<float> w, Index rows, Index cols,
-                           const char* name, Index expert, Index first_row = 0,
-                           Index first_col = 0) {
+                           const std::string& name, Index first_row = 0, Index first_col = 0) {
     const float most = largest_weight(storage);
     const bool along_rows = w.col_stride == 1 || w.row_stride != 1;
     const Index lines = along_rows ? rows : cols, length = along_rows ? cols : rows;
@@ -100,16 +99,17 @@ inline void check_storable(Storage storage, Strided<float> w, Index rows, Index 
         const Index at = first_above(length, from, stride, most);
         if (at == length) continue;
         const float found = from[at * stride];
-        const std::string place = std::string(name) + " of expert " + text(expert) + ": weight [" +
-                                  text(first_row + (along_rows ? line : at)) + ", " +
-                                  text(first_col + (along_rows ? at : line)) + "]";
+        const std::string place = name + ": weight [" + text(first_row + (along_rows ? line : at)) +
+                                  ", " + text(first_col + (along_rows ? at : line)) + "]";
         if (!std::isfinite(found))
             fail("moe::freeze: ", place, " is ", found, ", ", moe::name(storage),
                  " holds finite weights only; mend it, or store the expert as fp32, which keeps "
-                 "every bit");
+                 "every bit (Compute::exact only)");
         fail("moe::freeze: ", place, " is ", found, ", ", moe::name(storage),
              " holds weights up to ", storage == Storage::f16 ? 65504 : most,
-             "; store the expert as ", storage == Storage::bf16 ? "fp32" : "bf16 or fp32",
+             "; store the expert as ",
+             storage == Storage::bf16 ? "fp32 (Compute::exact only)"
+                                      : "bf16 or fp32 (not with Compute::int8)",
              ", see FreezeOptions::experts");
     }
 }
@@ -117,7 +117,7 @@ inline void check_storable(Storage storage, Strided<float> w, Index rows, Index 
 /// The same of narrow elements, a piece of a line at a time.
 template <class S = float>  // compiled where it is used
 void check_storable(Storage storage, const NarrowStrided& w, Index rows, Index cols,
-                    const char* name, Index expert) {
+                    const std::string& name) {
     const bool along_rows = w.col_stride == 1 || w.row_stride != 1;
     const Index lines = along_rows ? rows : cols, length = along_rows ? cols : rows;
     const Index width = w.kernels->panel_width;
@@ -129,7 +129,7 @@ void check_storable(Storage storage, const NarrowStrided& w, Index rows, Index c
             const NarrowStrided rest = w.from(row, col);
             (along_rows ? rest : rest.transpose()).pack(1, count, piece);
             check_storable(storage, Strided<S>{piece, along_rows ? width : 1, 1},
-                           along_rows ? 1 : count, along_rows ? count : 1, name, expert, row, col);
+                           along_rows ? 1 : count, along_rows ? count : 1, name, row, col);
         }
 }
 

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Kernels for stored weights, written once: all but the products of integers, which are in
 // storage_int8.inl. Included inside a namespace (and a target region) that defines the vectors V
-// (16 floats) and I (16 dwords, or 64 bytes) with what they can do, and
+// (16 floats) and I (16 dwords, or 64 bytes) with what they can do, what body.inl and bf16_pack.inl
+// take from isa_avx2 or isa_avx512 (finish, transpose, ColumnsAhead, run_length),
+// Control with flush_subnormals() and restore(), and
 //
 //     constexpr int tile_vectors;  // vectors in a row of a panel
 //     constexpr int bf16_rows;     // most rows of a tile
@@ -14,18 +16,6 @@ inline constexpr Index panel_width = tile_vectors * lanes;
 /// Bytes of an I or a V, of which a row of a panel has tile_vectors.
 inline constexpr Index vector_bytes = 64;
 inline constexpr Index row_bytes = tile_vectors * vector_bytes;
-
-/// Bits of a code.
-constexpr int code_bits(Storage storage) {
-    return storage == Storage::ternary                                 ? 2
-           : storage == Storage::int4 || storage == Storage::int4_zero ? 4
-                                                                       : 8;
-}
-
-/// The zero of all codes but those of int4_zero.
-constexpr std::int32_t zero_of(Storage storage) {
-    return code_bits(storage) == 8 ? 128 : code_bits(storage) == 4 ? 8 : 1;
-}
 
 /// The last bits of each byte.
 template <int bits>
@@ -83,7 +73,7 @@ struct Ahead {
 /// read themselves.
 class Prefetch {
 public:
-    /// @param from     the first record; null if nobody knows what is read next
+    /// @param from     the first record; null if that is not known
     /// @param here     what is read now
     /// @param bytes    of each panel
     /// @param touches  of all tiles for one panel
@@ -189,11 +179,9 @@ void product_bf16(Index rows, Index cols, Index records, const std::byte* a, Ind
     const Index panel_bytes = layout.bytes(records * record_rows);
     const Index together = tiles.count > block ? 1 : panels_together;
     const Index longest = tiles.count == 1 ? turn_bytes / layout.record_bytes : slice;
-    for (Index col = 0; col < cols; col += together * panel_width) {
-        const Index left = (cols - col + panel_width - 1) / panel_width;
-        const Index panels = left < together ? left : together;
-        const std::byte* const b = panel + col / panel_width * panel_bytes;
-        const std::byte* const then = left > together ? b + together * panel_bytes : ahead;
+    for (detail::PanelTurns turn(panel, panel_bytes, panel_width, cols, together, ahead);
+         turn.panels > 0; turn.next()) {
+        const Index col = turn.column, panels = turn.panels;
         for (Index first = 0; first < tiles.count; first += block) {
             const Index last = first + block < tiles.count ? first + block : tiles.count;
             const Index row = tiles.start(first), end = tiles.start(last);
@@ -203,15 +191,15 @@ void product_bf16(Index rows, Index cols, Index records, const std::byte* a, Ind
             for (Index r = 0, count = 0; r < records; r += count) {
                 count = records - r < longest ? records - r : longest;
                 Prefetch prefetch(
-                    r + count < records ? b + (r + count) * layout.record_bytes : then, b,
-                    panel_bytes, panels, count * layout.record_bytes,
+                    r + count < records ? turn.at + (r + count) * layout.record_bytes : turn.then,
+                    turn.at, panel_bytes, panels, count * layout.record_bytes,
                     count * touches * (last - first));
                 for (Index j = 0; j < panels; ++j)
                     for (Index t = first; t < last; ++t) {
                         const Index i = tiles.start(t), after = tiles.start(t + 1);
                         Bf16Tiles<std::make_integer_sequence<int, bf16_rows>>::of[after - i - 1](
                             count, a + i * a_row + r * record_rows * 4, a_row,
-                            b + j * panel_bytes + r * layout.record_bytes,
+                            turn.at + j * panel_bytes + r * layout.record_bytes,
                             sums[j] + (i - row) * panel_width, prefetch.next(count * touches));
                     }
             }

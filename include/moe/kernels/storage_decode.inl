@@ -18,7 +18,7 @@ template <Storage storage>
     const I mask = splat_int((1 << bits) - 1), magic = splat_int(0x4B000000);
 #pragma GCC unroll 2
     for (int v = 0; v < tile_vectors; ++v) {
-        V offset = splat(0x1p23f + static_cast<float>(zero_of(storage)));
+        V offset = splat(0x1p23f + static_cast<float>(code_zero(storage)));
         if constexpr (storage == Storage::int4_zero)
             offset = as_float(or_bits(load_bytes(tail + 2 * panel_width + v * lanes), magic));
         const V s = has_block_scales(storage) ? load_halves(tail + 2 * v * lanes)
@@ -105,7 +105,7 @@ void decode(Storage storage, Index records, const std::byte* record, const float
 /// Floats whose lower half is 0.
 inline void encode_bf16(Index n, const float* x, std::byte* to) {
     const I upper = splat_int(static_cast<std::int32_t>(0xFFFF0000U));
-    for (Index i = 0; i < (n + padded_rows - 1) / padded_rows * padded_rows; i += lanes)
+    for (Index i = 0; i < padded_length(n); i += lanes)
         store_int(to + 4 * i, and_bits(round_bf16(load(x + (i < n ? i : 0), n - i)), upper));
     finish();
 }
@@ -126,7 +126,7 @@ inline void encode_int8(Index n, const float* x, std::int8_t* q, float* scale, s
                       : std::numeric_limits<float>::quiet_NaN();
     const V divisor = splat(any ? *scale : 1);
     const Index count = any ? n : 0;
-    for (Index i = 0; i < (n + padded_rows - 1) / padded_rows * padded_rows; i += record_rows) {
+    for (Index i = 0; i < padded_length(n); i += record_rows) {
         I both = splat_int(0);
         for (Index j = i; j < i + record_rows; j += lanes) {
             const I nearest = to_int(div(load(x + (j < count ? j : 0), count - j), divisor));

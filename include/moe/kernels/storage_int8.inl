@@ -20,7 +20,7 @@ template <Storage storage>
                                 splat_int(0xFFFF)),
                        splat_int(*of_q));
     else if constexpr (has_block_scales(storage))
-        return mul_low(splat_int(-zero_of(storage) & 0xFFFF), splat_int(*of_q));
+        return mul_low(splat_int(-code_zero(storage) & 0xFFFF), splat_int(*of_q));
     else
         return load_int(sum);
 }
@@ -179,7 +179,7 @@ inline void clear(Index rows, std::byte* sums) {
 template <Storage storage>
 void add_chunk(Index cols, const Int8Rows& a, Index begun, Index n, bool end, const float* scales,
                const std::byte* sums, float* c) {
-    const I extra = splat_int(zero_of(storage) * total_of(n, a.sums + begun));
+    const I extra = splat_int(code_zero(storage) * total_of(n, a.sums + begun));
     const V a_scale = splat(*a.scale);
     for (Index v = 0; v < tile_vectors; ++v) {
         const Index at = v * lanes, here = cols - at;
@@ -204,7 +204,7 @@ void product_of(Index rows, Index cols, Index records, const Int8Rows& a, const 
     constexpr Index block = block_sums / tile_rows, most_rows = block * tile_rows;
     constexpr Index slice =
         slice_bytes / layout.record_bytes < chunk ? slice_bytes / layout.record_bytes : chunk;
-    constexpr Index turn = turn_bytes / layout.record_bytes;
+    constexpr Index short_slice = turn_bytes / layout.record_bytes;
     constexpr Index wide_row = dot_rows == 2 && bits == 8 ? 2 * slice * record_rows : 0;
     alignas(64) std::byte sums[panels_together][most_rows * row_bytes];
     alignas(64) std::int8_t wide[tile_rows * wide_row + 1];
@@ -213,12 +213,10 @@ void product_of(Index rows, Index cols, Index records, const Int8Rows& a, const 
     // Three tiles by record take longer than memory does, and want B from close by.
     constexpr Index few = by_record ? 2 : 1;
     const Index together = tiles.count > (by_record ? few : block) ? 1 : panels_together;
-    const Index longest = tiles.count > few ? slice : few * turn;
-    for (Index col = 0; col < cols; col += together * panel_width) {
-        const Index left = (cols - col + panel_width - 1) / panel_width;
-        const Index panels = left < together ? left : together;
-        const std::byte* const b = panel + col / panel_width * panel_bytes;
-        const std::byte* const then = left > together ? b + together * panel_bytes : ahead;
+    const Index longest = tiles.count > few ? slice : few * short_slice;
+    for (detail::PanelTurns turn(panel, panel_bytes, panel_width, cols, together, ahead);
+         turn.panels > 0; turn.next()) {
+        const Index col = turn.column, panels = turn.panels;
         for (Index first = 0; first < tiles.count; first += block) {
             const Index last = first + block < tiles.count ? first + block : tiles.count;
             const Index row = tiles.start(first), end = tiles.start(last);
@@ -229,10 +227,12 @@ void product_of(Index rows, Index cols, Index records, const Int8Rows& a, const 
                 const Index most = by_record ? records - r : begun + chunk - r;
                 count = records - r < most ? records - r : most;
                 if (count > longest) count = longest;
-                const std::byte* const from = b + layout.scale_bytes + r * layout.record_bytes;
-                Prefetch prefetch(r + count < records ? from + count * layout.record_bytes : then,
-                                  from, panel_bytes, panels, count * layout.record_bytes,
-                                  count * bits * (last - first));
+                const std::byte* const from =
+                    turn.at + layout.scale_bytes + r * layout.record_bytes;
+                Prefetch prefetch(
+                    r + count < records ? from + count * layout.record_bytes : turn.then, from,
+                    panel_bytes, panels, count * layout.record_bytes,
+                    count * bits * (last - first));
                 for (Index j = 0; j < panels; ++j)
                     for (Index t = first; t < last; ++t) {
                         const Index i = tiles.start(t), height = tiles.start(t + 1) - i;
@@ -256,7 +256,7 @@ void product_of(Index rows, Index cols, Index records, const Int8Rows& a, const 
                         for (Index j = 0; j < panels; ++j) {
                             const Index at = col + j * panel_width;
                             const auto* scales =
-                                reinterpret_cast<const float*>(b + j * panel_bytes);
+                                reinterpret_cast<const float*>(turn.at + j * panel_bytes);
                             for (Index i = row; i < end; ++i)
                                 add_chunk<storage>(
                                     cols - at, rows_from(a, i), begun, r + count - begun, is_last,
@@ -296,7 +296,9 @@ void product_int8(Storage storage, Index rows, Index cols, Index records, const 
             return product_of<Storage::int4_zero>(rows, cols, records, a, panel, c, c_row, ahead);
         case Storage::ternary:
             return product_of<Storage::ternary>(rows, cols, records, a, panel, c, c_row, ahead);
-        default:
+        case Storage::fp32:
+        case Storage::bf16:
+        case Storage::f16:
             return;
     }
 }

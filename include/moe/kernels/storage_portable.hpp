@@ -40,9 +40,7 @@ struct Integers {
 
     /// @param scales  of the panel, for int8 and ternary
     Integers(Storage storage, const std::byte* record, const std::byte* scales) {
-        const int bits = storage == Storage::ternary                                 ? 2
-                         : storage == Storage::int4 || storage == Storage::int4_zero ? 4
-                                                                                     : 8;
+        const int bits = code_bits(storage);
         const std::byte* const tail = record + record_rows * panel_width * bits / 8;
         for (Index j = 0; j < panel_width; ++j)
             s[j] = has_block_scales(storage) ? decode_f16(element<std::uint16_t>(tail, j))
@@ -54,11 +52,9 @@ struct Integers {
                 const Index dword = p / 4 / (8 / bits) * panel_width + j;
                 const int byte = std::to_integer<int>(record[dword * 4 + p % 4]);
                 const int code = byte >> (plane * bits) & ((1 << bits) - 1);
-                const int zero = bits == 8   ? 128
-                                 : bits == 2 ? 1
-                                 : storage == Storage::int4
-                                     ? 8
-                                     : element<std::uint8_t>(tail + 2 * panel_width, j);
+                const int zero = storage == Storage::int4_zero
+                                     ? element<std::uint8_t>(tail + 2 * panel_width, j)
+                                     : code_zero(storage);
                 w[p][j] = static_cast<std::int8_t>(code - zero);
             }
     }
@@ -110,7 +106,7 @@ inline float round_to_bf16(float x) {
 }
 
 inline void encode_bf16(Index n, const float* x, std::byte* to) {
-    for (Index i = 0; i < (n + padded_rows - 1) / padded_rows * padded_rows; ++i) {
+    for (Index i = 0; i < padded_length(n); ++i) {
         const float rounded = i < n ? round_to_bf16(x[i]) : 0.0f;
         std::memcpy(to + 4 * i, &rounded, 4);
     }
@@ -119,7 +115,7 @@ inline void encode_bf16(Index n, const float* x, std::byte* to) {
 inline void encode_columns_bf16(Index rows, Index k, const float* x, Index x_row, std::byte* to,
                                 Index to_row) {
     for (Index i = 0; i < rows; ++i)
-        for (Index p = 0; p < (k + padded_rows - 1) / padded_rows * padded_rows; ++p) {
+        for (Index p = 0; p < padded_length(k); ++p) {
             const float rounded = p < k ? round_to_bf16(x[p * x_row + i]) : 0.0f;
             std::memcpy(to + i * to_row + 4 * p, &rounded, 4);
         }
@@ -177,7 +173,7 @@ inline void encode_int8(Index n, const float* x, std::int8_t* q, float* scale, s
     *scale = any      ? std::bit_cast<float>(most) / 127
              : finite ? 0
                       : std::numeric_limits<float>::quiet_NaN();
-    for (Index i = 0; i < (n + padded_rows - 1) / padded_rows * padded_rows; ++i) {
+    for (Index i = 0; i < padded_length(n); ++i) {
         std::int32_t nearest = 0;
         if (any && i < n)
             nearest = std::bit_cast<std::int32_t>(x[i] / *scale + detail::poly::round_shift) -

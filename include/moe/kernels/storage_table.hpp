@@ -14,10 +14,24 @@ namespace moe::inline MOE_ABI {
 inline constexpr Index record_rows = 32;
 /// Rows of B are padded with weights of value 0 to a multiple of this: two records.
 inline constexpr Index padded_rows = 64;
+/// k padded so.
+constexpr Index padded_length(Index k) { return (k + padded_rows - 1) / padded_rows * padded_rows; }
+
+/// Bits of a code, for storages of integers.
+constexpr int code_bits(Storage storage) {
+    if (storage == Storage::ternary) return 2;
+    return storage == Storage::int4 || storage == Storage::int4_zero ? 4 : 8;
+}
+
+/// The zero of all codes but those of int4_zero.
+constexpr int code_zero(Storage storage) {
+    return code_bits(storage) == 8 ? 128 : code_bits(storage) == 4 ? 8 : 1;
+}
 
 /// How B [k, panel_width], `panel_width` columns of a matrix of stored weights, lies in memory:
 /// `scales` (one float per column for int8 and ternary, else nothing), then one record for every 32
-/// rows, an even number of them. P is panel_width, j a column, p a row within the record:
+/// rows, an even number of them (any number in panels that Bf16Table::pack makes, which follow one
+/// another without a gap). P is panel_width, j a column, p a row within the record:
 ///
 ///     bf16        u16 at [p / 2][j][p % 2]                     32 P u16: pairs of rows, as tiles
 ///     f16         u16 at [p][j]                                32 P u16
@@ -35,9 +49,7 @@ struct PanelLayout {
     Index record_bytes;  ///< of 32 rows
 
     /// Records of k rows, an even number.
-    static constexpr Index records(Index k) {
-        return (k + padded_rows - 1) / padded_rows * (padded_rows / record_rows);
-    }
+    static constexpr Index records(Index k) { return padded_length(k) / record_rows; }
     /// Bytes of a panel of k rows, a multiple of 64.
     constexpr Index bytes(Index k) const {
         return (scale_bytes + records(k) * record_bytes + 63) / 64 * 64;
@@ -123,7 +135,7 @@ struct StorageTable {
     /// @param panel  the first one, layout of Storage::bf16, `records` records; the others follow
     /// @param c      C(i, j) = c[i * c_row + j]
     /// @param ahead  the panels, as many and as large, that will be read next and may be
-    ///               prefetched; null if nobody knows
+    ///               prefetched; null if they are not known
     /// @param tile_rows  from so many rows on tiles are used by a table that has them (amx):
     ///                   Plan::tile_rows
     void (*product_bf16)(Index rows, Index cols, Index records, const std::byte* a, Index a_row,

@@ -17,7 +17,7 @@ namespace moe::inline MOE_ABI {
 namespace detail {
 
 /// Up to this many rows of A a slice of B is short, and only `decode` prefetches: what it and the
-/// tile take alternates with what memory takes, and less of it at a time. 1 row by 2048 by 1024 of
+/// tile take alternates with what memory takes, in shorter turns. 1 row by 2048 by 1024 of
 /// bf16 took 124 us with slices of 64 rows of B and 142 us with those of 256, 14 rows 330 and 297
 /// (AVX-512, one core of a Zen 5).
 inline constexpr Index few_rows = 4;
@@ -147,7 +147,7 @@ struct RowEncoding {
     Index n;
     Plan plan{};
 
-    Index padded() const { return PanelLayout::records(n) * record_rows; }
+    Index padded() const { return padded_length(n); }
     /// Bytes from row to row. For int8 the sums stand behind the integers.
     Index stride() const {
         return encoded_stride(compute == Compute::bf16 ? padded() * table->bf16_bytes
@@ -163,7 +163,7 @@ struct RowEncoding {
     }
 
     /// C = A B for panels of B from `panel` on.
-    /// @param ahead  the panels that come next, as many; null if nobody knows
+    /// @param ahead  the panels that come next, as many; null if they are not known
     void multiply(Index rows, Index cols, const EncodedRows& a, const StoredMatrix& b, Index panel,
                   float* c, Index c_row, const std::byte* ahead) const {
         if (compute == Compute::bf16)

@@ -2,23 +2,13 @@
 #ifndef MOE_KERNELS_TABLE_HPP
 #define MOE_KERNELS_TABLE_HPP
 
+#include <cstdint>
+
+#include <moe/core/activation.hpp>
 #include <moe/core/types.hpp>
 #include <moe/kernels/narrow_table.hpp>
 
 namespace moe::inline MOE_ABI {
-
-/// Elementwise nonlinearities that kernels know; a is what the first product of an expert gives.
-///
-///     relu          max(a, 0)
-///     relu_squared  max(a, 0)^2
-///     gelu          a Phi(a) = a (1 + erf(a / sqrt 2)) / 2
-///     gelu_tanh     a (1 + tanh(sqrt(2 / pi) (a + 0.044715 a^3))) / 2
-///     silu          a sigmoid(a)
-///
-/// A new one goes at the end, and into body.inl (the formula and the switch), into reference.hpp
-/// (plain::act, plain::slope, exact::evaluate), into the range check of FeedForwardModule and into
-/// the lists of tests/kernels/table_test.cpp, bits_main.cpp and tests/experts/mlp_test.cpp.
-enum class Activation { relu, relu_squared, gelu, gelu_tanh, silu };
 
 /// What a tile prefetches while it computes: as many bytes as a row of a panel has in each step,
 /// the next address `step` elements on, and `wrap` more after every `streams` steps. Any address.
@@ -45,11 +35,12 @@ struct Ahead {
 /// outside the stated extents.
 ///
 /// A new kernel goes here, into body.inl (the function and the initialiser of `table`; products are
-/// in products.inl), twice into reference.hpp (in double, and exact), and into
-/// tests/kernels/table_test.cpp, bits_main.cpp and bench/kernels/tile_bench.cpp (elementwise(),
-/// names). It ends with finish(). What it needs of V or E is added to lanes.inl, single.inl,
-/// portable.hpp and the files in x86/ and arm/, unless a template does where there is none, as
-/// read_columns in products.inl; a new function of one element, like exp, to math_float.inl and
+/// in products.inl), into reference.hpp (`exact`, element by element; and `plain`, the formula in
+/// double, if rounding is not all that differs), and into tests/kernels/table_test.cpp,
+/// bits_main.cpp and, where its speed matters, bench/kernels/tile_bench.cpp. It ends with finish().
+/// What it needs of V or E is added to lanes.inl, single.inl, portable.hpp and the files in x86/
+/// and arm/; a template in products.inl can stand in for instruction sets that have nothing better,
+/// as read_columns does. A new function of one element, like exp, goes to math_float.inl and
 /// math_double.inl.
 template <class S>
 struct KernelTable {

@@ -7,6 +7,7 @@
 
 #include <immintrin.h>
 
+#include <moe/kernels/panel_turns.hpp>
 #include <moe/kernels/storage_table.hpp>
 #include <moe/kernels/x86/amx.hpp>
 #include <moe/kernels/x86/avx512.hpp>
@@ -64,7 +65,7 @@ struct Ahead {
     std::uintptr_t stream, wrap;
     Index lines, streams, left;
 
-    /// @param from   a record of the first panel; null if nobody knows what is read next
+    /// @param from   a record of the first panel; null if that is not known
     /// @param here   what is read now
     /// @param bytes  of each panel, in all steps together
     /// @param steps  of all blocks for one panel
@@ -178,7 +179,7 @@ void group(Index rows, Index steps, const std::byte* a, Index a_row, const std::
 // ---- bf16 ----
 
 inline void encode_bf16(Index n, const float* x, std::byte* to) {
-    for (Index i = 0; i < (n + padded_rows - 1) / padded_rows * padded_rows; i += 16) {
+    for (Index i = 0; i < padded_length(n); i += 16) {
         const __m512i bits = _mm512_castps_si512(_mm512_maskz_loadu_ps(mask(n - i), x + i));
         const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
         const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
@@ -209,20 +210,18 @@ inline void tiles_bf16(Index rows, Index cols, Index records, const std::byte* a
     // Not in C, whose rows may lie a multiple of 4096 bytes apart: all in one set of the cache.
     alignas(64) float sums[sums_size];
     const Index panel_bytes = layout.bytes(records * record_rows), together = panels_together(rows);
-    for (Index col = 0; col < cols; col += together * panel_width) {
-        const Index left = (cols - col + panel_width - 1) / panel_width;
-        const Index panels = left < together ? left : together;
-        const std::byte* const b = panel + col / panel_width * panel_bytes;
-        const std::byte* const then = left > together ? b + together * panel_bytes : next;
+    for (detail::PanelTurns turn(panel, panel_bytes, panel_width, cols, together, next);
+         turn.panels > 0; turn.next()) {
+        const Index col = turn.column, panels = turn.panels;
         for (Index i = 0, here = 0; i < rows; i += here) {
             here = group_of(rows - i);
             if (i == 0 || here < block_rows) configure(here < block_rows ? here : block_rows, 16);
             for (Index r = 0, count = 0; r < records; r += count) {
                 count = records - r < slice_steps ? records - r : slice_steps;
-                const std::byte* const from = b + r * layout.record_bytes;
+                const std::byte* const from = turn.at + r * layout.record_bytes;
                 Ahead ahead(r + count < records ? from + count * layout.record_bytes
                             : i + here < rows   ? nullptr
-                                                : then,
+                                                : turn.then,
                             from, panel_bytes, panels, count * layout.record_bytes,
                             count * blocks_of(here));
                 for (Index j = 0; j < panels; ++j)

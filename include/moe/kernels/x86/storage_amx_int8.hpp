@@ -79,21 +79,20 @@ void product_by_output(Index rows, Index cols, Index records, const Int8Rows& a,
     alignas(64) float sums[sums_size];
     alignas(64) std::byte codes[ternary ? slice * record_rows * panel_width : 64];
     const Index panel_bytes = layout.bytes(records * record_rows), together = panels_together(rows);
-    for (Index col = 0; col < cols; col += together * panel_width) {
-        const Index left = (cols - col + panel_width - 1) / panel_width;
-        const Index panels = left < together ? left : together;
-        const std::byte* const b = panel + col / panel_width * panel_bytes;
-        const std::byte* const then = left > together ? b + together * panel_bytes : next;
+    for (detail::PanelTurns turn(panel, panel_bytes, panel_width, cols, together, next);
+         turn.panels > 0; turn.next()) {
+        const Index col = turn.column, panels = turn.panels;
         for (Index i = 0, here = 0; i < rows; i += here) {
             here = group_of(rows - i);
             if (i == 0 || here < block_rows) configure(here < block_rows ? here : block_rows, 16);
             for (Index r = 0, count = 0; r < records; r += count) {
                 count = records - r < slice ? records - r : slice;
-                const std::byte* const from = b + layout.scale_bytes + r * layout.record_bytes;
+                const std::byte* const from =
+                    turn.at + layout.scale_bytes + r * layout.record_bytes;
                 const Index end = r + count, begin = r / chunk * chunk;
                 Ahead ahead(end < records     ? from + count * layout.record_bytes
                             : i + here < rows ? nullptr
-                                              : then,
+                                              : turn.then,
                             from, panel_bytes, panels, count * layout.record_bytes,
                             count / 2 * blocks_of(here));
                 for (Index j = 0; j < panels; ++j) {
@@ -109,10 +108,12 @@ void product_by_output(Index rows, Index cols, Index records, const Int8Rows& a,
                         a.q_row, with, to, r > begin, ahead);
                     if (end % chunk > 0 && end < records) continue;
                     const Index at = col + j * panel_width;
-                    add_chunk(here, cols - at, end - begin, ternary ? 1 : 128, to,
+                    add_chunk(here, cols - at, end - begin,
+                              code_zero(ternary ? Storage::ternary : Storage::int8), to,
                               a.sums + i * a.sums_row + begin, a.sums_row, begin == 0,
-                              end == records ? reinterpret_cast<const float*>(b + j * panel_bytes)
-                                             : nullptr,
+                              end == records
+                                  ? reinterpret_cast<const float*>(turn.at + j * panel_bytes)
+                                  : nullptr,
                               a.scale + i, c + i * c_row + at, c_row);
                 }
             }
@@ -135,7 +136,7 @@ struct Unpacked {
 
 inline void unpack(Storage storage, Index records, const std::byte* from, Unpacked& to) {
     const Index bytes = panel_layout(storage, panel_width).record_bytes;
-    const Index code_bytes = storage == Storage::int8_block ? 32 * panel_width : 16 * panel_width;
+    const Index code_bytes = record_rows * panel_width * code_bits(storage) / 8;
     const __m512i low = _mm512_set1_epi8(15);
     for (Index r = 0; r < records; ++r, from += bytes) {
         const std::byte* const tail = from + code_bytes;
@@ -151,7 +152,7 @@ inline void unpack(Storage storage, Index records, const std::byte* from, Unpack
                                                         _mm512_set1_epi8(-128)));
                 continue;
             }
-            __m512i zero = _mm512_set1_epi8(8);
+            __m512i zero = _mm512_set1_epi8(static_cast<char>(code_zero(Storage::int4)));
             if (storage == Storage::int4_zero)
                 zero = _mm512_mullo_epi32(
                     _mm512_cvtepu8_epi32(_mm_loadu_si128(
@@ -239,17 +240,15 @@ inline void product_by_record(Storage storage, Index rows, Index cols, Index rec
     const PanelLayout layout = panel_layout(storage, panel_width);
     const Index panel_bytes = layout.bytes(records * record_rows), together = panels_together(rows);
     configure(block_rows, 8);
-    for (Index col = 0; col < cols; col += together * panel_width) {
-        const Index left = (cols - col + panel_width - 1) / panel_width;
-        const Index panels = left < together ? left : together;
-        const std::byte* const first = panel + col / panel_width * panel_bytes;
-        const std::byte* const then = left > together ? first + together * panel_bytes : next;
+    for (detail::PanelTurns turn(panel, panel_bytes, panel_width, cols, together, next);
+         turn.panels > 0; turn.next()) {
+        const Index col = turn.column, panels = turn.panels;
         for (Index r = 0, count = 0; r < records; r += count) {
             count = records - r < unpacked_records ? records - r : unpacked_records;
             const bool last = r + count == records;
-            const std::byte* const from = first + r * layout.record_bytes;
-            Ahead ahead(last ? then : from + count * layout.record_bytes, from, panel_bytes, panels,
-                        count * layout.record_bytes, count * ((rows + 15) / 16));
+            const std::byte* const from = turn.at + r * layout.record_bytes;
+            Ahead ahead(last ? turn.then : from + count * layout.record_bytes, from, panel_bytes,
+                        panels, count * layout.record_bytes, count * ((rows + 15) / 16));
             for (Index j = 0; j < panels * panel_width; j += 16) {
                 if (j % panel_width == 0)
                     unpack(storage, count, from + j / panel_width * panel_bytes, b);

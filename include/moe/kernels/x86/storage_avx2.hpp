@@ -11,8 +11,10 @@
 #include <immintrin.h>
 
 #include <moe/kernels/bf16_table.hpp>
+#include <moe/kernels/panel_turns.hpp>
 #include <moe/kernels/storage_table.hpp>
 #include <moe/kernels/x86/avx2.hpp>
+#include <moe/kernels/x86/subnormals.hpp>
 
 // AVX2, FMA and F16C; further down with AVX-VNNI.
 #if defined(__clang__)
@@ -37,6 +39,9 @@ using isa_avx2::run_length;
 using isa_avx2::splat;
 using isa_avx2::transpose;
 using isa_avx2::V;
+using x86::Control;
+using x86::flush_subnormals;
+using x86::restore;
 inline constexpr int tile_vectors = isa_avx2::tile_vectors;
 inline constexpr int bf16_rows = 3;
 inline constexpr const char* bf16_name = "avx2";
@@ -176,16 +181,6 @@ template <int n>
     const __m256i ones = _mm256_set1_epi16(1);
     return {_mm256_madd_epi16(sum.low, ones), _mm256_madd_epi16(sum.high, ones)};
 }
-
-/// The floating-point state of a thread.
-using Control = unsigned;
-/// From here on subnormal inputs and results are 0. Returns the state before.
-[[gnu::always_inline]] inline Control flush_subnormals() {
-    const Control before = _mm_getcsr();
-    _mm_setcsr(0x9FC0);  // no exceptions, to nearest, both flush bits
-    return before;
-}
-[[gnu::always_inline]] inline void restore(Control before) { _mm_setcsr(before); }
 
 #include <moe/kernels/storage_body.inl>
 

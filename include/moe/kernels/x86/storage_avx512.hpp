@@ -11,8 +11,10 @@
 #include <immintrin.h>
 
 #include <moe/kernels/bf16_table.hpp>
+#include <moe/kernels/panel_turns.hpp>
 #include <moe/kernels/storage_table.hpp>
 #include <moe/kernels/x86/avx512.hpp>
+#include <moe/kernels/x86/subnormals.hpp>
 
 // As avx512.hpp; further down with VNNI.
 #if defined(__clang__)
@@ -42,6 +44,9 @@ using isa_avx512::run_length;
 using isa_avx512::splat;
 using isa_avx512::transpose;
 using isa_avx512::V;
+using x86::Control;
+using x86::flush_subnormals;
+using x86::restore;
 inline constexpr int tile_vectors = isa_avx512::tile_vectors;
 inline constexpr int bf16_rows = 6;
 inline constexpr const char* bf16_name = "avx512";
@@ -140,16 +145,6 @@ template <int n>
 [[gnu::always_inline]] inline I add_pairs(I sum) {
     return _mm512_madd_epi16(sum, _mm512_set1_epi16(1));
 }
-
-/// The floating-point state of a thread.
-using Control = unsigned;
-/// From here on subnormal inputs and results are 0. Returns the state before.
-[[gnu::always_inline]] inline Control flush_subnormals() {
-    const Control before = _mm_getcsr();
-    _mm_setcsr(0x9FC0);  // no exceptions, to nearest, both flush bits
-    return before;
-}
-[[gnu::always_inline]] inline void restore(Control before) { _mm_setcsr(before); }
 
 #include <moe/kernels/storage_body.inl>
 
