@@ -5,7 +5,6 @@
 #include <moe/kernels/bf16_table.hpp>
 
 #include <algorithm>
-#include <limits>
 #include <string>
 #include <vector>
 
@@ -15,6 +14,7 @@
 #include <moe/kernels/storage_reference.hpp>
 #include <moe/kernels/stored_matrix.hpp>
 
+#include "bf16_operands.hpp"
 #include "guarded.hpp"
 
 namespace {
@@ -34,31 +34,6 @@ std::vector<const Bf16Table*> tables() {
         if (const Bf16Table* table = &moe::bf16_kernels(isa); all.empty() || all.back() != table)
             all.push_back(table);
     return all;
-}
-
-/// Numbers with ties, NaN, infinities and subnormals among them.
-void fill(Index n, float* x, Numbers& random) {
-    const float special[] = {std::numeric_limits<float>::quiet_NaN(),
-                             std::bit_cast<float>(0x7F800001U),
-                             std::numeric_limits<float>::infinity(),
-                             -std::numeric_limits<float>::max(),
-                             std::numeric_limits<float>::denorm_min(),
-                             -0.0f,
-                             1 + 0x1p-8f,
-                             1 + 0x3p-8f};
-    random.fill(n, x);
-    for (Index i = 0; i < n; ++i)
-        if (const std::uint64_t pick = random.bits() % 64; pick < 8) x[i] = special[pick];
-}
-
-Index padded(Index k) { return moe::PanelLayout::records(k) * moe::record_rows; }
-
-/// Element p of a row of A.
-float element(const Bf16Table& t, const std::byte* row, Index p) {
-    std::uint32_t bits = 0;
-    std::memcpy(reinterpret_cast<std::byte*>(&bits) + (4 - t.row_bytes), row + p * t.row_bytes,
-                static_cast<std::size_t>(t.row_bytes));
-    return std::bit_cast<float>(bits);
 }
 
 TEST(Bf16Table, IsThatOfTheInstructionSet) {
@@ -85,7 +60,7 @@ void check_pack(const Bf16Table& t, Index k, Index cols, Index b_row, Index b_co
     Guarded<float> from(size);
     Guarded<std::byte> to(bytes);
     float* const b = at_end ? from.last(size) : from.first(size);
-    fill(size, b, random);
+    kernel_test::fill_with_special(size, b, random);
     std::byte* const panel = to.last(bytes);
     std::fill(panel, panel + bytes, sentinel);
     t.pack(records, k, cols, b, b_row, b_col, panel);
@@ -132,32 +107,11 @@ TEST(Bf16Table, PacksWhatStoredMatricesHold) {
 }
 
 TEST(Bf16Table, EncodesColumnsAsItDoesRows) {
-    for (const Bf16Table* t : tables()) {
-        Numbers random(3);
-        for (const Index k : {0, 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 130})
-            for (const Index rows : {0, 1, 2, 15, 16, 17, 33, 48}) {
-                const Index x_row = rows + k % 3, size = k == 0 ? 0 : (k - 1) * x_row + rows;
-                const Index row = padded(k) * t->row_bytes, to_row = row + 64;
-                const Index bytes = rows == 0 ? 0 : (rows - 1) * to_row + row;
-                Guarded<float> from(size);
-                Guarded<std::byte> to(bytes);
-                float* const x = from.last(size);
-                fill(size, x, random);
-                std::byte* const a = to.last(bytes);
-                std::fill(a, a + bytes, sentinel);
-                t->encode_columns(rows, k, x, x_row, a, to_row);
-                for (Index i = 0; i < rows; ++i) {
-                    for (Index p = 0; p < padded(k); ++p) {
-                        const float want = p < k ? moe::exact::round_to_bf16(x[p * x_row + i]) : 0;
-                        ASSERT_TRUE(same(element(*t, a + i * to_row, p), want))
-                            << t->name << " k " << k << " rows " << rows << ": (" << i << ", " << p
-                            << ")";
-                    }
-                    for (Index p = row; i + 1 < rows && p < to_row; ++p)
-                        ASSERT_EQ(a[i * to_row + p], sentinel) << "between the rows";
-                }
-            }
-    }
+    for (const Bf16Table* t : tables()) kernel_test::expect_encoded_columns(*t);
+}
+
+TEST(Bf16Table, ProductsAreThoseOfTilesForAnyNumberOfRecords) {
+    for (const Bf16Table* t : tables()) kernel_test::expect_bf16_products(*t);
 }
 
 }  // namespace
