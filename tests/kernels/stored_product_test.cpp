@@ -44,6 +44,12 @@ void for_each_isa(F&& f) {
 /// Around the ends of records, and longer than the slices that are decoded at once.
 constexpr Index lengths[] = {1, 31, 32, 33, 64, 100, 1100};
 
+/// Around those from which on rows are no longer few, and around one block of rows.
+std::vector<Index> row_counts(const moe::KernelTable<float>& kernels) {
+    const Index few = moe::detail::few_rows, height = kernels.tile_rows;
+    return {0, 1, few - 1, few, few + 1, height - 1, height, height + 1, 29};
+}
+
 TEST(StoredProduct, HasTheBitsOfTheDecodedWeights) {
     for_each_isa([](const moe::KernelTable<float>& kernels, const moe::StorageTable& table) {
         for (const Index k : lengths) {
@@ -55,7 +61,7 @@ TEST(StoredProduct, HasTheBitsOfTheDecodedWeights) {
                 const Matrix<float> decoded = b.decode();
                 std::vector<float> scratch(
                     static_cast<std::size_t>(moe::product_scratch(kernels, cols)));
-                for (const Index rows : {0, 1, 3, 29}) {
+                for (const Index rows : row_counts(kernels)) {
                     const auto a = random_matrix<float>(rows, k, 4);
                     const Strided<float> left{a.data(), k, 1};
                     for (const bool add : {false, true}) {
