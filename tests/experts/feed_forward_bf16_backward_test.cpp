@@ -245,7 +245,6 @@ TEST(FeedForwardBf16Backward, AllocatesNothingAfterReserve) {
         group.reserve(batch.extents.tokens, size, ws);
         const long before = allocations::bytes_asked_for.load();
         expert_group::run(group, batch, ws);
-        moe::SerialExecutor serial;
         const long used = allocations::bytes_asked_for.load() - before;
         const long again = allocations::bytes_asked_for.load();
         expert_group::run(group, batch, ws);
