@@ -108,7 +108,14 @@ TEST(Frozen, MadeOfALayerThatIsNotNeededAnyMore) {
     const Matrix<float> expected = layer(batch());
     const auto frozen = moe::freeze(std::move(layer));
     EXPECT_TRUE(same_bits(frozen(batch()), expected));
-    EXPECT_EQ(layer.bank().group<0>().gate.count(), 0) << "the originals are released";
+    const auto expect_released = [](const auto& experts, const char* name) {
+        EXPECT_EQ(experts.gate.count(), 0) << name;
+        EXPECT_EQ(experts.up.count(), 0) << name;
+        EXPECT_EQ(experts.down.count(), 0) << name;
+    };
+    expect_released(layer.bank().group<0>(), "Swiglu");
+    expect_released(layer.bank().group<1>(), "Mlp");
+    expect_released(layer.bank().group<5>().experts(), "Shared");
     static_assert(std::is_same_v<std::remove_cv_t<decltype(frozen)>, Frozen>);
 }
 
