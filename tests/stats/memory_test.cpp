@@ -99,6 +99,7 @@ TEST(MemoryBudget, OfAHeadAndABankIsWhatTheyReserve) {
                           moe::TopK{.k = 2, .placement = placement},
                           moe::Swiglu{.count = 8, .ffn_dim = 32},
                           moe::Copy{},
+                          moe::Constant{},
                           moe::Zero{}};
     };
     for (const moe::Placement placement : {moe::Placement::output, moe::Placement::input}) {
