@@ -27,6 +27,11 @@
 //
 // Weights of `tiny` stay in the caches, and its limit is their bandwidth; before every run of the
 // other shapes the caches are emptied.
+//
+// Another kind of row is a file layer/..._rows.hpp whose add_..._rows() registers it with add_row()
+// of layer/race.hpp; main below calls it. Another variant is a line of `variants` in
+// layer/shapes.hpp, another shape one of `shapes`; the rows, and the pictures that plot.py makes of
+// them, follow.
 
 #include <string>
 

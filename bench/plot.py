@@ -10,7 +10,8 @@ tokens-SHAPE     tokens per second against tokens in a call, next to the same la
                  libraries
 threads-SHAPE    speed against one thread, and the ideal line
 
-Rows that were not measured are left out. Pictures are SVG, written next to the JSON file.
+All variants in the file are drawn; what was not measured is left out. Pictures are SVG, written next
+to the JSON file.
 """
 import argparse
 import json
@@ -25,8 +26,11 @@ try:
 except ImportError:
     sys.exit("plot.py needs matplotlib: apt-get install python3-matplotlib, or pip install matplotlib")
 
-VARIANTS = [("fp32", "tab:blue"), ("bf16_bf16", "tab:orange"), ("int8_int8", "tab:green"),
-            ("int4_int8", "tab:red")]
+# Of the variants, in the order in which the file has them.
+COLOURS = ["tab:blue", "tab:orange", "tab:green", "tab:red", "tab:brown", "tab:olive", "tab:cyan", "black",
+           "gold", "navy", "teal", "darkred"]
+MARKS = "osv^<>DPX*hd"
+# vs_naive is the same layer for all variants.
 PEERS = [("fp32", "vs_naive", "Eigen loop, fp32", "0.6"), ("fp32", "vs_openblas", "OpenBLAS, fp32", "0.45"),
          ("fp32", "vs_onednn", "oneDNN, fp32", "tab:purple"),
          ("bf16_bf16", "vs_onednn", "oneDNN, bf16", "tab:pink")]
@@ -43,13 +47,30 @@ def read(file):
     return rows
 
 
+def variants(rows):
+    """[(variant, colour, mark)]"""
+    names = list(dict.fromkeys(row[0] for row in rows))
+    if len(names) > len(COLOURS):
+        sys.exit(f"plot.py has {len(COLOURS)} colours for {len(names)} variants ({', '.join(names)}): add to COLOURS "
+                 "and MARKS")
+    return list(zip(names, COLOURS, MARKS))
+
+
+def check_peers(rows):
+    known = {(variant, counter) for variant, counter, _, _ in PEERS}
+    for variant, _, _, _, counters in rows:
+        for counter in counters:
+            if counter.startswith("vs_") and counter != "vs_naive" and (variant, counter) not in known:
+                sys.exit(f"plot.py does not know {counter} of {variant}: add it to PEERS")
+
+
 def of(rows, variant, shape, tokens=None, threads=None):
     return [row for row in rows if row[0] == variant and row[1] == shape
             and tokens in (None, row[2]) and threads in (None, row[3])]
 
 
 def roofline(axes, rows, shape, threads):
-    for variant, colour in VARIANTS:
+    for variant, colour, _ in variants(rows):
         found = [row[4] for row in of(rows, variant, shape, threads=threads)]
         n = [c["rows_per_expert"] for c in found]
         axes.plot(n, [c["GFLOP/s"] for c in found], "o", color=colour, label=variant if found else None)
@@ -64,7 +85,7 @@ def tokens(axes, rows, shape, threads):
         found = [row for row in of(rows, variant, shape, threads=threads) if counter in row[4]]
         axes.plot([row[2] for row in found], [row[4]["tokens/s"] / row[4][counter] for row in found],
                   "--", color=colour, label=label if found else None)
-    for variant, colour in VARIANTS:
+    for variant, colour, _ in variants(rows):
         found = of(rows, variant, shape, threads=threads)
         axes.plot([row[2] for row in found], [row[4]["tokens/s"] for row in found],
                   "o-", color=colour, label=variant if found else None)
@@ -73,7 +94,7 @@ def tokens(axes, rows, shape, threads):
 
 
 def scaling(axes, rows, shape, threads):
-    for (variant, colour), mark in zip(VARIANTS, ["o", "s", "^", "v"]):
+    for variant, colour, mark in variants(rows):
         for count, line in [(1, ":"), (32, "--"), (512, "-")]:
             found = of(rows, variant, shape, tokens=count)
             alone = [row[4]["tokens/s"] for row in found if row[3] == 1]
@@ -97,6 +118,7 @@ def main():
     measured = list(dict.fromkeys(row[1] for row in rows))
     if not measured:
         sys.exit(f"{arguments.json} holds no rows forward/...: was layer_bench run with a filter?")
+    check_peers(rows)
     out = arguments.out or arguments.json.parent
     out.mkdir(parents=True, exist_ok=True)
     for shape in arguments.shape or measured:

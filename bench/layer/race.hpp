@@ -51,7 +51,6 @@ public:
     double seconds(std::size_t i = 0) const { return machine::median(entries_[i].times); }
     /// Median of the first one's time over its limit just before.
     double of_limit() const { return machine::median(of_limit_); }
-    std::size_t size() const { return entries_.size(); }
 
 private:
     static void sleep(double seconds) {
