@@ -2,13 +2,14 @@
 // Kernels for stored weights against what the machine can do, all measured here.
 //
 //   decode/...   stored panels to float panels; `bytes` are those stored
-//   product/...  rows times a matrix [2048, 1024] in panels; matrices in turn, 256 MB of them, so
-//                that they come from memory. `of_read` is the rate at which stored bytes come as a
-//                share of what one core reads, `of_peak` operations as a share of what it does on
-//                registers.
+//   product/...  rows times a matrix [2048, 1024], as a layer multiplies them; matrices in turn,
+//                256 MB of them, so that they come from memory. `of_read` is the rate at which
+//                stored bytes come as a share of what one core reads, `of_peak` operations as a
+//                share of what it does on registers.
 //   encode/...   rows of 2048 activations: elements per second
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <span>
@@ -18,8 +19,9 @@
 
 #include <benchmark/benchmark.h>
 
-#include <moe/core/plan.hpp>
+#include <moe/core/random.hpp>
 #include <moe/kernels/storage_dispatch.hpp>
+#include <moe/kernels/stored_product.hpp>
 
 #include "machine.hpp"
 
@@ -31,6 +33,7 @@ using moe::Isa;
 using moe::KernelTable;
 using moe::Storage;
 using moe::StorageTable;
+using moe::StoredMatrix;
 
 constexpr Index k = 2048, columns = 1024, pool_bytes = 256 << 20;
 constexpr auto storages = std::span(moe::all_storages).subspan(1);  // all but fp32
@@ -41,12 +44,28 @@ struct Tables {
     Isa isa;
 };
 
+Isa isa_of(moe::detail::StorageKernels kernels) {
+    switch (kernels) {
+        case moe::detail::StorageKernels::scalar:
+            break;
+        case moe::detail::StorageKernels::avx2:
+        case moe::detail::StorageKernels::avx2_vnni:
+            return Isa::avx2;
+        case moe::detail::StorageKernels::avx512:
+        case moe::detail::StorageKernels::avx512_vnni:
+            return Isa::avx512;
+        case moe::detail::StorageKernels::amx:
+            return Isa::amx;
+    }
+    return Isa::scalar;
+}
+
 std::vector<Tables> tables() {
-    constexpr Isa isas[] = {Isa::scalar, Isa::avx2, Isa::avx2, Isa::avx512, Isa::avx512, Isa::amx};
     std::vector<Tables> all;
     for (std::size_t i = 0; i < moe::detail::storage_kernels_count; ++i)
-        if (moe::detail::supports(static_cast<moe::detail::StorageKernels>(i)))
-            all.push_back({moe::detail::all_storage_tables()[i], isas[i]});
+        if (const auto kernels = static_cast<moe::detail::StorageKernels>(i);
+            moe::detail::supports(kernels))
+            all.push_back({moe::detail::all_storage_tables()[i], isa_of(kernels)});
     return all;
 }
 
@@ -67,30 +86,41 @@ double peak(const Tables& t, Compute compute) {
     return rate;
 }
 
-/// Aligned memory full of bytes that are no special number in any storage.
+/// Aligned memory full of ordinary numbers.
 class Buffer {
 public:
-    explicit Buffer(Index bytes) : memory_(static_cast<std::size_t>(bytes) + 64) {
-        const auto address = reinterpret_cast<std::uintptr_t>(memory_.data());
-        data_ = memory_.data() + (64 - address % 64) % 64;
-        std::uint32_t state = 1;
-        for (Index i = 0; i < bytes; ++i) {
-            state = state * 1664525U + 1013904223U;
-            data_[i] = static_cast<std::byte>(0x21U + (state >> 24) % 0x1DU);
-        }
+    explicit Buffer(Index floats) {
+        memory_.resize(floats);
+        for (Index i = 0; i < floats; ++i) data()[i] = static_cast<float>(i * 37 % 101 - 50);
     }
-    std::byte* data() { return data_; }
-    float* floats() { return reinterpret_cast<float*>(data_); }
+    float* data() { return memory_.data(); }
+    std::byte* bytes() { return reinterpret_cast<std::byte*>(data()); }
 
 private:
-    std::vector<std::byte> memory_;
-    std::byte* data_;
+    moe::Buffer<float> memory_;
 };
 
-Buffer& pool() {
-    static Buffer memory(pool_bytes + (1 << 20));
-    return memory;
-}
+/// Matrices [k, columns] that do not fit the caches together. Those made last are kept for the next
+/// benchmark.
+class Matrices {
+public:
+    static const Matrices& of(const Tables& t, Storage storage) {
+        static Matrices kept;
+        if (kept.all_.empty() || kept[0].table() != t.stored || kept[0].storage() != storage) {
+            kept.all_.clear();
+            const auto weights = moe::Random(1).normal<float>(columns, k, 0.02f);
+            StoredMatrix first;
+            first.pack(storage, *t.stored, {weights.data(), 1, k}, k, columns);
+            kept.all_.assign(static_cast<std::size_t>(pool_bytes / first.bytes()), first);
+        }
+        return kept;
+    }
+    /// They follow one another again and again.
+    const StoredMatrix& operator[](std::size_t i) const { return all_[i % all_.size()]; }
+
+private:
+    std::vector<StoredMatrix> all_;
+};
 
 void report(benchmark::State& state, double bytes, double flops, double peak_flops) {
     const auto add = [&](const char* name, double per_iteration) {
@@ -104,110 +134,63 @@ void report(benchmark::State& state, double bytes, double flops, double peak_flo
     if (peak_flops > 0) add("of_peak", flops / peak_flops);
 }
 
-/// Panels in turn, each with the one after it.
-class Panels {
-public:
-    explicit Panels(Index bytes) : bytes_(bytes), count_(pool_bytes / bytes) {}
-    const std::byte* next(Index panels) {
-        turn_ = ahead_of(panels);
-        return pool().data() + turn_ * bytes_;
-    }
-    const std::byte* ahead(Index panels) const { return pool().data() + ahead_of(panels) * bytes_; }
-
-private:
-    Index ahead_of(Index panels) const { return turn_ + 2 * panels <= count_ ? turn_ + panels : 0; }
-    Index bytes_, count_, turn_ = 0;
-};
-
 void decode(benchmark::State& state, Tables t, Storage storage) {
-    const moe::PanelLayout layout = moe::panel_layout(storage, t.stored->panel_width);
-    const Index records = moe::PanelLayout::records(k), part = 8;
-    Buffer to(part * moe::record_rows * t.stored->panel_width * 4);
-    Panels panels(layout.bytes(k));
+    const Matrices& matrices = Matrices::of(t, storage);
+    const moe::PanelLayout layout = matrices[0].layout();
+    const Index records = matrices[0].records(), panels = matrices[0].panels(), part = 8;
+    Buffer to(part * moe::record_rows * t.stored->panel_width);
+    Index turn = 0;
     for (auto _ : state) {
-        const std::byte* const panel = panels.next(1);
+        const std::byte* const panel =
+            matrices[static_cast<std::size_t>(turn / panels)].panel(turn % panels);
         for (Index r = 0; r < records; r += part)
             t.stored->decode(storage, part, panel + layout.scale_bytes + r * layout.record_bytes,
-                             reinterpret_cast<const float*>(panel), to.floats());
+                             reinterpret_cast<const float*>(panel), to.data());
         benchmark::ClobberMemory();
+        ++turn;
     }
     report(state, static_cast<double>(layout.bytes(k)), 0, 0);
 }
 
-/// One panel, decoded in slices that all rows are multiplied with.
-void exact_product(const Tables& t, Storage storage, Index rows, const float* a, Index a_row,
-                   const std::byte* panel, float* c, Index c_row, float* slice,
-                   const std::byte* ahead) {
-    constexpr Index part = 8;
-    const KernelTable<float>& floats = moe::kernels<float>(t.isa);
-    const Index width = t.stored->panel_width, height = floats.tile_rows;
-    const moe::PanelLayout layout = moe::panel_layout(storage, width);
-    const Index tiles = (rows + height - 1) / height;
-    const Index ahead_step = layout.record_bytes / moe::record_rows / 4;
-    for (Index r = 0; r < moe::PanelLayout::records(k); r += part) {
-        t.stored->decode(storage, part, panel + layout.scale_bytes + r * layout.record_bytes,
-                         reinterpret_cast<const float*>(panel), slice);
-        for (Index i = 0, tile = 0; tile < tiles; ++tile) {
-            const Index here = rows / tiles + (tile < rows % tiles ? 1 : 0);
-            const auto* next = reinterpret_cast<const float*>(ahead + r * layout.record_bytes);
-            floats.tile(here, width, part * moe::record_rows, a + i * a_row + r * moe::record_rows,
-                        a_row, 1, slice, width, c + i * c_row, c_row, r > 0,
-                        {next, tile == 0 ? ahead_step : 0});
-            i += here;
-        }
-    }
-}
-
 void product(benchmark::State& state, Tables t, Storage storage, Compute compute, Index rows) {
-    const Index width = t.stored->panel_width, records = moe::PanelLayout::records(k);
-    const moe::PanelLayout layout = moe::panel_layout(storage, width);
-    const Index a_row = (k + 16) * 4, c_row = columns;
-    Buffer a(rows * a_row), encoded(rows * a_row), c(rows * c_row * 4);
-    Buffer slice(8 * moe::record_rows * width * 4);
-    Buffer bytes(rows * (k + 64));
-    auto* const q = reinterpret_cast<std::int8_t*>(bytes.data());
-    std::vector<float> scale(static_cast<std::size_t>(rows));
-    std::vector<std::int32_t> sums(static_cast<std::size_t>(rows * records));
-    for (Index i = 0; i < rows; ++i) {
-        t.stored->encode_bf16(k, a.floats() + i * a_row / 4, encoded.data() + i * a_row);
-        t.stored->encode_int8(k, a.floats() + i * a_row / 4, q + i * (k + 64), scale.data() + i,
-                              sums.data() + i * records);
-    }
-    const moe::Int8Rows x{q, k + 64, scale.data(), sums.data(), records};
-    Panels panels(layout.bytes(k));
+    const KernelTable<float>& floats = moe::kernels<float>(t.isa);
+    const Matrices& matrices = Matrices::of(t, storage);
+    const Index width = t.stored->panel_width, a_row = k + 16;
+    // As many columns at once as a layer takes.
+    const Index together = rows <= 64 ? 512 : 128;
+    Buffer a(rows * a_row), c(rows * columns), scratch(moe::product_scratch(floats, together));
+    const moe::detail::RowEncoding encoding{t.stored, compute, k};
+    Buffer encoded(rows * encoding.stride() / 4), scales(rows);
+    const moe::detail::EncodedRows x{encoded.bytes(), scales.data()};
+    for (Index i = 0; i < rows && compute != Compute::exact; ++i)
+        encoding.encode(a.data() + i * a_row, x.from(i, encoding.stride()));
+    std::size_t turn = 0;
     for (auto _ : state) {
-        // As many columns at once as a layer takes.
-        const Index together = compute == Compute::exact ? width : rows <= 64 ? 512 : 128;
+        const StoredMatrix &b = matrices[turn], &next = matrices[++turn];
         for (Index j = 0; j < columns; j += together) {
-            const std::byte* const panel = panels.next(together / width);
-            float* const to = c.floats() + j;
+            const Index panel = j / width, after = (j + together) / width;
             if (compute == Compute::exact)
-                exact_product(t, storage, rows, a.floats(), a_row / 4, panel, to, c_row,
-                              slice.floats(), panels.ahead(together / width));
-            else if (compute == Compute::bf16)
-                t.stored->product_bf16(rows, together, records, encoded.data(), a_row, panel, to,
-                                       c_row, panels.ahead(together / width),
-                                       moe::Plan{}.bf16_tile_rows);
+                moe::product(floats, rows, together, k, {a.data(), a_row, 1}, b, panel,
+                             c.data() + j, columns, false, scratch.data());
             else
-                t.stored->product_int8(storage, rows, together, records, x, panel, to, c_row,
-                                       panels.ahead(together / width),
-                                       moe::Plan{}.tile_rows(storage));
+                encoding.multiply(rows, together, x, b, panel, c.data() + j, columns,
+                                  after < b.panels() ? b.panel(after) : next.panel(0));
         }
         benchmark::ClobberMemory();
     }
-    report(state, static_cast<double>(columns / width * layout.bytes(k)),
+    report(state, static_cast<double>(matrices[0].bytes()),
            2.0 * static_cast<double>(rows * columns * k), peak(t, compute));
 }
 
 void encode(benchmark::State& state, Tables t, Compute compute) {
-    Buffer x(k * 4), to(k * 4);
+    Buffer x(k), to(k);
     float scale = 0;
     std::int32_t sums[k / moe::record_rows];
     for (auto _ : state) {
         if (compute == Compute::bf16)
-            t.stored->encode_bf16(k, x.floats(), to.data());
+            t.stored->encode_bf16(k, x.data(), to.bytes());
         else
-            t.stored->encode_int8(k, x.floats(), reinterpret_cast<std::int8_t*>(to.data()), &scale,
+            t.stored->encode_int8(k, x.data(), reinterpret_cast<std::int8_t*>(to.bytes()), &scale,
                                   sums);
         benchmark::ClobberMemory();
     }
@@ -222,7 +205,6 @@ int main(int argc, char** argv) {
     };
     benchmark::AddCustomContext("read_gb_per_s",
                                 std::to_string(machine::read_bandwidth(1).per_second * 1e-9));
-    pool();  // filled before anything is timed
     for (const Tables& t : tables()) {
         for (const Compute compute : {Compute::exact, Compute::bf16, Compute::int8})
             benchmark::AddCustomContext(

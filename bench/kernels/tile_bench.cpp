@@ -5,14 +5,19 @@
 //   tile/...     one tile in the first-level cache; `of_peak` is its share of that
 //   product/...  whole products of an expert's shape; `of_peak` likewise. `weights` are bytes of
 //                them per second; cold ones come from memory, where `of_read` is their share of
-//                what the machine reads with one thread
+//                what the machine reads with one thread. narrow_... are of elements that are
+//                widened where they lie.
 //   pack/...     GB/s read plus written, next to copy/... of the same bytes
 //   others       elements per second
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <map>
 #include <string>
+#include <type_traits>
+#include <utility>
 
 #include <benchmark/benchmark.h>
 
@@ -48,12 +53,17 @@ double peak(Isa isa, std::size_t scalar_size) {
     return scalar_size == 8 ? best / 2 : best;
 }
 
-/// Memory like that of weights and scratch.
+/// Memory like that of weights and scratch. Two bytes next to each other are an ordinary bf16 and
+/// an ordinary half.
 template <class S>
 class Buffer {
 public:
     explicit Buffer(Index size) : memory_(moe::detail::allocate<S>(size)) {
-        for (Index i = 0; i < size; ++i) data()[i] = S(0.001) * static_cast<S>(i % 1000) - S(0.5);
+        for (Index i = 0; i < size; ++i)
+            if constexpr (std::is_same_v<S, std::byte>)
+                data()[i] = static_cast<std::byte>(0x21 + i * 7 % 29);
+            else
+                data()[i] = S(0.001) * static_cast<S>(i % 1000) - S(0.5);
     }
     S* data() { return memory_.get(); }
 
@@ -143,6 +153,34 @@ void product(benchmark::State& state, Isa isa, Index rows, Index out, Index in, 
     const double elements = static_cast<double>(out * in);
     report_flops(state, 2.0 * static_cast<double>(rows) * elements, peak(isa, sizeof(S)));
     report_weights(state, elements * sizeof(S), cold);
+}
+
+/// rows of x times W^T for W [out, in] of narrow elements, as it lies in memory.
+void narrow_product(benchmark::State& state, Isa isa, moe::Dtype dtype, Index rows, Index out,
+                    Index in, bool cold) {
+    const KernelTable<float>& t = moe::kernels<float>(isa);
+    const moe::NarrowKernels& narrow =
+        moe::detail::all_narrow_tables<std::int8_t>()[static_cast<std::size_t>(isa)]->of(dtype);
+    Buffer<float> x(rows * (in + 16)), y(rows * out), scratch(moe::product_scratch(t, out));
+    Buffer<float> scales(out);
+    const Index bytes = out * in * narrow.element_size;
+    Weights<std::byte> weights(bytes, cold);
+    const bool scaled = dtype == moe::Dtype::i8;
+    for (auto _ : state) {
+        const moe::NarrowStrided w{.data = weights.next(),
+                                   .row_stride = 1,
+                                   .col_stride = in,
+                                   .scales = scaled ? scales.data() : nullptr,
+                                   .scale_row = 0,
+                                   .scale_col = scaled ? 1 : 0,
+                                   .kernels = &narrow};
+        for (Index j = 0; j < out; j += 128)
+            moe::product(t, rows, std::min<Index>(128, out - j), in, {x.data(), in + 16, 1},
+                         w.from(0, j), y.data() + j, out, false, scratch.data());
+        benchmark::ClobberMemory();
+    }
+    report_flops(state, 2.0 * static_cast<double>(rows * out * in), peak(isa, sizeof(float)));
+    report_weights(state, static_cast<double>(bytes), cold);
 }
 
 /// What backward multiplies: dx = dy W, or dW += dy^T x (`gradient`), rows of dy [rows, out], W
@@ -254,6 +292,15 @@ void add_benchmarks(const std::string& type) {
                 add("product/in_place/" + shape + end, product<S>, isa, rows, 768, 2048, false,
                     cold);
             }
+        if constexpr (std::is_same_v<S, float>)
+            for (const auto& [name, dtype] : {std::pair{"bf16", moe::Dtype::bf16},
+                                              {"f16", moe::Dtype::f16},
+                                              {"i8", moe::Dtype::i8}})
+                for (const Index rows : {1, 4, 8, 32})
+                    for (const bool cold : {true, false})
+                        add("product/narrow_" + std::string(name) + "/qwen3_up/rows:" +
+                                std::to_string(rows) + (cold ? "/cold" : "/hot") + end,
+                            narrow_product, isa, dtype, rows, 768, 2048, cold);
         for (const Index rows : {1, 2, 8, 16, 32, 48, 64, 128}) {
             const std::string shape = "mixtral_mini_up/rows:" + std::to_string(rows);
             add("dx/" + shape + end, backward_product<S>, isa, rows, 3584, 1024, false);
