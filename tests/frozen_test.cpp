@@ -103,20 +103,35 @@ TEST(Frozen, DoesNotFollowTheLayer) {
     EXPECT_FALSE(same_bits(layer(batch()), before, {.allow_zeros = true}));
 }
 
+void expect_released(Layer& layer) {
+    const auto expect_empty = [](const auto& experts, const char* name) {
+        EXPECT_EQ(experts.gate.count(), 0) << name;
+        EXPECT_EQ(experts.up.count(), 0) << name;
+        EXPECT_EQ(experts.down.count(), 0) << name;
+    };
+    expect_empty(layer.bank().group<0>(), "Swiglu");
+    expect_empty(layer.bank().group<1>(), "Mlp");
+    expect_empty(layer.bank().group<5>().experts(), "Shared");
+}
+
 TEST(Frozen, MadeOfALayerThatIsNotNeededAnyMore) {
     Layer layer = make();
     const Matrix<float> expected = layer(batch());
     const auto frozen = moe::freeze(std::move(layer));
     EXPECT_TRUE(same_bits(frozen(batch()), expected));
-    const auto expect_released = [](const auto& experts, const char* name) {
-        EXPECT_EQ(experts.gate.count(), 0) << name;
-        EXPECT_EQ(experts.up.count(), 0) << name;
-        EXPECT_EQ(experts.down.count(), 0) << name;
-    };
-    expect_released(layer.bank().group<0>(), "Swiglu");
-    expect_released(layer.bank().group<1>(), "Mlp");
-    expect_released(layer.bank().group<5>().experts(), "Shared");
+    expect_released(layer);
     static_assert(std::is_same_v<std::remove_cv_t<decltype(frozen)>, Frozen>);
+}
+
+/// A layer that is given up loses its groups in any case: that they release one matrix after the
+/// other shows only here.
+TEST(Frozen, GroupsThatAreNotNeededAnyMoreReleaseTheirMatrices) {
+    Layer layer = make();
+    const moe::FreezeOptions options;
+    std::move(layer.bank().group<0>()).freeze(options);
+    std::move(layer.bank().group<1>()).freeze(options);
+    std::move(layer.bank().group<5>()).freeze(options);
+    expect_released(layer);
 }
 
 TEST(Frozen, CopiesAndMovesAreTheSameLayer) {
