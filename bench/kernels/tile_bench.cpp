@@ -113,7 +113,7 @@ void tile(benchmark::State& state, Isa isa, Index rows, Index k, bool by_rows) {
     Buffer<S> a((by_rows ? rows : k) * stride), b(k * width), c(rows * width);
     for (auto _ : state) {
         t.tile(rows, width, k, a.data(), by_rows ? stride : 1, by_rows ? 1 : stride, b.data(),
-               width, c.data(), width, true, {});
+               width, c.data(), width, true, {b.data()});
         benchmark::ClobberMemory();
     }
     report_flops(state, 2.0 * static_cast<double>(rows * width * k), peak(isa, sizeof(S)));

@@ -36,6 +36,10 @@
 #define MOE_TAG_BASELINE avx
 #elif defined(__SSE4_2__)
 #define MOE_TAG_BASELINE sse4
+#elif defined(__ARM_FEATURE_SVE)
+#define MOE_TAG_BASELINE sve
+#elif defined(__ARM_FEATURE_ATOMICS)
+#define MOE_TAG_BASELINE lse
 #else
 #define MOE_TAG_BASELINE base
 #endif

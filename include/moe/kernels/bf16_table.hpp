@@ -37,8 +37,8 @@ struct Bf16Table {
     /// @param b        B(p, j) = b[p * b_row + j * b_col]; quick when b_col or b_row is 1
     void (*pack)(Index records, Index k, Index cols, const float* b, Index b_row, Index b_col,
                  std::byte* to);
-    /// C = A B for panels of any number of records, each `records` records behind the one before;
-    /// otherwise as StorageTable::product_bf16.
+    /// C = A B for panels of any number of records that begin PanelLayout::bytes(32 records) apart,
+    /// room for an even number; otherwise as StorageTable::product_bf16.
     void (*product)(Index rows, Index cols, Index records, const std::byte* a, Index a_row,
                     const std::byte* panel, float* c, Index c_row, const std::byte* ahead,
                     Index tile_rows);

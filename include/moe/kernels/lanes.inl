@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The portable V that body.inl is written over. Included inside a namespace that has
-// `using S = float` or `double`; no guard on purpose. The headers in x86/ define the same functions
-// with intrinsics.
+// `using S = float` or `double`; no guard on purpose. The headers in x86/ and arm/ define the same
+// functions with intrinsics.
 
 /// 16 columns of a tile.
 struct V {

@@ -30,8 +30,8 @@ constexpr int code_zero(Storage storage) {
 
 /// How B [k, panel_width], `panel_width` columns of a matrix of stored weights, lies in memory:
 /// `scales` (one float per column for int8 and ternary, else nothing), then one record for every 32
-/// rows, an even number of them (any number in panels that Bf16Table::pack makes, which follow one
-/// another without a gap). P is panel_width, j a column, p a row within the record:
+/// rows, an even number of them (of those that Bf16Table multiplies the last may be missing). P is
+/// panel_width, j a column, p a row within the record:
 ///
 ///     bf16        u16 at [p / 2][j][p % 2]                     32 P u16: pairs of rows, as tiles
 ///     f16         u16 at [p][j]                                32 P u16
