@@ -354,6 +354,18 @@ TEST(FrozenStorage, RefusesBeforeAnythingIsReleased) {
     EXPECT_EQ(layer.bank().group<0>().up.count(), 3);
 }
 
+TEST(FrozenStorage, RefusesTheLowestExpertForAnyExecutor) {
+    Layer layer = make();
+    for (const Index e : {2, 1}) layer.bank().group<0>().up.owned(e).view()(0, 0) = HUGE_VALF;
+    moe::ThreadPool pool(3);
+    for (moe::Executor* executor :
+         {static_cast<moe::Executor*>(nullptr), static_cast<moe::Executor*>(&pool)})
+        EXPECT_NE(refusal([&] {
+                      moe::freeze(layer, {.storage = Storage::bf16, .executor = executor});
+                  }).find("up of expert 1: weight [0, 0] is inf"),
+                  std::string::npos);
+}
+
 TEST(FrozenStorage, IsForFloat) {
     const auto layer =
         moe::make_layer<double>(moe::Config{.model_dim = dim}, moe::LinearRouter{},
