@@ -2,6 +2,7 @@
 #ifndef MOE_BENCH_LAYER_STAGE_ROWS_HPP
 #define MOE_BENCH_LAYER_STAGE_ROWS_HPP
 
+#include <initializer_list>
 #include <string>
 #include <utility>
 

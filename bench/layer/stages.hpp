@@ -7,9 +7,11 @@
 #include <utility>
 #include <vector>
 
+#include <benchmark/benchmark.h>
+
 #include <moe/core/executor.hpp>
 #include <moe/core/routing.hpp>
-#include <moe/kernels/product.hpp>
+#include <moe/kernels/stored_product.hpp>
 
 #include "subject.hpp"
 
@@ -40,7 +42,7 @@ public:
         };
         rows_.assign(size(std::max(num_rows(), tokens_), stride(dim_)), 0.5f);
         gate_.assign(size(num_rows(), stride(ffn_)), 0.5f);
-        hidden_ = up_ = gate_;
+        du_ = hidden_ = up_ = gate_;
         out_.assign(size(num_rows(), stride(dim_)), 0.5f);
         y_.setZero(tokens_, dim_);
         logits_.assign(size(tokens_, experts_), 0);
@@ -116,8 +118,7 @@ public:
     void down_backward() {
         const auto& down = std::as_const(subject_.layer).bank().group<0>().down;
         each(ffn_pieces_, [&](const Piece& piece, float* scratch) {
-            product(piece, out_, dim_, moe::WeightOperand<float>(matrix(down[piece.expert])),
-                    hidden_, ffn_, false, scratch);
+            product(piece, out_, dim_, operand(down[piece.expert]), hidden_, ffn_, false, scratch);
         });
         each(dim_pieces_, [&](const Piece& piece, float* scratch) {
             gradient(piece, out_, dim_, hidden_, ffn_, subject_.gradient().bank().group<0>().down,
@@ -133,17 +134,16 @@ public:
             kernels_.gate(moe::Activation::silu, ffn_, g, u, h);
             benchmark::DoNotOptimize(kernels_.dot(ffn_, u, h));
             kernels_.scale(ffn_, 0.5f, h, h);
-            kernels_.gate_backward(moe::Activation::silu, ffn_, g, u, h, h, u);
+            kernels_.gate_backward(moe::Activation::silu, ffn_, g, u, h, h, du_.data() + at);
         });
     }
     /// dx = dg gate + du up, d(gate) += dg^T x and d(up) += du^T x
     void up_backward() {
         const auto& group = std::as_const(subject_.layer).bank().group<0>();
         each(dim_pieces_, [&](const Piece& piece, float* scratch) {
-            product(piece, gate_, ffn_, moe::WeightOperand<float>(matrix(group.gate[piece.expert])),
-                    out_, dim_, false, scratch);
-            product(piece, up_, ffn_, moe::WeightOperand<float>(matrix(group.up[piece.expert])),
-                    out_, dim_, true, scratch);
+            product(piece, gate_, ffn_, operand(group.gate[piece.expert]), out_, dim_, false,
+                    scratch);
+            product(piece, up_, ffn_, operand(group.up[piece.expert]), out_, dim_, true, scratch);
         });
         auto& grad = subject_.gradient().bank().group<0>();
         each(ffn_pieces_, [&](const Piece& piece, float* scratch) {
@@ -200,8 +200,8 @@ private:
             });
     }
 
-    static moe::Strided<float> matrix(const moe::WeightView& w) {
-        return moe::detail::strided<float>(w);
+    static moe::WeightOperand<float> operand(const moe::WeightView& w) {
+        return moe::WeightOperand<float>(moe::detail::strided<float>(w));
     }
 
     /// Columns of in times the expert's matrix.
@@ -236,7 +236,7 @@ private:
     const Matrix& x_;
     Index dim_, ffn_, experts_, tokens_;
     std::vector<Index> offsets_, token_;
-    std::vector<float> rows_, gate_, up_, hidden_, out_, logits_, scratch_;
+    std::vector<float> rows_, gate_, up_, hidden_, du_, out_, logits_, scratch_;
     Matrix y_;
     moe::PackedMatrix<float> router_;
     std::vector<Piece> ffn_pieces_, dim_pieces_;

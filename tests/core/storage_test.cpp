@@ -16,8 +16,7 @@ TEST(Storage, HasTheNameOfItsEnumerator) {
     std::string names;
     for (const Storage storage : storages) names += std::string(moe::name(storage)) + " ";
     EXPECT_EQ(names, "fp32 bf16 f16 int8 int8_block int4 int4_zero ternary ");
-    for (const Compute compute : {Compute::exact, Compute::bf16, Compute::int8})
-        names += std::string(moe::name(compute)) + " ";
+    for (const Compute compute : moe::all_computes) names += std::string(moe::name(compute)) + " ";
     EXPECT_EQ(names, "fp32 bf16 f16 int8 int8_block int4 int4_zero ternary exact bf16 int8 ");
 }
 

@@ -149,11 +149,11 @@ void stored_products(Isa isa) {
     random.fill(rows * k, a.data());
     const KernelTable<float>& t = moe::kernels<float>(isa);
     std::vector<float> scratch(static_cast<std::size_t>(moe::product_scratch(t, cols)));
-    for (const Storage storage : {Storage::bf16, Storage::f16, Storage::int8, Storage::int8_block,
-                                  Storage::int4, Storage::int4_zero, Storage::ternary}) {
+    for (const Storage storage : moe::all_storages) {
+        if (storage == Storage::fp32) continue;
         moe::StoredMatrix b;
         b.pack(storage, moe::storage_kernels(isa), {w.data(), 1, k}, k, cols);
-        for (const Compute compute : {Compute::exact, Compute::bf16, Compute::int8}) {
+        for (const Compute compute : moe::all_computes) {
             if (!moe::fits(storage, compute)) continue;
             const moe::detail::RowEncoding encoding{b.table(), compute, k};
             std::vector<std::byte> bytes(static_cast<std::size_t>(rows * encoding.stride()));

@@ -41,9 +41,8 @@ concept Recipe = requires(const X recipe, const Shape& shape, Random& random) {
 //                                       false: grad has all of them, a scratch object where one is
 //                                       not wanted
 //     check(shape) const                throws if the part does not fit the layer
-//     check_gradient(grad) const        throws if grad is of another layer; matrices are compared
-//     by
-//                                       name and extent
+//     check_gradient(grad) const        throws if grad is of another layer; names and extents are
+//                                       compared
 //     own_gradients()                   in a copy that is to become a gradient: views of memory are
 //                                       replaced by memory of its own; nothing
 //

@@ -27,9 +27,8 @@ struct FreezeOptions {
     /// One per routed expert of the layer, in its order; experts without weights ignore theirs.
     /// Empty: all as `storage`, which shared experts have in any case. A group is handed its part.
     std::vector<Storage> experts{};
-    /// Checks and packs in parallel if given. Where memory belongs to nodes (NUMA), each worker's
-    /// share of the packed weights comes to lie on its own: give the executor that will run them,
-    /// its threads pinned.
+    /// Checks and packs in parallel if given. Where memory belongs to nodes (NUMA), Linux puts
+    /// pages on the node of the worker that packs them; not tried on such a machine.
     Executor* executor = nullptr;
     /// Set by the layer, for messages: which of its experts is the group's first; -1: shared ones.
     Index first_expert = 0;

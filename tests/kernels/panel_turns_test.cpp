@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: MIT
+#include <moe/kernels/panel_turns.hpp>
+
+#include <vector>
+
+#include <gtest/gtest.h>
+
+namespace {
+
+using moe::Index;
+
+TEST(PanelTurns, AreRunsOfAllPanelsAndWhatComesAfterEach) {
+    constexpr Index bytes = 7, width = 4;
+    const std::vector<std::byte> memory(20 * bytes);
+    const std::byte* const first = memory.data();
+    const std::byte* const ahead = first + 19 * bytes;
+    for (const Index together : {1, 3, 8})
+        for (Index cols = 0; cols <= 9 * width; ++cols) {
+            const Index all = (cols + width - 1) / width;
+            Index seen = 0;
+            for (moe::detail::PanelTurns turn(first, bytes, width, cols, together, ahead);
+                 turn.panels > 0; turn.next()) {
+                EXPECT_EQ(turn.at, first + seen * bytes);
+                EXPECT_EQ(turn.column, seen * width);
+                EXPECT_EQ(turn.panels, all - seen < together ? all - seen : together);
+                seen += turn.panels;
+                EXPECT_EQ(turn.then, seen < all ? first + seen * bytes : ahead);
+            }
+            EXPECT_EQ(seen, all) << cols << " columns, " << together << " together";
+        }
+}
+
+}  // namespace
