@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: MIT
 # NAME_fuzz.cpp defines LLVMFuzzerTestOneInput; tests/fuzz/NAME/ holds its corpus. Every compiler
 # replays the corpus and mutations of it; clang can also search for MOE_FUZZ_SECONDS.
+if(MOE_FUZZ_SECONDS GREATER 0 AND NOT CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+    message(FATAL_ERROR "MOE_FUZZ_SECONDS: only clang can search, not ${CMAKE_CXX_COMPILER_ID}: "
+        "configure with -D CMAKE_CXX_COMPILER=clang++")
+endif()
 moe_sources(targets ${CMAKE_CURRENT_SOURCE_DIR}/fuzz "*_fuzz.cpp")
 foreach(source IN LISTS targets)
     string(REGEX REPLACE "_fuzz\\.cpp$" "" name ${source})
@@ -13,7 +17,7 @@ foreach(source IN LISTS targets)
     set_tests_properties(fuzz.${name} PROPERTIES
         LABELS fuzz TIMEOUT 600 ENVIRONMENT "${MOE_TEST_ENVIRONMENT}")
 
-    if(MOE_FUZZ_SECONDS GREATER 0 AND CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+    if(MOE_FUZZ_SECONDS GREATER 0)
         add_executable(moe_${name}_search fuzz/${source})
         target_link_libraries(moe_${name}_search PRIVATE moe_developer)
         target_include_directories(moe_${name}_search PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
