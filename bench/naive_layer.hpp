@@ -8,7 +8,7 @@
 
 /// The layer as one writes it with Eigen in an afternoon: a loop over experts, gathered rows, three
 /// products, scattered outputs.
-class NaiveLayer final : public PeerLayer {
+class NaiveLayer final : public TrainedPeerLayer {
 public:
     NaiveLayer(const Shape& shape, Weights weights);
     ~NaiveLayer() override;
@@ -16,8 +16,7 @@ public:
     /// Threads of Eigen's products.
     void set_threads(int threads) override;
     void forward(const float* x, float* y, std::ptrdiff_t tokens) override;
-    /// dx and all gradients (kept inside), after forward() of the same x
-    void backward(const float* x, const float* dy, float* dx, std::ptrdiff_t tokens);
+    void backward(const float* x, const float* dy, float* dx, std::ptrdiff_t tokens) override;
 
 private:
     struct Impl;

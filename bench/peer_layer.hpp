@@ -28,6 +28,13 @@ public:
     virtual void forward(const float* x, float* y, std::ptrdiff_t tokens) = 0;
 };
 
+/// One that also makes gradients, and keeps them inside.
+class TrainedPeerLayer : public PeerLayer {
+public:
+    /// dx and all gradients, after forward() of the same x
+    virtual void backward(const float* x, const float* dy, float* dx, std::ptrdiff_t tokens) = 0;
+};
+
 /// oneDNN's matmul primitives on weights in its own order, in float or with bf16 inputs and
 /// weights. Null if the library has no kernel for this machine.
 std::unique_ptr<PeerLayer> make_onednn_layer(const PeerLayer::Shape& shape,
@@ -37,5 +44,9 @@ std::unique_ptr<PeerLayer> make_onednn_layer(const PeerLayer::Shape& shape,
 /// wait for the next one on all cores for a while.
 std::unique_ptr<PeerLayer> make_openblas_layer(const PeerLayer::Shape& shape,
                                                const PeerLayer::Weights& weights);
+
+/// PyTorch as it runs without a compiler of its own ("eager"), with its autograd.
+std::unique_ptr<TrainedPeerLayer> make_torch_layer(const PeerLayer::Shape& shape,
+                                                   const PeerLayer::Weights& weights);
 
 #endif  // MOE_BENCH_PEER_LAYER_HPP

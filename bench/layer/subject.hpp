@@ -72,12 +72,21 @@ public:
     /// Frees what only rows of this shape need.
     void forget() {
         variant_.clear(), frozen_.reset(), peers_.reset(), gradient_.reset(), bf16_.reset();
+        torch_.reset();
     }
 
     Layer& gradient() {
         if (!variant_.empty()) forget();
         if (!gradient_) gradient_.emplace(moe::zeros_like(layer));
         return *gradient_;
+    }
+
+    /// The same layer around PyTorch, null if that was not found when this was built.
+    TrainedPeerLayer* torch() {
+#if defined(MOE_BENCH_TORCH)
+        if (!torch_) torch_ = make_torch_layer(peer_shape(), weights());
+#endif
+        return torch_.get();
     }
 
     /// The same layer with products in bf16; views the weights of the first.
@@ -125,6 +134,7 @@ private:
     std::optional<Frozen> frozen_;
     std::optional<Peers> peers_;
     std::optional<Layer> gradient_, bf16_;
+    std::unique_ptr<TrainedPeerLayer> torch_;
 };
 
 }  // namespace bench

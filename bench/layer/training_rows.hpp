@@ -2,7 +2,10 @@
 #ifndef MOE_BENCH_LAYER_TRAINING_ROWS_HPP
 #define MOE_BENCH_LAYER_TRAINING_ROWS_HPP
 
+#include <functional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "error.hpp"
 #include "limit.hpp"
@@ -11,8 +14,8 @@
 
 namespace bench {
 
-/// Forward and backward with all gradients against the naive loop, or, if not exact, against the
-/// layer that is.
+/// Forward and backward with all gradients against the naive loop and PyTorch, or, if not exact,
+/// against the layer that is.
 inline void training_row(benchmark::State& state, const LayerShape& shape, moe::Compute compute,
                          Index tokens, int threads) {
     Subject& subject = Subject::get(shape);
@@ -30,25 +33,35 @@ inline void training_row(benchmark::State& state, const LayerShape& shape, moe::
         layer.forward(x, y, ws);
         layer.backward(x, dy, dx, gradient, ws);
     };
-    const auto theirs = [&] {
-        if (exact) {
-            subject.naive.forward(x.data(), other.data(), tokens);
-            subject.naive.backward(x.data(), dy.data(), other_dx.data(), tokens);
-        } else {
+    std::vector<std::pair<std::string, std::function<void()>>> others;
+    const auto add_peer = [&](const char* counter, TrainedPeerLayer* peer) {
+        peer->set_threads(threads);
+        others.emplace_back(counter, [&, peer] {
+            peer->forward(x.data(), other.data(), tokens);
+            peer->backward(x.data(), dy.data(), other_dx.data(), tokens);
+        });
+    };
+    if (exact) {
+        add_peer("vs_naive", &subject.naive);
+        if (subject.torch()) add_peer("vs_torch", subject.torch());
+    } else {
+        others.emplace_back("vs_exact", [&] {
             subject.layer.forward(x, other, other_ws);
             subject.layer.backward(x, dy, other_dx, gradient, other_ws);
-        }
-    };
-    ours();
-    theirs();
+        });
+    }
     const auto agree = [exact](const Matrix& a, const Matrix& b) {
         return (a - b).cwiseAbs().maxCoeff() <= (exact ? 1e-3f : 2e-2f) * a.cwiseAbs().maxCoeff();
     };
-    if (!agree(y, other) || !agree(dx, other_dx))
-        return state.SkipWithError(exact ? "the naive layer disagrees" : "bf16 is not near exact");
     Race race;
     race.add("", ours);
-    race.add(exact ? "vs_naive" : "vs_exact", theirs);
+    ours();
+    for (const auto& [counter, theirs] : others) {
+        theirs();
+        if (!agree(y, other) || !agree(dx, other_dx))
+            return state.SkipWithError((counter + ": it disagrees with ours").c_str());
+        race.add(counter, theirs);
+    }
     // Backward reads the weights again, and reads and writes their gradients.
     const moe::Routing& routing = ws.routing();
     const Work work{.compute = compute,
