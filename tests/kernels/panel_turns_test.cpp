@@ -5,6 +5,8 @@
 
 #include <gtest/gtest.h>
 
+#include "scoped_fetcher.hpp"
+
 namespace {
 
 using moe::Index;
@@ -28,6 +30,21 @@ TEST(PanelTurns, AreRunsOfAllPanelsAndWhatComesAfterEach) {
             }
             EXPECT_EQ(seen, all) << cols << " columns, " << together << " together";
         }
+}
+
+TEST(Fetcher, IsWhatTheProcessorIsGoodAt) {
+    const kernel_test::ScopedFetcher scoped(moe::detail::Fetcher::unknown);
+#if defined(__x86_64__)
+    const bool expected = moe::detail::machine().zen3;
+#else
+    const bool expected = false;
+#endif
+    EXPECT_EQ(moe::detail::processor_fetches(), expected);
+    EXPECT_NE(moe::detail::fetcher_in_use, moe::detail::Fetcher::unknown);
+    for (const moe::detail::Fetcher fetcher : kernel_test::fetchers) {
+        const kernel_test::ScopedFetcher other(fetcher);
+        EXPECT_EQ(moe::detail::processor_fetches(), fetcher == moe::detail::Fetcher::processor);
+    }
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <moe/kernels/reference.hpp>
 
 #include "guarded.hpp"
+#include "scoped_fetcher.hpp"
 
 namespace {
 
@@ -121,8 +122,8 @@ TYPED_TEST(Product, PanelsMayBeComputedInAnyOrder) {
     });
 }
 
-/// Panels take turns, some of them and some rows of B at a time.
-TYPED_TEST(Product, OfManyPanelsInTurns) {
+/// Panels take turns, some of them and some rows of B at a time, or are read one by one.
+TYPED_TEST(Product, OfManyPanelsInAnyOrder) {
     using S = TypeParam;
     this->each_isa([&](const KernelTable<S>& t) {
         Numbers random(4);
@@ -137,10 +138,19 @@ TYPED_TEST(Product, OfManyPanelsInTurns) {
                 const Strided<S> left{a.data(), k, 1}, right{b.data(), cols, 1};
                 PackedMatrix<S> packed;
                 packed.pack(t, right, k, cols);
-                moe::product(t, rows, cols, k, left, packed.view(), whole.data(), cols, false);
-                moe::exact::tile(rows, cols, k, a.data(), k, 1, b.data(), cols, expected.data(),
-                                 cols, false);
-                EXPECT_TRUE(same(rows * cols, whole.data(), expected.data()));
+                for (const bool add : {false, true}) {
+                    random.fill(rows * cols, expected.data());
+                    const std::vector<S> start = expected;
+                    moe::exact::tile(rows, cols, k, a.data(), k, 1, b.data(), cols, expected.data(),
+                                     cols, add);
+                    for (const kernel_test::Fetcher fetcher : kernel_test::fetchers) {
+                        const kernel_test::ScopedFetcher scoped(fetcher);
+                        whole = start;
+                        moe::product(t, rows, cols, k, left, packed.view(), whole.data(), cols,
+                                     add);
+                        EXPECT_TRUE(same(rows * cols, whole.data(), expected.data()));
+                    }
+                }
             }
     });
 }

@@ -142,18 +142,6 @@ inline const char* name(Isa isa) {
     return "unknown";
 }
 
-#if defined(__x86_64__)
-namespace detail {
-
-/// cpu_features(), asked once.
-inline const CpuFeatures& machine() {
-    static const CpuFeatures features = cpu_features();
-    return features;
-}
-
-}  // namespace detail
-#endif
-
 /// The best that processor and operating system support.
 inline Isa best_isa() {
 #if defined(__x86_64__)

@@ -6,6 +6,7 @@
 
 #include <moe/config.hpp>
 #include <moe/kernels/pack.hpp>
+#include <moe/kernels/panel_turns.hpp>
 #include <moe/kernels/table.hpp>
 
 /// The orders in which products go through their operands; product.hpp chooses one.
@@ -212,6 +213,22 @@ void product_in_place(const KernelTable<S>& table, Index rows, Index cols, Index
         }
 }
 
+/// C (+)= A B with packed B and A of one block of rows, panel by panel, which is the order they
+/// have in memory; for Fetcher::processor. Tiles prefetch 8 KiB ahead of what they read: without it
+/// 12 rows ran at 76 GFLOP/s instead of 92, up to 6 rows as fast, and with 2 KiB all of them as
+/// fast.
+template <class S>
+void product_one_by_one(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
+                        const S* panels, S* c, Index c_row, bool add) {
+    const Index width = table.panel_width;
+    constexpr Index distance = 8192 / static_cast<Index>(sizeof(S));
+    for (Index col = 0; col < cols; col += width) {
+        const S* const panel = panels + col * k;
+        table.tile(rows, std::min(width, cols - col), k, a.data, a.row_stride, a.col_stride, panel,
+                   width, c + col, c_row, add, {panel + distance, width});
+    }
+}
+
 /// Panels that are multiplied, and prefetched, in turns.
 inline constexpr Index panels_together = 8;
 /// Rows of B for which they are where A is one block of rows.
@@ -229,6 +246,8 @@ void product_of_panels(const KernelTable<S>& table, Index rows, Index cols, Inde
                        Panels<S> b, S* c, Index c_row, bool add) {
     const Index width = table.panel_width, panel = k * width;
     const EvenSplit row_blocks(rows, table.tile_rows);
+    if (row_blocks.count == 1 && processor_fetches())
+        return product_one_by_one(table, rows, cols, k, a, b.data, c, c_row, add);
     const EvenSplit k_blocks(k, row_blocks.count == 1 ? turn_rows : k_block(table));
     const EvenSplit groups(num_panels(table, cols), panels_together);
     for (Index g = 0; g < groups.count; ++g)

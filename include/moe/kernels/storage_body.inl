@@ -106,6 +106,12 @@ private:
 /// and 0.9 in int8, where panel by panel it had been 0.67, 0.67 and 0.63, and 0.8, 0.8 and 0.7
 /// (AVX-512, Emerald Rapids). More blocks of rows than one read their panels again: no turns.
 inline constexpr Index panels_together = 8;
+/// Whether a panel is read after the other and the processor fetches, if it is to: not for a full
+/// tile, nor for more rows than a weight has bits, which take long enough for prefetches to pay.
+inline bool one_by_one(Index rows, Index tile_rows, Index bits) {
+    const Index most = bits < 4 ? bits : 4;
+    return rows < tile_rows && rows <= most && detail::processor_fetches();
+}
 
 /// Adds the products of `records` records to c [Rows, panel_width], whose rows follow one another.
 template <int Rows>
@@ -177,7 +183,8 @@ void product_bf16(Index rows, Index cols, Index records, const std::byte* a, Ind
     const Control before = flush_subnormals();
     const Tiles tiles(rows, bf16_rows);
     const Index panel_bytes = layout.bytes(records * record_rows);
-    const Index together = tiles.count > block ? 1 : panels_together;
+    const bool alone = one_by_one(rows, bf16_rows, 16);
+    const Index together = alone || tiles.count > block ? 1 : panels_together;
     const Index longest = tiles.count == 1 ? turn_bytes / layout.record_bytes : slice;
     for (detail::PanelTurns turn(panel, panel_bytes, panel_width, cols, together, ahead);
          turn.panels > 0; turn.next()) {
@@ -190,10 +197,10 @@ void product_bf16(Index rows, Index cols, Index records, const std::byte* a, Ind
                     store(sums[j] + i, splat(0));
             for (Index r = 0, count = 0; r < records; r += count) {
                 count = records - r < longest ? records - r : longest;
-                Prefetch prefetch(
-                    r + count < records ? turn.at + (r + count) * layout.record_bytes : turn.then,
-                    turn.at, panel_bytes, panels, count * layout.record_bytes,
-                    count * touches * (last - first));
+                const std::byte* const next =
+                    r + count < records ? turn.at + (r + count) * layout.record_bytes : turn.then;
+                Prefetch prefetch(alone ? nullptr : next, turn.at, panel_bytes, panels,
+                                  count * layout.record_bytes, count * touches * (last - first));
                 for (Index j = 0; j < panels; ++j)
                     for (Index t = first; t < last; ++t) {
                         const Index i = tiles.start(t), after = tiles.start(t + 1);

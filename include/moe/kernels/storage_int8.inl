@@ -212,7 +212,8 @@ void product_of(Index rows, Index cols, Index records, const Int8Rows& a, const 
     const Index panel_bytes = layout.bytes(records * record_rows);
     // Three tiles by record take longer than memory does, and want B from close by.
     constexpr Index few = by_record ? 2 : 1;
-    const Index together = tiles.count > (by_record ? few : block) ? 1 : panels_together;
+    const bool alone = one_by_one(rows, tile_rows, bits);
+    const Index together = alone || tiles.count > (by_record ? few : block) ? 1 : panels_together;
     const Index longest = tiles.count > few ? slice : few * short_slice;
     for (detail::PanelTurns turn(panel, panel_bytes, panel_width, cols, together, ahead);
          turn.panels > 0; turn.next()) {
@@ -229,10 +230,10 @@ void product_of(Index rows, Index cols, Index records, const Int8Rows& a, const 
                 if (count > longest) count = longest;
                 const std::byte* const from =
                     turn.at + layout.scale_bytes + r * layout.record_bytes;
-                Prefetch prefetch(
-                    r + count < records ? from + count * layout.record_bytes : turn.then, from,
-                    panel_bytes, panels, count * layout.record_bytes,
-                    count * bits * (last - first));
+                const std::byte* const next =
+                    r + count < records ? from + count * layout.record_bytes : turn.then;
+                Prefetch prefetch(alone ? nullptr : next, from, panel_bytes, panels,
+                                  count * layout.record_bytes, count * bits * (last - first));
                 for (Index j = 0; j < panels; ++j)
                     for (Index t = first; t < last; ++t) {
                         const Index i = tiles.start(t), height = tiles.start(t + 1) - i;

@@ -18,6 +18,7 @@ struct CpuFeatures {
     bool avx512 = false;    ///< avx2 and AVX-512 F, BW, DQ, VL
     bool vnni = false;      ///< avx512 and AVX512_VNNI
     bool amx = false;       ///< vnni and AMX-TILE, AMX-INT8, AMX-BF16
+    bool zen3 = false;      ///< of AMD, family 19h (Zen 3 and 4) or a later one
 };
 
 /// Asks CPUID and XGETBV; a few hundred cycles, more under a hypervisor.
@@ -26,7 +27,10 @@ inline CpuFeatures cpu_features() {
     const auto bit = [](unsigned word, int position) { return ((word >> position) & 1U) != 0; };
     unsigned a = 0, b = 0, c = 0, d = 0;
 
+    const bool amd = __get_cpuid(0, &a, &b, &c, &d) != 0 && b == signature_AMD_ebx &&
+                     c == signature_AMD_ecx && d == signature_AMD_edx;
     if (__get_cpuid(1, &a, &b, &c, &d) == 0) return features;
+    features.zen3 = amd && (a >> 8 & 0xFU) == 0xF && (a >> 20 & 0xFFU) + 0xF >= 0x19;
     const bool fma = bit(c, 12), osxsave = bit(c, 27), f16c = bit(c, 29);
     if (!osxsave) return features;
 
@@ -53,6 +57,15 @@ inline CpuFeatures cpu_features() {
     return features;
 }
 
+namespace detail {
+
+/// cpu_features(), asked once.
+inline const CpuFeatures& machine() {
+    static const CpuFeatures features = cpu_features();
+    return features;
+}
+
+}  // namespace detail
 }  // namespace moe::inline MOE_ABI
 
 #endif  // MOE_KERNELS_X86_CPUID_HPP
