@@ -17,7 +17,8 @@
 //   of_limit         time over max(FLOP / peak, bytes / read bandwidth), both measured here; bytes
 //                    are the stored ones of the experts that were used
 //   vs_naive         time of a loop over experts written with Eigen over ours, vs_onednn and
-//                    vs_openblas likewise; those two are there if the libraries were found
+//                    vs_openblas likewise; those two are there if the libraries were found.
+//                    vs_torch, of training/fp32, if it was configured with -DMOE_TORCH
 //   vs_exact         time of a step with exact products over one in bf16
 //   max_error        against double on the weights as stored, over the largest output; of_trained
 //                    likewise on the weights before they were rounded

@@ -45,7 +45,8 @@ std::unique_ptr<PeerLayer> make_onednn_layer(const PeerLayer::Shape& shape,
 std::unique_ptr<PeerLayer> make_openblas_layer(const PeerLayer::Shape& shape,
                                                const PeerLayer::Weights& weights);
 
-/// PyTorch as it runs without a compiler of its own ("eager"), with its autograd.
+/// PyTorch as it runs without a compiler of its own ("eager"), with its autograd. Its threads are
+/// those of the OpenMP library that comes with it, which is then the whole program's.
 std::unique_ptr<TrainedPeerLayer> make_torch_layer(const PeerLayer::Shape& shape,
                                                    const PeerLayer::Weights& weights);
 

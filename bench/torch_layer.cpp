@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: MIT
+#include <cstddef>
+#include <cstdint>
+#include <memory>
 #include <vector>
 
 #include <torch/torch.h>
@@ -29,12 +32,13 @@ public:
     void set_threads(int threads) override { at::set_num_threads(threads); }
 
     void forward(const float* x, float* y, std::ptrdiff_t tokens) override {
-        x_ = view(x, tokens, shape_.dim).detach().requires_grad_();
+        x_ = view(x, tokens, shape_.dim).requires_grad_();
         y_ = run(x_);
         view(y, tokens, shape_.dim).copy_(y_.detach());
     }
 
-    // A step of the usual loop: gradients are forgotten before it, and so written and not added.
+    // A step of the usual loop: gradients are forgotten before it, as zero_grad() does, and made
+    // anew, not added to.
     void backward(const float*, const float* dy, float* dx, std::ptrdiff_t tokens) override {
         for_each_weight([](Tensor& weight) { weight.mutable_grad() = Tensor(); });
         y_.backward(view(dy, tokens, shape_.dim));
@@ -58,8 +62,7 @@ private:
             if (found[0].numel() == 0) continue;
             const auto& [gate, up, down] = experts_[e];
             const Tensor rows = x.index_select(0, found[0]);
-            const Tensor hidden =
-                torch::silu(torch::linear(rows, gate)) * torch::linear(rows, up);
+            const Tensor hidden = torch::silu(torch::linear(rows, gate)) * torch::linear(rows, up);
             const Tensor weight = weights.index({found[0], found[1]}).unsqueeze(1);
             y.index_add_(0, found[0], torch::linear(hidden, down) * weight);
         }

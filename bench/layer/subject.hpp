@@ -81,7 +81,7 @@ public:
         return *gradient_;
     }
 
-    /// The same layer around PyTorch, null if that was not found when this was built.
+    /// The same layer around PyTorch, null if this was configured without MOE_TORCH.
     TrainedPeerLayer* torch() {
 #if defined(MOE_BENCH_TORCH)
         if (!torch_) torch_ = make_torch_layer(peer_shape(), weights());

@@ -3,6 +3,7 @@
 #define MOE_BENCH_LAYER_TRAINING_ROWS_HPP
 
 #include <functional>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -28,7 +29,6 @@ inline void training_row(benchmark::State& state, const LayerShape& shape, moe::
     Matrix other_dx(tokens, shape.dim);
     moe::Workspace<float> ws, other_ws;
     ws.threads(threads), other_ws.use(ws.executor());
-    subject.naive.set_threads(threads);
     const auto ours = [&] {
         layer.forward(x, y, ws);
         layer.backward(x, dy, dx, gradient, ws);
@@ -43,7 +43,7 @@ inline void training_row(benchmark::State& state, const LayerShape& shape, moe::
     };
     if (exact) {
         add_peer("vs_naive", &subject.naive);
-        if (subject.torch()) add_peer("vs_torch", subject.torch());
+        if (TrainedPeerLayer* const torch = subject.torch()) add_peer("vs_torch", torch);
     } else {
         others.emplace_back("vs_exact", [&] {
             subject.layer.forward(x, other, other_ws);
@@ -51,15 +51,18 @@ inline void training_row(benchmark::State& state, const LayerShape& shape, moe::
         });
     }
     const auto agree = [exact](const Matrix& a, const Matrix& b) {
-        return (a - b).cwiseAbs().maxCoeff() <= (exact ? 1e-3f : 2e-2f) * a.cwiseAbs().maxCoeff();
+        const float error = (a - b).cwiseAbs().maxCoeff<Eigen::PropagateNaN>();
+        return error <= (exact ? 1e-3f : 2e-2f) * a.cwiseAbs().maxCoeff<Eigen::PropagateNaN>();
     };
     Race race;
     race.add("", ours);
     ours();
     for (const auto& [counter, theirs] : others) {
+        other.setConstant(std::numeric_limits<float>::quiet_NaN());
+        other_dx = other;
         theirs();
         if (!agree(y, other) || !agree(dx, other_dx))
-            return state.SkipWithError((counter + ": it disagrees with ours").c_str());
+            return state.SkipWithError((counter + ": the two disagree").c_str());
         race.add(counter, theirs);
     }
     // Backward reads the weights again, and reads and writes their gradients.

@@ -137,7 +137,12 @@ TEST(Dispatch, GivesAllThreadsTheSameAnswer) {
 TEST(Dispatch, SeesWhatLinuxSees) {
     std::ifstream file("/proc/cpuinfo");
     std::string line;
-    while (std::getline(file, line) && line.rfind("flags", 0) != 0) continue;
+    bool amd = false;
+    int family = 0;
+    while (std::getline(file, line) && line.rfind("flags", 0) != 0) {
+        if (line.rfind("vendor_id", 0) == 0) amd = line.find("AuthenticAMD") != std::string::npos;
+        if (line.rfind("cpu family", 0) == 0) family = std::stoi(line.substr(line.find(':') + 1));
+    }
     if (line.empty()) GTEST_SKIP() << "/proc/cpuinfo has no flags";
     line += ' ';
     const auto has = [&](const char* words) {  // all of them
@@ -152,6 +157,7 @@ TEST(Dispatch, SeesWhatLinuxSees) {
     EXPECT_EQ(features.avx512, features.avx2 && has("avx512f avx512bw avx512dq avx512vl"));
     EXPECT_EQ(features.vnni, features.avx512 && has("avx512_vnni"));
     EXPECT_EQ(features.amx, features.vnni && has("amx_tile amx_int8 amx_bf16"));
+    EXPECT_EQ(features.zen3, amd && family >= 0x19);
 }
 #endif
 

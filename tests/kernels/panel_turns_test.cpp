@@ -32,9 +32,11 @@ TEST(PanelTurns, AreRunsOfAllPanelsAndWhatComesAfterEach) {
         }
 }
 
-TEST(Fetcher, IsWhatTheProcessorIsGoodAt) {
+TEST(Fetcher, IsAskedOfTheProcessorOnceAndMayBeSet) {
     const kernel_test::ScopedFetcher scoped(moe::detail::Fetcher::unknown);
 #if defined(__x86_64__)
+    static_assert(moe::cpu_family(0x00800F11) == 0x17 && moe::cpu_family(0x00A20F12) == 0x19 &&
+                  moe::cpu_family(0x00B40F40) == 0x1A && moe::cpu_family(0x000806F8) == 6);
     const bool expected = moe::detail::machine().zen3;
 #else
     const bool expected = false;

@@ -128,7 +128,7 @@ TYPED_TEST(Product, OfManyPanelsInAnyOrder) {
     this->each_isa([&](const KernelTable<S>& t) {
         Numbers random(4);
         for (const Index panels : {9, 19})
-            for (const Index rows : {Index{1}, t.tile_rows, 2 * t.tile_rows + 1}) {
+            for (const Index rows : {Index{1}, t.tile_rows, t.tile_rows + 1, 2 * t.tile_rows + 1}) {
                 const Index cols = panels * t.panel_width - 3, k = 300;
                 const auto size = static_cast<std::size_t>(rows * cols);
                 std::vector<S> a(static_cast<std::size_t>(rows * k)),
@@ -148,7 +148,8 @@ TYPED_TEST(Product, OfManyPanelsInAnyOrder) {
                         whole = start;
                         moe::product(t, rows, cols, k, left, packed.view(), whole.data(), cols,
                                      add);
-                        EXPECT_TRUE(same(rows * cols, whole.data(), expected.data()));
+                        EXPECT_TRUE(same(rows * cols, whole.data(), expected.data()))
+                            << rows << " rows, fetcher " << static_cast<int>(fetcher);
                     }
                 }
             }

@@ -14,17 +14,22 @@
 namespace moe::inline MOE_ABI::detail {
 
 /// Who brings packed weights from memory for products of few rows, which are as fast as that is.
-/// The result is the same.
+/// The result is the same. A core that read eight plain streams at 32 GB/s took GB/s of weights
+/// (AVX-512, Zen 4; Zen 3 and 5 by inference):
 ///
-/// kernels: panels take turns, a few records of each at a time, and tiles prefetch the next ones of
-/// all of them. processor: one panel after the other, as they lie in memory, so that what watches
-/// the reads of a program fetches ahead; the many prefetches of the other way only take the few
-/// misses that a core's first cache may have at a time. Where one core read eight plain streams at
-/// 32 GB/s, 1, 2, 4 and 8 rows by 768 by 2048 took float weights at 22, 21, 18 and 16 GB/s in turns
-/// and at 33, 32, 31 and 24 one by one, 1, 2 and 4 rows by 2048 by 1024 bf16 at 20, 18 and 17 and
-/// at 31, 30 and 21, int8 at 15, 15 and 16 and at 22, 20 and 20 (AVX-512, Zen 4). Turns were made
-/// for Intel's cores: product_of_panels and storage_body.inl have their figures.
-enum class Fetcher : int { unknown, kernels, processor };
+///                                  kernels, 1, 2, 4, 8 rows     processor
+///     float, 768 by 2048           22  21  18  16               33  32  31  24
+///     bf16, 2048 by 1024           20  18  17                   31  30  21
+///     int8                         15  15  16                   22  20  20
+///
+/// and in a layer 14336 inputs of 8 rows 1.4 times as fast. On Intel's cores it is the other way
+/// round: product_of_panels and storage_body.inl have the figures.
+enum class Fetcher : int {
+    unknown,
+    kernels,    ///< panels take turns, and tiles prefetch the next records of all of them
+    processor,  ///< panel after panel, as they lie in memory, so that it sees what comes next; many
+                ///< prefetches would only take the few misses that its first cache may have
+};
 
 /// Asked at the first question; tests set another.
 inline constinit std::atomic<Fetcher> fetcher_in_use{Fetcher::unknown};
@@ -32,11 +37,13 @@ inline constinit std::atomic<Fetcher> fetcher_in_use{Fetcher::unknown};
 inline bool processor_fetches() {
     Fetcher known = fetcher_in_use.load(std::memory_order_relaxed);
     if (known == Fetcher::unknown) [[unlikely]] {
-        known = Fetcher::kernels;
+        Fetcher answer = Fetcher::kernels;
 #if defined(__x86_64__)
-        if (machine().zen3) known = Fetcher::processor;
+        if (machine().zen3) answer = Fetcher::processor;
 #endif
-        fetcher_in_use.store(known, std::memory_order_relaxed);
+        // As in isa(): what a test set meanwhile stays.
+        if (fetcher_in_use.compare_exchange_strong(known, answer, std::memory_order_relaxed))
+            known = answer;
     }
     return known == Fetcher::processor;
 }

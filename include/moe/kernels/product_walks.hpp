@@ -214,19 +214,19 @@ void product_in_place(const KernelTable<S>& table, Index rows, Index cols, Index
 }
 
 /// C (+)= A B with packed B and A of one block of rows, panel by panel, which is the order they
-/// have in memory; for Fetcher::processor. Tiles prefetch 8 KiB ahead of what they read: without it
-/// 12 rows ran at 76 GFLOP/s instead of 92, up to 6 rows as fast, and with 2 KiB all of them as
-/// fast.
+/// have in memory; for Fetcher::processor, which finds what comes after the last panel by itself.
+/// Tiles prefetch 8 KiB ahead of what they read: 12 rows of 768 x 2048 ran at 92 GFLOP/s so and at
+/// 76 without, 6 and fewer as fast without (Zen 4).
 template <class S>
 void product_one_by_one(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
                         const S* panels, S* c, Index c_row, bool add) {
     const Index width = table.panel_width;
+    const Index all = num_panels(table, cols) * width * k;
     constexpr Index distance = 8192 / static_cast<Index>(sizeof(S));
-    for (Index col = 0; col < cols; col += width) {
-        const S* const panel = panels + col * k;
-        table.tile(rows, std::min(width, cols - col), k, a.data, a.row_stride, a.col_stride, panel,
-                   width, c + col, c_row, add, {panel + distance, width});
-    }
+    for (Index col = 0; col < cols; col += width)
+        table.tile(rows, std::min(width, cols - col), k, a.data, a.row_stride, a.col_stride,
+                   panels + col * k, width, c + col, c_row, add,
+                   {panels + std::min(col * k + distance, all), width});
 }
 
 /// Panels that are multiplied, and prefetched, in turns.
@@ -234,13 +234,13 @@ inline constexpr Index panels_together = 8;
 /// Rows of B for which they are where A is one block of rows.
 inline constexpr Index turn_rows = 128;
 
-/// C (+)= A B with packed B. A few panels take turns, some rows of each at a time; meanwhile the
-/// next rows of all of them come in, in streams that are walked together. One core of a Xeon
-/// (Emerald Rapids) that read eight rows of memory together at 16, and some time later at 20 GB/s,
-/// took 1, 4, 8 and 14 rows by 2048 by 1024 at 15.8, 15.9, 15.7 and 14.9 GB/s of weights so, later
-/// at 20, 18, 18 and 16, where panel by panel it had been 12.4, 12.8, 11.4 and 10.5, and 15, 15, 13
-/// and 13. With AVX2, where one and two rows have few chains, tiles of two panels gained 7 % on one
-/// thread and nothing in a layer on two (Zen 1).
+/// C (+)= A B with packed B, for Fetcher::kernels or more rows. A few panels take turns, some rows
+/// of each at a time; meanwhile the next rows of all of them come in, in streams that are walked
+/// together. One core of a Xeon (Emerald Rapids) that read eight rows of memory together at 16, and
+/// some time later at 20 GB/s, took 1, 4, 8 and 14 rows by 2048 by 1024 at 15.8, 15.9, 15.7
+/// and 14.9 GB/s of weights so, later at 20, 18, 18 and 16, where panel by panel it had
+/// been 12.4, 12.8, 11.4 and 10.5, and 15, 15, 13 and 13. With AVX2, where one and two rows have
+/// few chains, tiles of two panels gained 7 % on one thread and nothing in a layer on two (Zen 1).
 template <class S>
 void product_of_panels(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
                        Panels<S> b, S* c, Index c_row, bool add) {

@@ -212,7 +212,7 @@ void product_of(Index rows, Index cols, Index records, const Int8Rows& a, const 
     const Index panel_bytes = layout.bytes(records * record_rows);
     // Three tiles by record take longer than memory does, and want B from close by.
     constexpr Index few = by_record ? 2 : 1;
-    const bool alone = one_by_one(rows, tile_rows, bits);
+    const bool alone = panels_alone(rows, tile_rows, bits);
     const Index together = alone || tiles.count > (by_record ? few : block) ? 1 : panels_together;
     const Index longest = tiles.count > few ? slice : few * short_slice;
     for (detail::PanelTurns turn(panel, panel_bytes, panel_width, cols, together, ahead);

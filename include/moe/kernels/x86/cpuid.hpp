@@ -10,8 +10,8 @@
 
 namespace moe::inline MOE_ABI {
 
-/// What the processor has and the operating system saves on a context switch. Both are needed: a
-/// hypervisor or an old kernel may leave AVX-512 registers out.
+/// What the processor has and the operating system saves on a context switch (both are needed: a
+/// hypervisor or an old kernel may leave AVX-512 registers out), and what kind it is.
 struct CpuFeatures {
     bool avx2 = false;      ///< AVX2, FMA and F16C
     bool avx_vnni = false;  ///< avx2 and AVX-VNNI
@@ -20,6 +20,12 @@ struct CpuFeatures {
     bool amx = false;       ///< vnni and AMX-TILE, AMX-INT8, AMX-BF16
     bool zen3 = false;      ///< of AMD, family 19h (Zen 3 and 4) or a later one
 };
+
+/// The family that word a of CPUID leaf 1 says: 0x17 is Zen 1 and 2, 0x19 Zen 3 and 4, 0x1A Zen 5.
+constexpr unsigned cpu_family(unsigned signature) {
+    const unsigned base = signature >> 8 & 0xFU, extended = signature >> 20 & 0xFFU;
+    return base == 0xF ? base + extended : base;
+}
 
 /// Asks CPUID and XGETBV; a few hundred cycles, more under a hypervisor.
 inline CpuFeatures cpu_features() {
@@ -30,7 +36,7 @@ inline CpuFeatures cpu_features() {
     const bool amd = __get_cpuid(0, &a, &b, &c, &d) != 0 && b == signature_AMD_ebx &&
                      c == signature_AMD_ecx && d == signature_AMD_edx;
     if (__get_cpuid(1, &a, &b, &c, &d) == 0) return features;
-    features.zen3 = amd && (a >> 8 & 0xFU) == 0xF && (a >> 20 & 0xFFU) + 0xF >= 0x19;
+    features.zen3 = amd && cpu_family(a) >= 0x19;
     const bool fma = bit(c, 12), osxsave = bit(c, 27), f16c = bit(c, 29);
     if (!osxsave) return features;
 
