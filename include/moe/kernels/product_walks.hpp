@@ -215,8 +215,9 @@ void product_in_place(const KernelTable<S>& table, Index rows, Index cols, Index
 
 /// C (+)= A B with packed B and A of one block of rows, panel by panel, which is the order they
 /// have in memory; for Fetcher::processor, which finds what comes after the last panel by itself.
-/// Tiles prefetch 8 KiB ahead of what they read: 12 rows of 768 x 2048 ran at 92 GFLOP/s so and at
-/// 76 without, 6 and fewer as fast without (Zen 4).
+/// Tiles prefetch 8 KiB ahead of what they read: 1, 2, 4, 6, 8 and 12 rows of 768 x 2048 ran at 13,
+/// 27, 54, 72, 80 and 99 GFLOP/s so and at 14, 31, 56, 83, 81 and 80 without, 1, 2, 4 and 6 rows
+/// with AVX2 at 16, 30, 53 and 66, and at 14, 24, 39 and 49 (Zen 4).
 template <class S>
 void product_one_by_one(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
                         const S* panels, S* c, Index c_row, bool add) {
