@@ -204,9 +204,9 @@ Layer decoded(const Layer& layer, const Frozen& frozen) {
     Layer result = layer;
     const auto replace = [](auto& group, const auto& packed) {
         for (Index e = 0; e < group.num_experts(); ++e) {
-            if (group.shape().gated) group.gate.owned(e).view() = packed.gate().decode(e);
-            group.up.owned(e).view() = packed.up().decode(e);
-            group.down.owned(e).view() = packed.down().decode(e);
+            if (group.shape().gated) group.gate.owned(e).view() = packed.gate(e);
+            group.up.owned(e).view() = packed.up(e);
+            group.down.owned(e).view() = packed.down(e);
         }
     };
     replace(result.bank().group<0>(), frozen.bank().group<0>());
@@ -253,12 +253,12 @@ TEST(FrozenStorage, MayDifferPerExpert) {
     const auto frozen = moe::freeze(layer, options);
     const auto& gated = frozen.bank().group<0>();
     const auto& plain = frozen.bank().group<1>();
-    EXPECT_EQ(gated.up().stored(0).storage(), Storage::int8);
-    EXPECT_EQ(gated.up().transposed(1).stored, nullptr);
-    EXPECT_EQ(gated.down().stored(2).storage(), Storage::int4);
-    EXPECT_EQ(plain.up().stored(0).storage(), Storage::ternary);
-    EXPECT_EQ(plain.down().stored(1).storage(), Storage::bf16);
-    EXPECT_EQ(frozen.bank().group<5>().experts().gate().stored(0).storage(), Storage::f16);
+    EXPECT_EQ(gated.storage(0), Storage::int8);
+    EXPECT_EQ(gated.storage(1), Storage::fp32);
+    EXPECT_EQ(gated.storage(2), Storage::int4);
+    EXPECT_EQ(plain.storage(0), Storage::ternary);
+    EXPECT_EQ(plain.storage(1), Storage::bf16);
+    EXPECT_EQ(frozen.bank().group<5>().experts().storage(0), Storage::f16);
     EXPECT_TRUE(same_bits(frozen(batch()), decoded(layer, frozen)(batch())));
 }
 

@@ -233,7 +233,7 @@ template <class S>
 void elementwise(benchmark::State& state, Isa isa, int which) {
     const KernelTable<S>& t = moe::kernels<S>(isa);
     const Index n = 1024;
-    Buffer<S> x(n), u(n), d(n), y(n), z(n);
+    Buffer<S> x(2 * n), u(n), d(n), y(n), z(n);
     for (auto _ : state) {
         switch (which) {
             case 0:
@@ -255,6 +255,9 @@ void elementwise(benchmark::State& state, Isa isa, int which) {
                 t.gate(Activation::silu, n, x.data(), u.data(), y.data());
                 break;
             case 6:
+                t.gate_up(Activation::silu, n, x.data(), y.data());
+                break;
+            case 7:
                 t.gate_backward(Activation::silu, n, x.data(), u.data(), d.data(), y.data(),
                                 z.data());
                 break;
@@ -310,10 +313,16 @@ void add_benchmarks(const std::string& type) {
             add("pack/transposed/768x" + std::to_string(in) + end, pack<S>, isa, 768, in, true);
             add("pack/rows/768x" + std::to_string(in) + end, pack<S>, isa, 768, in, false);
         }
-        const char* names[] = {
-            "softmax",           "dot", "axpy", "silu", "gelu", "gate_silu", "gate_backward_silu",
-            "gate_backward_gelu"};
-        for (int which = 0; which < 8; ++which)
+        const char* names[] = {"softmax",
+                               "dot",
+                               "axpy",
+                               "silu",
+                               "gelu",
+                               "gate_silu",
+                               "gate_up_silu",
+                               "gate_backward_silu",
+                               "gate_backward_gelu"};
+        for (int which = 0; which < 9; ++which)
             add(names[which] + std::string("/1024") + end, elementwise<S>, isa, which);
     }
 }

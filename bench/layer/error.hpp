@@ -59,7 +59,7 @@ inline double max_error(const Frozen& frozen, const moe::Routing& routing, const
                         const Matrix& y) {
     const auto& group = frozen.bank().group<0>();
     return max_error(routing, x, y, [&group](Index e, int i) {
-        return (i == 0 ? group.gate() : i == 1 ? group.up() : group.down()).decode(e);
+        return i == 0 ? group.gate(e) : i == 1 ? group.up(e) : group.down(e);
     });
 }
 

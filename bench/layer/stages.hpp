@@ -43,6 +43,7 @@ public:
         rows_.assign(size(std::max(num_rows(), tokens_), stride(dim_)), 0.5f);
         gate_.assign(size(num_rows(), stride(ffn_)), 0.5f);
         du_ = hidden_ = up_ = gate_;
+        gate_up_.assign(size(num_rows(), stride(2 * ffn_)), 0.5f);
         out_.assign(size(num_rows(), stride(dim_)), 0.5f);
         y_.setZero(tokens_, dim_);
         logits_.assign(size(tokens_, experts_), 0);
@@ -74,25 +75,21 @@ public:
     }
     void up() {
         each(ffn_pieces_, [&](const Piece& piece, float* scratch) {
-            const auto multiply = [&](const auto& weights, std::vector<float>& to) {
-                product(piece, rows_, dim_, weights.transposed(piece.expert), to, ffn_, false,
-                        scratch);
-            };
-            multiply(frozen_->up(), up_);
-            multiply(frozen_->gate(), gate_);
+            product({piece.expert, 2 * piece.begin, 2 * piece.end}, rows_, dim_,
+                    frozen_->packed_up().transposed(piece.expert), gate_up_, 2 * ffn_, false,
+                    scratch);
         });
     }
     void activate() {
         each_row([&](Index row) {
-            const Index at = row * stride(ffn_);
-            kernels_.gate(moe::Activation::silu, ffn_, gate_.data() + at, up_.data() + at,
-                          hidden_.data() + at);
+            kernels_.gate_up(moe::Activation::silu, ffn_, gate_up_.data() + row * stride(2 * ffn_),
+                             hidden_.data() + row * stride(ffn_));
         });
     }
     void down() {
         each(dim_pieces_, [&](const Piece& piece, float* scratch) {
-            product(piece, hidden_, ffn_, frozen_->down().transposed(piece.expert), out_, dim_,
-                    false, scratch);
+            product(piece, hidden_, ffn_, frozen_->packed_down().transposed(piece.expert), out_,
+                    dim_, false, scratch);
         });
     }
     /// Adds rows to those of their tokens, some columns at a time, as nobody else writes these.
@@ -236,7 +233,7 @@ private:
     const Matrix& x_;
     Index dim_, ffn_, experts_, tokens_;
     std::vector<Index> offsets_, token_;
-    std::vector<float> rows_, gate_, up_, hidden_, du_, out_, logits_, scratch_;
+    std::vector<float> rows_, gate_up_, gate_, up_, hidden_, du_, out_, logits_, scratch_;
     Matrix y_;
     moe::PackedMatrix<float> router_;
     std::vector<Piece> ffn_pieces_, dim_pieces_;

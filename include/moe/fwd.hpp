@@ -169,6 +169,8 @@ enum class F16 : std::uint16_t;
 struct NarrowKernels;
 struct NarrowTable;
 struct NarrowStrided;
+template <class S, class G, class U>
+struct GateUp;
 template <class S>
 struct Panels;
 template <class S>

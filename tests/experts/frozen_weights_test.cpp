@@ -43,6 +43,28 @@ TEST(FrozenWeights, DecodeToWhatWasPacked) {
     EXPECT_TRUE(same_bits(packed.decode(1), wide.owned(1).view()));
 }
 
+/// One matrix, and one product, of gate and up: what each gives is the same as alone.
+TEST(FrozenWeights, OfGateAndUpDecodeToBothAsEachAlone) {
+    for (const Index rows : {37, 48}) {
+        const auto gate = weights(3, rows, 41);
+        auto up = weights(3, rows, 41);
+        moe::Random random(7);
+        up.fill_normal(random, 2);
+        const moe::FreezeOptions options{.experts = {Storage::fp32, Storage::int8, Storage::bf16}};
+        const moe::FrozenWeights<float> both(gate, up, options), gate_alone(gate, options),
+            up_alone(up, options);
+        EXPECT_EQ(both.count(), 3);
+        for (const Index e : {0, 1, 2}) {
+            EXPECT_EQ(both.storage(e), options.of(e));
+            EXPECT_TRUE(same_bits(both.decode(e).topRows(rows), gate_alone.decode(e)));
+            EXPECT_TRUE(same_bits(both.decode(e).bottomRows(rows), up_alone.decode(e)));
+        }
+    }
+    const auto gate = weights(2, 64, 128), up = weights(2, 64, 128);
+    const moe::FrozenWeights<float> both(gate, up, {.storage = Storage::int4});
+    EXPECT_EQ(both.bytes(), 2 * 2 * 64 * 128 * 9 / 16);  // nothing between the turns
+}
+
 TEST(FrozenWeights, SayWhatTheyHold) {
     const auto original = weights(2, 64, 128);
     const moe::FrozenWeights<float> frozen(original, {.experts = {Storage::fp32, Storage::int4}});

@@ -54,9 +54,9 @@ Group decoded(const Group& group, const FreezeOptions& options) {
     Group result = group;
     const auto frozen = group.freeze(options);
     for (Index e = 0; e < group.num_experts(); ++e) {
-        if (group.shape().gated) result.gate.owned(e).view() = frozen.gate().decode(e);
-        result.up.owned(e).view() = frozen.up().decode(e);
-        result.down.owned(e).view() = frozen.down().decode(e);
+        if (group.shape().gated) result.gate.owned(e).view() = frozen.gate(e);
+        result.up.owned(e).view() = frozen.up(e);
+        result.down.owned(e).view() = frozen.down(e);
     }
     return result;
 }
@@ -365,6 +365,13 @@ TEST(PackedFeedForward, WorksWithoutRows) {
     for_each_option(4, [&](const FreezeOptions& options) {
         EXPECT_EQ(run(group.freeze(options), expert_group::Batch<float>(e)).rows(), 0);
     });
+}
+
+TEST(PackedFeedForward, HasNoGateIfItsExpertsAreNotGated) {
+    const auto frozen =
+        mlp(2, 24, {.model_dim = 9, .output_dim = 8}).freeze({.storage = Storage::int8});
+    EXPECT_EQ(frozen.up(1).rows(), 24);
+    EXPECT_THROW((void)frozen.gate(1), std::invalid_argument);
 }
 
 TEST(PackedFeedForward, MayHoldNoExperts) {

@@ -230,6 +230,8 @@ void elementwise(Isa isa) {
         slope.add(n, y.data());
         t.gate(act, n, x.data(), u.data(), y.data());
         gate.add(n, y.data());
+        t.gate_up(act, n / 32 * 16, x.data(), y.data());
+        gate.add(n / 32 * 16, y.data());
         t.gate_backward(act, n, x.data(), u.data(), d.data(), y.data(), z.data());
         gate_backward.add(n, y.data());
         gate_backward.add(n, z.data());

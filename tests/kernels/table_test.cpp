@@ -51,6 +51,14 @@ protected:
         return p;
     }
 
+    /// g and u as KernelTable::gate_up takes them, no element more; what it must not use is NaN.
+    static std::vector<S> in_turns(Index n, const S* g, const S* u) {
+        const auto at = [](Index i) { return static_cast<std::size_t>(i / 16 * 32 + i % 16); };
+        std::vector<S> result(n > 0 ? at(n - 1) + 17 : 0, nan);
+        for (Index i = 0; i < n; ++i) result[at(i)] = g[i], result[at(i) + 16] = u[i];
+        return result;
+    }
+
     /// Numbers that reach every branch of an elementwise function.
     static std::vector<S> awkward() {
         std::vector<S> x;
@@ -444,6 +452,12 @@ TYPED_TEST(Table, ElementwiseFunctionsEqualTheirReferenceOnAwkwardNumbers) {
             t.gate(act, n, x.data(), u.data(), y.data());
             moe::exact::gate(act, n, x.data(), u.data(), want.data());
             ASSERT_TRUE(same(n, y.data(), want.data()));
+            const auto gu = this->in_turns(n, x.data(), u.data());
+            std::fill(y.begin(), y.end(), S(-1));
+            t.gate_up(act, n, gu.data(), y.data());
+            ASSERT_TRUE(same(n, y.data(), want.data()));
+            moe::exact::gate_up(act, n, gu.data(), z.data());
+            ASSERT_TRUE(same(n, z.data(), want.data()));
             t.gate_backward(act, n, x.data(), u.data(), d.data(), y.data(), z.data());
             moe::exact::gate_backward(act, n, x.data(), u.data(), d.data(), want.data(),
                                       want_too.data());
@@ -455,7 +469,8 @@ TYPED_TEST(Table, ElementwiseFunctionsEqualTheirReferenceOnAwkwardNumbers) {
 
 TYPED_TEST(Table, ElementwiseFunctionsStayInTheirArrays) {
     using S = TypeParam;
-    Guarded<S> g_memory(2000), u_memory(2000), d_memory(2000), y_memory(2000), z_memory(2000);
+    Guarded<S> g_memory(2000), u_memory(2000), d_memory(2000), y_memory(2000), z_memory(2000),
+        gu_memory(4064);
     this->each_isa([&](const KernelTable<S>& t) {
         Numbers random(9);
         for (const Index n : lengths)
@@ -478,6 +493,13 @@ TYPED_TEST(Table, ElementwiseFunctionsStayInTheirArrays) {
                     ASSERT_TRUE(same(n, y, want.data())) << n;
                     t.gate(act, n, g, u, y);
                     moe::exact::gate(act, n, g, u, want.data());
+                    ASSERT_TRUE(same(n, y, want.data())) << n;
+                    const auto turns = this->in_turns(n, g, u);
+                    const auto size = static_cast<Index>(turns.size());
+                    S* gu = at_start ? gu_memory.first(size) : gu_memory.last(size);
+                    std::copy(turns.begin(), turns.end(), gu);
+                    this->numbers(y_memory, n, random, -4, 4, at_start);
+                    t.gate_up(act, n, gu, y);
                     ASSERT_TRUE(same(n, y, want.data())) << n;
                     t.gate_backward(act, n, g, u, d, y, z);
                     moe::exact::gate_backward(act, n, g, u, d, want.data(), want_too.data());

@@ -139,20 +139,16 @@ public:
     /// @throws std::invalid_argument as check_freeze()
     PackedFeedForward<S> freeze(const FreezeOptions& options) const& {
         check_freeze(options);
-        return PackedFeedForward<S>(shape_, FrozenWeights<S>(gate, options),
-                                    FrozenWeights<S>(up, options), FrozenWeights<S>(down, options),
-                                    up_bias, down_bias, options.compute);
+        return PackedFeedForward<S>(shape_, packed_up(gate, up, options),
+                                    FrozenWeights<S>(down, options), up_bias, down_bias,
+                                    options.compute);
     }
-    /// Releases each matrix as soon as it is packed.
+    /// Releases gate and up as soon as they are packed, before down is.
     PackedFeedForward<S> freeze(const FreezeOptions& options) && {
         check_freeze(options);
-        const auto consume = [&](Weights<S>& weights) {
-            const Weights<S> source = std::exchange(weights, {});
-            return FrozenWeights<S>(source, options);
-        };
-        auto packed_gate = consume(gate), packed_up = consume(up), packed_down = consume(down);
-        return PackedFeedForward<S>(shape_, std::move(packed_gate), std::move(packed_up),
-                                    std::move(packed_down), std::move(up_bias),
+        auto in = packed_up(std::exchange(gate, {}), std::exchange(up, {}), options);
+        auto out = FrozenWeights<S>(std::exchange(down, {}), options);
+        return PackedFeedForward<S>(shape_, std::move(in), std::move(out), std::move(up_bias),
                                     std::move(down_bias), options.compute);
     }
 
@@ -188,6 +184,11 @@ private:
                 .down = {.unpacked = &down, .column_rows = column_rows},
                 .up_bias = &up_bias,
                 .down_bias = &down_bias};
+    }
+
+    FrozenWeights<S> packed_up(const Weights<S>& g, const Weights<S>& u,
+                               const FreezeOptions& options) const {
+        return shape_.gated ? FrozenWeights<S>(g, u, options) : FrozenWeights<S>(u, options);
     }
 
     /// Five comparisons of extents.

@@ -42,10 +42,49 @@ struct ExpertMatrices {
 
 template <class S>
 struct FeedForwardOperands {
-    ExpertMatrices<S> gate, up, down;
+    ExpertMatrices<S> gate;  ///< none if it takes turns with up
+    ExpertMatrices<S> up, down;
     const Weights<S>* up_bias = nullptr;
     const Weights<S>* down_bias = nullptr;
+
+    bool in_turns(const FeedForwardShape& shape) const {
+        return shape.gated && up.frozen != nullptr;
+    }
 };
+
+/// hidden = act(gate x) * (up x) for the columns of one item, where gate takes turns with up.
+template <class S>
+void feed_forward_hidden_in_turns(const FeedForwardShape& shape,
+                                  const FeedForwardOperands<S>& operands, In<S> x,
+                                  const Rows<S>& rows, FeedForwardState<S>& state,
+                                  const FeedForwardItem& item, Buffer<S>& scratch) {
+    const KernelTable<S>& table = operands.up.table();
+    const Index dim = shape.model_dim, x_stride = FeedForwardState<S>::row_stride(dim);
+    const Index block = std::min(feed_forward_rows, rows.size(item.expert));
+    const Index width =
+        std::min(2 * feed_forward_width(block), columns_in_turns(item.end - item.begin));
+    S* const x_block =
+        scratch.resize(block * (x_stride + width) + product_scratch(table, 1)).data();
+    S* const products = x_block + block * x_stride;
+    S* const decoding = products + block * width;
+    const WeightOperand<S> gate_up = operands.up.transposed(rows.first_expert + item.expert);
+
+    for (Index first = rows.begin(item.expert); first < rows.end(item.expert); first += block) {
+        const Index count = std::min(block, rows.end(item.expert) - first);
+        gather<S>(table, x, rows.from, rows.input_weights, first, count, 0, dim, x_block, x_stride);
+        for (Index begin = item.begin; begin < item.end; begin += width / 2) {
+            const Index columns = std::min(width / 2, item.end - begin);
+            WeightOperand<S> here = gate_up.columns_from(2 * begin);
+            if (begin + columns < item.end)
+                here = here.before(gate_up.columns_from(2 * (begin + columns)));
+            product(table, count, columns_in_turns(columns), dim, Strided<S>{x_block, x_stride, 1},
+                    here, products, width, false, decoding);
+            for (Index i = 0; i < count; ++i)
+                table.gate_up(shape.activation, columns, products + i * width,
+                              state.hidden.data() + state.at(rows, first + i) + begin);
+        }
+    }
+}
 
 /// hidden = act(gate x) * (up x), or act(up x + bias), for the columns of one item.
 /// @param keep  whether gate and up are written down too
@@ -151,8 +190,11 @@ void feed_forward_in(const FeedForwardShape& shape, const FeedForwardOperands<S>
         executor, static_cast<Index>(state.items.size()),
         shape.flops_per_row() * static_cast<double>(rows.num_rows()),
         [&](Index i, int worker) {
-            feed_forward_hidden<S>(shape, operands, x, rows, keep, state, item(i),
-                                   state.scratch[static_cast<std::size_t>(worker)]);
+            Buffer<S>& scratch = state.scratch[static_cast<std::size_t>(worker)];
+            if (operands.in_turns(shape))
+                feed_forward_hidden_in_turns<S>(shape, operands, x, rows, state, item(i), scratch);
+            else
+                feed_forward_hidden<S>(shape, operands, x, rows, keep, state, item(i), scratch);
         },
         [&](Index i) { return item_cost(rows, item(i)); });
 }

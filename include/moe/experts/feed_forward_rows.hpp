@@ -43,10 +43,7 @@ void gather(const KernelTable<S>& table, In<S> source, std::span<const std::int3
 ///
 /// The products leave g and u in the second-level cache, for this to read once: 0.7 % of the time
 /// of a layer of (2048, 1024) and 5 % of one of (256, 512), 512 tokens (bench/layer_bench, rows
-/// stages/fp32_forward, AVX2, Zen 1). Nearly all of that is the function itself: silu of 1024 took
-/// 455 ns, and silu times u 485 (bench/kernels_tile_bench, AVX-512, Zen 4). Doing it in the
-/// registers of a tile, one for every activation and gate next to up in each panel, would save the
-/// difference and that reading.
+/// stages/fp32_forward, AVX2, Zen 1). Frozen experts that are gated do without: see GateUp.
 /// @param bias  of these columns; null: none
 template <class S>
 void activate_row(const KernelTable<S>& table, const FeedForwardShape& shape, Index columns,

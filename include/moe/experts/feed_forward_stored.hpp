@@ -81,7 +81,7 @@ struct FeedForwardStoredState {
 /// Experts whose weights are all stored, none as fp32.
 template <class S>
 struct StoredFeedForward {
-    const FrozenWeights<S>*gate, *up, *down;
+    const FrozenWeights<S>*up, *down;  ///< up with gate, if there is one
     const Weights<S>*up_bias, *down_bias;
     RowEncoding x, hidden;  ///< of inputs and of hidden rows
 };
@@ -117,14 +117,13 @@ void stored_hidden(const FeedForwardShape& shape, const StoredFeedForward<S>& ex
     const KernelTable<S>& table = experts.up->kernels();
     const Index expert = rows.first_expert + item.expert, base = rows.offsets.front();
     const StoredMatrix& up = experts.up->stored(expert);
-    const StoredMatrix& gate = shape.gated ? experts.gate->stored(expert) : up;
     const float* const bias = bias_row(*experts.up_bias, expert);
     const Index stride = experts.x.stride();
     const Index block = std::min(feed_forward_rows, rows.size(item.expert));
-    const Index width = feed_forward_width(block);
+    const Index turns = shape.gated ? 2 : 1;
+    const Index width = feed_forward_width(block);  // of hidden, of the products `turns` times it
     const Index hidden_stride = FeedForwardState<S>::row_stride(shape.ffn_dim);
-    float* const up_block = scratch.products.data();
-    float* const gate_block = up_block + block * width;
+    float* const products = scratch.products.data();
 
     for (Index first = rows.begin(item.expert); first < rows.end(item.expert); first += block) {
         const Index count = std::min(block, rows.end(item.expert) - first);
@@ -142,18 +141,20 @@ void stored_hidden(const FeedForwardShape& shape, const StoredFeedForward<S>& ex
         }
         for (Index begin = item.begin; begin < item.end; begin += width) {
             const Index columns = std::min(width, item.end - begin);
-            const Index panel = begin / table.panel_width;
+            const Index panel = turns * begin / table.panel_width;
             const std::byte* const next =
-                begin + width < item.end ? up.panel((begin + width) / table.panel_width) : nullptr;
-            experts.x.multiply(count, columns, a, up, panel, up_block, width,
-                               shape.gated ? gate.panel(panel) : next);
-            if (shape.gated)
-                experts.x.multiply(count, columns, a, gate, panel, gate_block, width, next);
+                begin + width < item.end ? up.panel(turns * (begin + width) / table.panel_width)
+                                         : nullptr;
+            experts.x.multiply(count, shape.gated ? columns_in_turns(columns) : columns, a, up,
+                               panel, products, turns * width, next);
             for (Index i = 0; i < count; ++i) {
-                float* const u = up_block + i * width;
+                float* const row = products + i * turns * width;
                 float* const to = state.hidden.data() + (first - base + i) * hidden_stride + begin;
-                activate_row(table, shape, columns, bias == nullptr ? bias : bias + begin,
-                             gate_block + i * width, u, to);
+                if (shape.gated)
+                    table.gate_up(shape.activation, columns, row, to);
+                else
+                    activate_row(table, shape, columns, bias == nullptr ? bias : bias + begin, row,
+                                 row, to);
             }
         }
     }

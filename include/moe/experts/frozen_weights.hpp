@@ -10,6 +10,7 @@
 #include <moe/core/freeze.hpp>
 #include <moe/core/weights.hpp>
 #include <moe/kernels/dispatch.hpp>
+#include <moe/kernels/gate_up.hpp>
 #include <moe/kernels/storage_dispatch.hpp>
 #include <moe/kernels/stored_product.hpp>
 
@@ -39,7 +40,8 @@ void check_storable(const Weights<S>& weights, const char* name, const FreezeOpt
 }  // namespace detail
 
 /// One weight matrix [out, in] per expert in the panels that the kernels read, of the same extents,
-/// each with a storage of its own. Products are with the transpose.
+/// each with a storage of its own. Products are with the transpose. Gate and up of gated experts
+/// are one matrix: GateUp.
 template <class S>
 class FrozenWeights {
 public:
@@ -48,13 +50,27 @@ public:
     /// @param options  that detail::check_options() passes, for weights that
     ///                 detail::check_storable() passes
     FrozenWeights(const Weights<S>& weights, const FreezeOptions& options)
-        : packed_(static_cast<std::size_t>(weights.count())) {
+        : FrozenWeights(weights.count(), weights.rows()) {
         const Isa chosen = isa();
-        kernels_ = &moe::kernels<S>(chosen);
-        SerialExecutor serial;
-        Executor& executor = options.executor == nullptr ? serial : *options.executor;
-        for (Index e = 0; e < weights.count(); ++e)
-            pack(e, options.of(e), weights, chosen, executor);
+        pack_all(weights.cols(), weights.rows(), options, chosen,
+                 [&](Index e, const auto& pack_panel) {
+                     detail::with_matrix(weights, e, chosen,
+                                         [&](const auto& w) { pack_panel(w.transpose()); });
+                 });
+    }
+    /// Gate and up of the same extents, in turns.
+    FrozenWeights(const Weights<S>& gate, const Weights<S>& up, const FreezeOptions& options)
+        : FrozenWeights(up.count(), up.rows()) {
+        const Isa chosen = isa();
+        in_turns_ = true;
+        pack_all(up.cols(), columns_in_turns(up.rows()), options, chosen,
+                 [&](Index e, const auto& pack_panel) {
+                     detail::with_matrix(gate, e, chosen, [&](const auto& g) {
+                         detail::with_matrix(up, e, chosen, [&](const auto& u) {
+                             pack_panel(GateUp{kernels_, g.transpose(), u.transpose(), rows_});
+                         });
+                     });
+                 });
     }
 
     Index count() const { return static_cast<Index>(packed_.size()); }
@@ -73,6 +89,10 @@ public:
         return stored_[static_cast<std::size_t>(e)];
     }
 
+    Storage storage(Index e) const {
+        const auto i = static_cast<std::size_t>(e);
+        return is_stored(i) ? stored_[i].storage() : Storage::fp32;
+    }
     /// Memory held.
     Index bytes() const {
         Index sum = 0;
@@ -81,11 +101,27 @@ public:
         return sum;
     }
 
-    /// [out, in], the weights of expert e as the kernels see them.
+    /// [out, in], the weights of expert e as the kernels see them; of gate and up [2 out, in], the
+    /// rows of gate first, as gate_up_proj in most checkpoints.
     Matrix<S> decode(Index e) const {
         const auto i = static_cast<std::size_t>(e);
-        if (is_stored(i)) return stored_[i].template decode<S>().transpose();
-        const PackedMatrix<S>& packed = packed_[i];
+        const Matrix<S> all = is_stored(i) ? Matrix<S>(stored_[i].template decode<S>().transpose())
+                                           : unpacked(packed_[i]);
+        if (!in_turns_) return all;
+        Matrix<S> halves(2 * rows_, all.cols());
+        for (Index j = 0; j < rows_; ++j) {
+            const Index turn = j / turn_columns * 2 * turn_columns + j % turn_columns;
+            halves.row(j) = all.row(turn);
+            halves.row(rows_ + j) = all.row(turn + turn_columns);
+        }
+        return halves;
+    }
+
+private:
+    FrozenWeights(Index count, Index rows)
+        : packed_(static_cast<std::size_t>(count)), rows_(rows) {}
+
+    static Matrix<S> unpacked(const PackedMatrix<S>& packed) {
         Matrix<S> all(packed.cols(), packed.rows());
         const Index width = packed.table()->panel_width;
         for (Index j = 0; j < all.rows(); ++j)
@@ -94,34 +130,41 @@ public:
         return all;
     }
 
-private:
     bool is_stored(std::size_t i) const { return i < stored_.size() && !stored_[i].empty(); }
 
-    void pack(Index e, Storage storage, const Weights<S>& weights, Isa chosen, Executor& executor) {
-        const auto i = static_cast<std::size_t>(e);
-        const auto in_parts = [&](auto& matrix) {
+    /// Packs [k, cols] of every expert.
+    /// @param with_columns  calls its second argument with the right-hand side of an expert
+    template <class F>
+    void pack_all(Index k, Index cols, const FreezeOptions& options, Isa chosen,
+                  const F& with_columns) {
+        kernels_ = &moe::kernels<S>(chosen);
+        SerialExecutor serial;
+        Executor& executor = options.executor == nullptr ? serial : *options.executor;
+        const auto in_parts = [&](Index e, auto& matrix) {
             // Rounding takes about as long as 20 operations.
-            const double cost =
-                20 * static_cast<double>(weights.rows()) * static_cast<double>(weights.cols());
+            const double cost = 20 * static_cast<double>(k) * static_cast<double>(cols);
             detail::parallel_for(executor, matrix.panels(), cost, [&](Index j, int) {
-                detail::with_matrix(weights, e, chosen,
-                                    [&](const auto& w) { matrix.pack(w.transpose(), j, j + 1); });
+                with_columns(e, [&](const auto& b) { matrix.pack(b, j, j + 1); });
             });
         };
-        if (storage == Storage::fp32) {
-            packed_[i].resize(*kernels_, weights.cols(), weights.rows());
-            return in_parts(packed_[i]);
-        }
-        if constexpr (std::is_same_v<S, float>) {
-            stored_.resize(packed_.size());
-            stored_[i].resize(storage, storage_kernels(chosen), weights.cols(), weights.rows());
-            in_parts(stored_[i]);
+        for (Index e = 0; e < count(); ++e) {
+            const auto i = static_cast<std::size_t>(e);
+            if (options.of(e) == Storage::fp32) {
+                packed_[i].resize(*kernels_, k, cols);
+                in_parts(e, packed_[i]);
+            } else if constexpr (std::is_same_v<S, float>) {
+                stored_.resize(packed_.size());
+                stored_[i].resize(options.of(e), storage_kernels(chosen), k, cols);
+                in_parts(e, stored_[i]);
+            }
         }
     }
 
     std::vector<PackedMatrix<S>> packed_;
     std::vector<StoredMatrix> stored_;
     const KernelTable<S>* kernels_ = nullptr;
+    Index rows_ = 0;         // of each matrix, of gate alone where there are two
+    bool in_turns_ = false;  // whether they are gate and up
 };
 
 }  // namespace moe::inline MOE_ABI

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/error.hpp>
 #include <moe/core/freeze.hpp>
 #include <moe/core/weights.hpp>
 #include <moe/experts/feed_forward_forward.hpp>
@@ -23,13 +24,11 @@ public:
     using Scalar = S;
 
     PackedFeedForward() = default;
-    /// @param gate     holds none unless shape.gated
+    /// @param up       with gate, in turns, if shape.gated
     /// @param compute  that fits the storage of every expert
-    PackedFeedForward(const FeedForwardShape& shape, FrozenWeights<S> gate, FrozenWeights<S> up,
-                      FrozenWeights<S> down, Weights<S> up_bias, Weights<S> down_bias,
-                      Compute compute)
-        : gate_(std::move(gate)),
-          up_(std::move(up)),
+    PackedFeedForward(const FeedForwardShape& shape, FrozenWeights<S> up, FrozenWeights<S> down,
+                      Weights<S> up_bias, Weights<S> down_bias, Compute compute)
+        : up_(std::move(up)),
           down_(std::move(down)),
           up_bias_(std::move(up_bias)),
           down_bias_(std::move(down_bias)),
@@ -41,20 +40,30 @@ public:
     Index num_experts() const { return up_.count(); }
     ExpertFacts facts(Index) const { return {.flops_per_row = shape_.flops_per_row()}; }
     void check(const Shape& layer) const { shape_.check(layer); }
+    Storage storage(Index e) const { return up_.storage(e); }
     /// Bytes of the packed weights.
-    Index bytes() const { return gate_.bytes() + up_.bytes() + down_.bytes(); }
+    Index bytes() const { return up_.bytes() + down_.bytes(); }
 
-    /// The matrices as they are stored; decode(e) gives the weights that the kernels see.
-    const FrozenWeights<S>& gate() const { return gate_; }
-    const FrozenWeights<S>& up() const { return up_; }
-    const FrozenWeights<S>& down() const { return down_; }
+    /// The weights of expert e as the kernels see them: [F, D], [F, D], [O, F].
+    /// @throws std::invalid_argument, gate, if the experts have none
+    Matrix<S> gate(Index e) const {
+        if (!shape_.gated)
+            detail::fail("moe::PackedFeedForward::gate: these experts are not gated; ask for up");
+        return up_.decode(e).topRows(shape_.ffn_dim);
+    }
+    Matrix<S> up(Index e) const { return up_.decode(e).bottomRows(shape_.ffn_dim); }
+    Matrix<S> down(Index e) const { return down_.decode(e); }
+
+    /// The panels; those of up with gate in turns, if there is one.
+    const FrozenWeights<S>& packed_up() const { return up_; }
+    const FrozenWeights<S>& packed_down() const { return down_; }
 
     void forward(In<S> x, const Rows<S>& rows, Out<S> y, const Call<S>& call) const {
         if constexpr (std::is_same_v<S, float>)
             if (compute_ != Compute::exact)
                 return detail::feed_forward_stored(shape_, stored(call.ws.plan()), x, rows, y,
                                                    call);
-        const detail::FeedForwardOperands<S> operands{.gate = {.frozen = &gate_},
+        const detail::FeedForwardOperands<S> operands{.gate = {},
                                                       .up = {.frozen = &up_},
                                                       .down = {.frozen = &down_},
                                                       .up_bias = &up_bias_,
@@ -83,8 +92,7 @@ public:
 private:
     detail::StoredFeedForward<S> stored(const Plan& plan = {}) const {
         const StorageTable* const table = up_.stored(0).table();
-        return {.gate = &gate_,
-                .up = &up_,
+        return {.up = &up_,
                 .down = &down_,
                 .up_bias = &up_bias_,
                 .down_bias = &down_bias_,
@@ -92,7 +100,7 @@ private:
                 .hidden = {table, compute_, shape_.ffn_dim, plan}};
     }
 
-    FrozenWeights<S> gate_, up_, down_;
+    FrozenWeights<S> up_, down_;
     Weights<S> up_bias_, down_bias_;
     FeedForwardShape shape_;
     Compute compute_ = Compute::exact;

@@ -220,6 +220,43 @@ inline void evaluate(Activation act, Index n, const S* a, S* values, S* slopes) 
     }
 }
 
+/// h = act(g) u in one pass: a block of act(g) in between took 1.1 times as long with AVX-512 (Zen
+/// 4, silu of 1024), 1.35 times with AVX2.
+/// @param gap  elements that g and u skip after every 16
+template <Activation act>
+[[gnu::noinline]] void gate_of(Index n, const S* g, const S* u, Index gap, S* h) {
+    static_assert(turn_columns % elements == 0);
+    for (Index i = 0; i < n; i += elements) {
+        const Index at = i + i / turn_columns * gap;
+        E value, slope;
+        evaluate<act>(load_each(g + at, n - i), value, slope);
+        store(h + i, mul(value, load_each(u + at, n - i)), n - i);
+    }
+    finish();
+}
+
+inline void gate_of(Activation act, Index n, const S* g, const S* u, Index gap, S* h) {
+    switch (act) {
+        case Activation::relu:
+            return gate_of<Activation::relu>(n, g, u, gap, h);
+        case Activation::relu_squared:
+            return gate_of<Activation::relu_squared>(n, g, u, gap, h);
+        case Activation::gelu:
+            return gate_of<Activation::gelu>(n, g, u, gap, h);
+        case Activation::gelu_tanh:
+            return gate_of<Activation::gelu_tanh>(n, g, u, gap, h);
+        case Activation::silu:
+            return gate_of<Activation::silu>(n, g, u, gap, h);
+    }
+}
+
+inline void gate(Activation act, Index n, const S* g, const S* u, S* h) {
+    gate_of(act, n, g, u, 0, h);
+}
+inline void gate_up(Activation act, Index n, const S* gu, S* h) {
+    gate_of(act, n, gu, gu + turn_columns, turn_columns, h);
+}
+
 inline void activate(Activation act, Index n, const S* a, S* h) { evaluate(act, n, a, h, nullptr); }
 
 /// y = x z
@@ -229,7 +266,7 @@ inline void multiply(Index n, const S* x, const S* z, S* y) {
     finish();
 }
 
-// The three below go through a block on the stack: one pass for the function, one for the products.
+// The two below go through a block on the stack: one pass for the function, one for the products.
 // Writing the products into each activation's loop instead triples the code and its compile time.
 
 inline void activate_backward(Activation act, Index n, const S* a, const S* dh, S* da) {
@@ -238,15 +275,6 @@ inline void activate_backward(Activation act, Index n, const S* a, const S* dh, 
         const Index count = n - from < block ? n - from : block;
         evaluate(act, count, a + from, value, slope);
         multiply(count, dh + from, slope, da + from);
-    }
-}
-
-inline void gate(Activation act, Index n, const S* g, const S* u, S* h) {
-    S value[block];
-    for (Index from = 0; from < n; from += block) {
-        const Index count = n - from < block ? n - from : block;
-        evaluate(act, count, g + from, value, nullptr);
-        multiply(count, value, u + from, h + from);
     }
 }
 
@@ -285,4 +313,5 @@ inline constexpr KernelTable<S> table{.name = table_name,
                                       .activate = activate,
                                       .activate_backward = activate_backward,
                                       .gate = gate,
+                                      .gate_up = gate_up,
                                       .gate_backward = gate_backward};

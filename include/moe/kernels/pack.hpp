@@ -38,8 +38,10 @@ template <class S>
 void pack_panel(const KernelTable<S>& table, const Strided<S>& b, Index k, Index cols, S* panel) {
     table.pack(k, cols, b.data, b.row_stride, b.col_stride, panel);
 }
-inline void pack_panel([[maybe_unused]] const KernelTable<float>& table, const NarrowStrided& b,
-                       Index k, Index cols, float* panel) {
+/// The same of NarrowStrided and GateUp.
+template <class S, class B>
+void pack_panel([[maybe_unused]] const KernelTable<S>& table, const B& b, Index k, Index cols,
+                S* panel) {
     MOE_ASSERT(b.kernels->panel_width == table.panel_width, "kernels of one instruction set");
     b.pack(k, cols, panel);
 }
@@ -72,7 +74,7 @@ struct Panels {
 
 /// Packs panels [begin, end) of B to where they belong in the packed matrix that starts at `to`.
 /// Different panels may be packed by different tasks.
-/// @param b  [k, cols], Strided<S> or NarrowStrided; quick where one of the strides is 1
+/// @param b  [k, cols], Strided<S>, NarrowStrided or GateUp; quick where one of the strides is 1
 template <class S, class B>
 void pack_panels(const KernelTable<S>& table, const B& b, Index k, Index cols, Index begin,
                  Index end, S* to) {
@@ -138,8 +140,12 @@ public:
     }
 
     /// Panels [begin, end) only, after resize; for packing in several tasks.
-    void pack(Strided<S> b, Index begin, Index end) { pack_any(b, begin, end); }
-    void pack(const NarrowStrided& b, Index begin, Index end) { pack_any(b, begin, end); }
+    /// @param b  as pack_panels() takes it
+    template <class B = Strided<S>>
+    void pack(const B& b, Index begin, Index end) {
+        MOE_ASSERT(table_ != nullptr, "resize() comes before packing some of the panels");
+        pack_panels(*table_, b, k_, cols_, begin, end, data_.get());
+    }
 
     Index rows() const { return k_; }
     Index cols() const { return cols_; }
@@ -159,12 +165,6 @@ public:
     Index bytes() const { return capacity_ * static_cast<Index>(sizeof(S)); }
 
 private:
-    template <class B>
-    void pack_any(const B& b, Index begin, Index end) {
-        MOE_ASSERT(table_ != nullptr, "resize() comes before packing some of the panels");
-        pack_panels(*table_, b, k_, cols_, begin, end, data_.get());
-    }
-
     std::unique_ptr<S, detail::AlignedDelete> data_;
     Index capacity_ = 0;
     const KernelTable<S>* table_ = nullptr;

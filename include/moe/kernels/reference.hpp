@@ -340,6 +340,14 @@ void gate(Activation act, Index n, const S* g, const S* u, S* h) {
 }
 
 template <class S>
+void gate_up(Activation act, Index n, const S* gu, S* h) {
+    for (Index i = 0; i < n; ++i) {
+        const S* const g = gu + i / turn_columns * 2 * turn_columns + i % turn_columns;
+        gate(act, 1, g, g + turn_columns, h + i);
+    }
+}
+
+template <class S>
 void gate_backward(Activation act, Index n, const S* g, const S* u, const S* dh, S* dg, S* du) {
     for (Index i = 0; i < n; ++i) {
         S value, slope;

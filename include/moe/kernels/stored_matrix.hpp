@@ -70,11 +70,11 @@ public:
         MOE_ASSERT(0 <= begin && begin <= end && end <= panels(), "panels of the matrix");
         for (Index j = begin; j < end; ++j) round_panel(j, b.from(0, j * table_->panel_width));
     }
-    /// The same of narrow elements; allocates room for one panel of floats.
-    template <class S = float>  // compiled where it is used
-    void pack(const NarrowStrided& b, Index begin, Index end) {
+    /// The same of NarrowStrided or GateUp; allocates room for one panel of floats.
+    template <class B>
+    void pack(const B& b, Index begin, Index end) {
         const Index width = table_->panel_width;
-        Buffer<S> panel;
+        Buffer<float> panel;
         panel.resize(detail::checked_product(k_, width));
         for (Index j = begin; j < end; ++j) {
             b.from(0, j * width).pack(k_, std::min(width, cols_ - j * width), panel.data());

@@ -31,7 +31,7 @@ inline constexpr Index few_rows_records = 2;
 /// cache, while the stored bytes of the next slice come in.
 /// @param table        the kernels of the instruction set that B was packed for
 /// @param first_panel  of B, where column 0 of C is
-/// @param scratch      product_scratch(table, cols) elements, best aligned to 64 bytes
+/// @param scratch      product_scratch(table, 1) elements, best aligned to 64 bytes
 inline void product(const KernelTable<float>& table, Index rows, Index cols, Index k,
                     Strided<float> a, const StoredMatrix& b, Index first_panel, float* c,
                     Index c_row, bool add, float* scratch) {
@@ -108,7 +108,8 @@ struct WeightOperand {
 };
 
 /// C (+)= A B with any of them, the same bits.
-/// @param scratch  product_scratch(table, cols) elements
+/// @param scratch  product_scratch(table, cols) elements, one slice of a panel; of one column if B
+/// is packed or stored
 template <class S>
 void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
              const WeightOperand<S>& b, S* c, Index c_row, bool add, S* scratch) {

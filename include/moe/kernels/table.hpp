@@ -20,6 +20,9 @@ struct Ahead {
     Index wrap = 0;
 };
 
+/// Columns that the right-hand sides of gate and up have in turns where they are one matrix.
+inline constexpr Index turn_columns = 16;
+
 /// Everything arithmetic that a layer does per element, as plain functions over pointers, strides
 /// and counts: one table per instruction set, the same bits from each for float.
 ///
@@ -100,6 +103,9 @@ struct KernelTable {
     void (*activate_backward)(Activation act, Index n, const S* a, const S* dh, S* da);
     /// h = act(g) u, the gated forms: SwiGLU with silu, GEGLU with gelu, ReGLU with relu
     void (*gate)(Activation act, Index n, const S* g, const S* u, S* h);
+    /// The same of g and u in turns of 16, as a product with GateUp leaves them:
+    /// g(i) = gu[i / 16 * 32 + i % 16], u(i) 16 behind it; h is not gu
+    void (*gate_up)(Activation act, Index n, const S* gu, S* h);
     /// dg = dh u act'(g), du = dh act(g); dg may be g or dh, du may be u
     void (*gate_backward)(Activation act, Index n, const S* g, const S* u, const S* dh, S* dg,
                           S* du);
