@@ -74,6 +74,7 @@ public:
         });
     }
     void up() {
+        MOE_ASSERT(ffn_ % moe::gate_up_run == 0, "gate and up have no columns that fill up");
         each(ffn_pieces_, [&](const Piece& piece, float* scratch) {
             product({piece.expert, 2 * piece.begin, 2 * piece.end}, rows_, dim_,
                     frozen_->packed_up().transposed(piece.expert), gate_up_, 2 * ffn_, false,

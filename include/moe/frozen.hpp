@@ -149,7 +149,8 @@ template <class L>
 using Frozen = decltype(freeze(std::declval<const L&>()));
 
 /// Packs the weights of a layer that is not needed any more: originals are released as soon as they
-/// are packed, one matrix of a group after the other, so that both copies never exist as a whole.
+/// are packed, gate and up of a group together and then down, so that both copies never exist as a
+/// whole.
 /// @throws std::invalid_argument as the other; the layer is unchanged then
 template <class S, class R, class G, class... Groups>
 auto freeze(Layer<S, R, G, Groups...>&& layer, const FreezeOptions& options = {}) {

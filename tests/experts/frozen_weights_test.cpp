@@ -62,7 +62,11 @@ TEST(FrozenWeights, OfGateAndUpDecodeToBothAsEachAlone) {
     }
     const auto gate = weights(2, 64, 128), up = weights(2, 64, 128);
     const moe::FrozenWeights<float> both(gate, up, {.storage = Storage::int4});
-    EXPECT_EQ(both.bytes(), 2 * 2 * 64 * 128 * 9 / 16);  // nothing between the turns
+    EXPECT_EQ(both.bytes(), 2 * 2 * 64 * 128 * 9 / 16);
+    EXPECT_TRUE(both.is_gate_up());
+    const auto narrow = weights(1, 17, 128);  // 32 columns of each
+    EXPECT_EQ(moe::FrozenWeights<float>(narrow, narrow, {.storage = Storage::int4}).bytes(),
+              2 * 32 * 128 * 9 / 16);
 }
 
 TEST(FrozenWeights, SayWhatTheyHold) {

@@ -33,10 +33,15 @@ constexpr auto& computes = moe::all_computes;
 
 using Group = moe::FeedForwardModule<float>;
 
-Group swiglu(Index experts, Index ffn, const expert_group::Extents& e) {
+Group swiglu(Index experts, Index ffn, const expert_group::Extents& e,
+             moe::Activation activation = moe::Activation::silu) {
     moe::Random random(3);
-    return moe::Swiglu{.count = experts, .ffn_dim = ffn}.build<float>(
-        {.model_dim = e.model_dim, .output_dim = e.output_dim}, random);
+    return Group(experts,
+                 {.model_dim = e.model_dim,
+                  .ffn_dim = ffn,
+                  .output_dim = e.output_dim,
+                  .activation = activation},
+                 false, random);
 }
 
 Group mlp(Index experts, Index ffn, const expert_group::Extents& e,
@@ -198,14 +203,51 @@ TEST(PackedFeedForward, HasEveryActivation) {
     const expert_group::Batch<float> batch(e);
     for (const auto activation : moe::all_activations)
         for (const FreezeOptions& options :
-             {FreezeOptions{.storage = Storage::bf16, .compute = Compute::bf16},
-              FreezeOptions{.storage = Storage::int8, .compute = Compute::int8}}) {
-            const Group group = mlp(4, 35, e, activation);
-            EXPECT_LT(relative_error(run(group.freeze(options), batch),
-                                     reference(decoded(group, options), batch)),
-                      0.01)
-                << static_cast<int>(activation) << moe::name(options.compute);
+             {FreezeOptions{}, FreezeOptions{.storage = Storage::bf16, .compute = Compute::bf16},
+              FreezeOptions{.storage = Storage::int8, .compute = Compute::int8}})
+            for (const Group& group : {mlp(4, 35, e, activation), swiglu(4, 35, e, activation)}) {
+                EXPECT_LT(relative_error(run(group.freeze(options), batch),
+                                         reference(decoded(group, options), batch)),
+                          group.shape().gated ? 0.02 : 0.01)
+                    << static_cast<int>(activation) << moe::name(options.compute);
+            }
+}
+
+/// More hidden columns than are made at once: 512 for up to 64 rows, 128 for more.
+TEST(PackedFeedForward, GivesTheSameBitsAsUnpackedWeightsInSeveralSteps) {
+    const Index extents[][2] = {{110, 300}, {500, 300}, {20, 1100}};  // tokens, F
+    const auto check = [&](auto scalar) {
+        using S = decltype(scalar);
+        for (const auto& [tokens, ffn] : extents) {
+            SCOPED_TRACE(ffn);
+            const expert_group::Extents e{
+                .tokens = tokens, .model_dim = 7, .output_dim = 5, .experts = 1};
+            const expert_group::Batch<S> batch(e);
+            moe::Random random(4);
+            const auto group = moe::Swiglu{.count = 1, .ffn_dim = ffn}.template build<S>(
+                {.model_dim = 7, .output_dim = 5}, random);
+            ASSERT_EQ(batch.rows().num_rows() > 64, tokens > 64);
+            EXPECT_TRUE(same_bits(expert_group::run(group.freeze({}), batch).y,
+                                  expert_group::run(group, batch).y));
         }
+    };
+    check(1.0f);
+    check(1.0);
+}
+
+/// Backward of the experts that were frozen must not take for gate and up what is there.
+TEST(PackedFeedForward, KeepsNothingForABackwardThatItDoesNotHave) {
+    const expert_group::Extents e;
+    const expert_group::Batch<float> batch(e);
+    for (const Group& group : {swiglu(4, 35, e), mlp(4, 35, e)}) {
+        const auto frozen = group.freeze({});
+        moe::Workspace<float> ws;
+        const moe::Context context;
+        ASSERT_EQ(ws.keep(), moe::Keep::everything);
+        Matrix<float> y = Matrix<float>::Zero(e.tokens, e.output_dim);
+        frozen.forward(batch.x, batch.rows(), y, {context, ws});
+        EXPECT_FALSE(ws.state<moe::detail::FeedForwardState<float>>().kept);
+    }
 }
 
 TEST(PackedFeedForward, GivesTheSameBitsWhoeverComputesThem) {
@@ -372,6 +414,12 @@ TEST(PackedFeedForward, HasNoGateIfItsExpertsAreNotGated) {
         mlp(2, 24, {.model_dim = 9, .output_dim = 8}).freeze({.storage = Storage::int8});
     EXPECT_EQ(frozen.up(1).rows(), 24);
     EXPECT_THROW((void)frozen.gate(1), std::invalid_argument);
+    for (const Index e : {-1, 2}) {
+        EXPECT_THROW((void)frozen.up(e), std::invalid_argument);
+        EXPECT_THROW((void)frozen.down(e), std::invalid_argument);
+        EXPECT_THROW((void)frozen.storage(e), std::invalid_argument);
+    }
+    EXPECT_EQ(frozen.storage(1), Storage::int8);
 }
 
 TEST(PackedFeedForward, MayHoldNoExperts) {

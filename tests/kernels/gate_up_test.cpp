@@ -27,9 +27,9 @@ using moe::Index;
 using moe::Matrix;
 using moe::Strided;
 
-/// [k, columns_in_turns] with 16 columns of gate, 16 of up, and so on, and zeros that fill up.
+/// [k, gate_up_columns] with 16 columns of gate, 16 of up, and so on, and zeros that fill up.
 template <class S>
-Matrix<S> in_turns(const Matrix<S>& gate, const Matrix<S>& up) {
+Matrix<S> alternating(const Matrix<S>& gate, const Matrix<S>& up) {
     Matrix<S> result =
         Matrix<S>::Zero(gate.rows(), static_cast<Index>((gate.cols() + 15) / 16 * 32));
     for (Index j = 0; j < gate.cols(); ++j) {
@@ -52,7 +52,7 @@ class GateUpOf : public ::testing::Test {};
 using Scalars = ::testing::Types<float, double>;
 TYPED_TEST_SUITE(GateUpOf, Scalars, );
 
-TYPED_TEST(GateUpOf, IsPackedAsTheMatrixThatHasTheirColumnsInTurns) {
+TYPED_TEST(GateUpOf, IsPackedAsTheMatrixOfTheirColumnsAlternating) {
     using S = TypeParam;
     for (const moe::Isa isa : moe::supported_isas()) {
         SCOPED_TRACE(moe::name(isa));
@@ -60,8 +60,8 @@ TYPED_TEST(GateUpOf, IsPackedAsTheMatrixThatHasTheirColumnsInTurns) {
         for (const Index columns : {1, 15, 16, 17, 33, 48, 61})
             for (const Index k : {1, 16, 37}) {
                 const Matrix<S> gate = numbers<S>(k, columns, 1), up = numbers<S>(k, columns, 2);
-                const Matrix<S> both = in_turns(gate, up);
-                ASSERT_EQ(moe::columns_in_turns(columns), both.cols());
+                const Matrix<S> both = alternating(gate, up);
+                ASSERT_EQ(moe::gate_up_columns(columns), both.cols());
                 moe::PackedMatrix<S> got, want;
                 want.pack(table, {both.data(), both.cols(), 1}, k, both.cols());
                 got.resize(table, k, both.cols());
@@ -80,7 +80,7 @@ TEST(GateUp, HasTheBitsOfTwoProductsAndTheirActivation) {
     for (const moe::Isa isa : moe::supported_isas()) {
         SCOPED_TRACE(moe::name(isa));
         const auto& table = moe::kernels<S>(isa);
-        const Index rows = 5, k = 41, columns = 83, both = moe::columns_in_turns(columns);
+        const Index rows = 5, k = 41, columns = 83, both = moe::gate_up_columns(columns);
         const Matrix<S> x = numbers<S>(rows, k, 3);
         const Matrix<S> gate = numbers<S>(k, columns, 1), up = numbers<S>(k, columns, 2);
         moe::PackedMatrix<S> packed_gate, packed_up, packed;
@@ -106,10 +106,10 @@ TEST(GateUp, HasTheBitsOfTwoProductsAndTheirActivation) {
     }
 }
 
-TEST(GateUp, IsStoredAsTheMatrixThatHasTheirColumnsInTurns) {
+TEST(GateUp, IsStoredAsTheMatrixOfTheirColumnsAlternating) {
     const Index k = 70, columns = 37;
     const Matrix<float> gate = numbers<float>(k, columns, 1), up = numbers<float>(k, columns, 2);
-    const Matrix<float> both = in_turns(gate, up);
+    const Matrix<float> both = alternating(gate, up);
     for (const moe::Isa isa : moe::supported_isas())
         for (const moe::Storage storage : moe::all_storages) {
             if (storage == moe::Storage::fp32) continue;
@@ -152,8 +152,8 @@ TEST(GateUp, TakesNarrowElements) {
             &moe::detail::all_narrow_tables<std::int8_t>()[static_cast<std::size_t>(isa)]->of(
                 moe::Dtype::bf16)};
         moe::PackedMatrix<float> got, want;
-        got.resize(table, k, moe::columns_in_turns(columns));
-        want.resize(table, k, moe::columns_in_turns(columns));
+        got.resize(table, k, moe::gate_up_columns(columns));
+        want.resize(table, k, moe::gate_up_columns(columns));
         want.pack(GateUp{&table, Strided<float>{gate.data(), columns, 1}, plain_up, columns}, 0,
                   want.panels());
         got.pack(GateUp{&table, b, plain_up, columns}, 0, got.panels());

@@ -52,7 +52,7 @@ protected:
     }
 
     /// g and u as KernelTable::gate_up takes them, no element more; what it must not use is NaN.
-    static std::vector<S> in_turns(Index n, const S* g, const S* u) {
+    static std::vector<S> alternating(Index n, const S* g, const S* u) {
         const auto at = [](Index i) { return static_cast<std::size_t>(i / 16 * 32 + i % 16); };
         std::vector<S> result(n > 0 ? at(n - 1) + 17 : 0, nan);
         for (Index i = 0; i < n; ++i) result[at(i)] = g[i], result[at(i) + 16] = u[i];
@@ -452,7 +452,7 @@ TYPED_TEST(Table, ElementwiseFunctionsEqualTheirReferenceOnAwkwardNumbers) {
             t.gate(act, n, x.data(), u.data(), y.data());
             moe::exact::gate(act, n, x.data(), u.data(), want.data());
             ASSERT_TRUE(same(n, y.data(), want.data()));
-            const auto gu = this->in_turns(n, x.data(), u.data());
+            const auto gu = this->alternating(n, x.data(), u.data());
             std::fill(y.begin(), y.end(), S(-1));
             t.gate_up(act, n, gu.data(), y.data());
             ASSERT_TRUE(same(n, y.data(), want.data()));
@@ -494,10 +494,10 @@ TYPED_TEST(Table, ElementwiseFunctionsStayInTheirArrays) {
                     t.gate(act, n, g, u, y);
                     moe::exact::gate(act, n, g, u, want.data());
                     ASSERT_TRUE(same(n, y, want.data())) << n;
-                    const auto turns = this->in_turns(n, g, u);
-                    const auto size = static_cast<Index>(turns.size());
+                    const auto both = this->alternating(n, g, u);
+                    const auto size = static_cast<Index>(both.size());
                     S* gu = at_start ? gu_memory.first(size) : gu_memory.last(size);
-                    std::copy(turns.begin(), turns.end(), gu);
+                    std::copy(both.begin(), both.end(), gu);
                     this->numbers(y_memory, n, random, -4, 4, at_start);
                     t.gate_up(act, n, gu, y);
                     ASSERT_TRUE(same(n, y, want.data())) << n;

@@ -139,15 +139,16 @@ public:
     /// @throws std::invalid_argument as check_freeze()
     PackedFeedForward<S> freeze(const FreezeOptions& options) const& {
         check_freeze(options);
-        return PackedFeedForward<S>(shape_, packed_up(gate, up, options),
-                                    FrozenWeights<S>(down, options), up_bias, down_bias,
-                                    options.compute);
+        return PackedFeedForward<S>(shape_, pack_up(options), FrozenWeights<S>(down, options),
+                                    up_bias, down_bias, options.compute);
     }
     /// Releases gate and up as soon as they are packed, before down is.
     PackedFeedForward<S> freeze(const FreezeOptions& options) && {
         check_freeze(options);
-        auto in = packed_up(std::exchange(gate, {}), std::exchange(up, {}), options);
-        auto out = FrozenWeights<S>(std::exchange(down, {}), options);
+        FrozenWeights<S> in = pack_up(options);
+        gate = {}, up = {};
+        FrozenWeights<S> out(down, options);
+        down = {};
         return PackedFeedForward<S>(shape_, std::move(in), std::move(out), std::move(up_bias),
                                     std::move(down_bias), options.compute);
     }
@@ -186,9 +187,8 @@ private:
                 .down_bias = &down_bias};
     }
 
-    FrozenWeights<S> packed_up(const Weights<S>& g, const Weights<S>& u,
-                               const FreezeOptions& options) const {
-        return shape_.gated ? FrozenWeights<S>(g, u, options) : FrozenWeights<S>(u, options);
+    FrozenWeights<S> pack_up(const FreezeOptions& options) const {
+        return shape_.gated ? FrozenWeights<S>(gate, up, options) : FrozenWeights<S>(up, options);
     }
 
     /// Five comparisons of extents.

@@ -42,51 +42,50 @@ struct ExpertMatrices {
 
 template <class S>
 struct FeedForwardOperands {
-    ExpertMatrices<S> gate;  ///< none if it takes turns with up
+    ExpertMatrices<S> gate;  ///< none if up holds it, as GateUp
     ExpertMatrices<S> up, down;
     const Weights<S>* up_bias = nullptr;
     const Weights<S>* down_bias = nullptr;
 
-    bool in_turns(const FeedForwardShape& shape) const {
-        return shape.gated && up.frozen != nullptr;
-    }
+    bool is_frozen() const { return up.frozen != nullptr; }
 };
 
-/// hidden = act(gate x) * (up x) for the columns of one item, where gate takes turns with up.
+/// hidden = act(gate x) * (up x) for the columns of one item, where gate and up are one matrix.
 template <class S>
-void feed_forward_hidden_in_turns(const FeedForwardShape& shape,
-                                  const FeedForwardOperands<S>& operands, In<S> x,
-                                  const Rows<S>& rows, FeedForwardState<S>& state,
-                                  const FeedForwardItem& item, Buffer<S>& scratch) {
+void feed_forward_gate_up(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands,
+                          In<S> x, const Rows<S>& rows, FeedForwardState<S>& state,
+                          const FeedForwardItem& item, Buffer<S>& scratch) {
+    MOE_ASSERT(operands.up_bias->count() == 0, "KernelTable::gate_up knows no biases");
     const KernelTable<S>& table = operands.up.table();
     const Index dim = shape.model_dim, x_stride = FeedForwardState<S>::row_stride(dim);
     const Index block = std::min(feed_forward_rows, rows.size(item.expert));
-    const Index width =
-        std::min(2 * feed_forward_width(block), columns_in_turns(item.end - item.begin));
+    const Index width = std::min(feed_forward_width(block), item.end - item.begin);
+    const Index stride = gate_up_columns(width);
     S* const x_block =
-        scratch.resize(block * (x_stride + width) + product_scratch(table, 1)).data();
+        scratch.resize(block * (x_stride + stride) + product_scratch(table, 1)).data();
     S* const products = x_block + block * x_stride;
-    S* const decoding = products + block * width;
+    S* const decoding = products + block * stride;
     const WeightOperand<S> gate_up = operands.up.transposed(rows.first_expert + item.expert);
 
     for (Index first = rows.begin(item.expert); first < rows.end(item.expert); first += block) {
         const Index count = std::min(block, rows.end(item.expert) - first);
         gather<S>(table, x, rows.from, rows.input_weights, first, count, 0, dim, x_block, x_stride);
-        for (Index begin = item.begin; begin < item.end; begin += width / 2) {
-            const Index columns = std::min(width / 2, item.end - begin);
+        for (Index begin = item.begin; begin < item.end; begin += width) {
+            const Index columns = std::min(width, item.end - begin);
             WeightOperand<S> here = gate_up.columns_from(2 * begin);
-            if (begin + columns < item.end)
-                here = here.before(gate_up.columns_from(2 * (begin + columns)));
-            product(table, count, columns_in_turns(columns), dim, Strided<S>{x_block, x_stride, 1},
-                    here, products, width, false, decoding);
+            if (begin + width < item.end)
+                here = here.before(gate_up.columns_from(2 * (begin + width)));
+            product(table, count, gate_up_columns(columns), dim, Strided<S>{x_block, x_stride, 1},
+                    here, products, stride, false, decoding);
             for (Index i = 0; i < count; ++i)
-                table.gate_up(shape.activation, columns, products + i * width,
+                table.gate_up(shape.activation, columns, products + i * stride,
                               state.hidden.data() + state.at(rows, first + i) + begin);
         }
     }
 }
 
-/// hidden = act(gate x) * (up x), or act(up x + bias), for the columns of one item.
+/// hidden = act(gate x) * (up x), or act(up x + bias), for the columns of one item, where gate and
+/// up are not one matrix.
 /// @param keep  whether gate and up are written down too
 template <class S>
 void feed_forward_hidden(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands,
@@ -112,14 +111,12 @@ void feed_forward_hidden(const FeedForwardShape& shape, const FeedForwardOperand
         const Strided<S> a{x_block, x_stride, 1};
         for (Index begin = item.begin; begin < item.end; begin += width) {
             const Index columns = std::min(width, item.end - begin);
-            WeightOperand<S> up_here = up.columns_from(begin), gate_here = gate.columns_from(begin);
-            WeightOperand<S>& last = shape.gated ? gate_here : up_here;
-            if (begin + width < item.end) last = last.before(up.columns_from(begin + width));
-            if (shape.gated) up_here = up_here.before(gate_here);
-            product(table, count, columns, dim, a, up_here, up_block, width, false, packing);
+            WeightOperand<S> here = up.columns_from(begin);
+            if (begin + width < item.end) here = here.before(up.columns_from(begin + width));
+            product(table, count, columns, dim, a, here, up_block, width, false, packing);
             if (shape.gated)
-                product(table, count, columns, dim, a, gate_here, gate_block, width, false,
-                        packing);
+                product(table, count, columns, dim, a, gate.columns_from(begin), gate_block, width,
+                        false, packing);
             for (Index i = 0; i < count; ++i) {
                 const Index row = first + i;
                 S* const hidden = state.hidden.data() + state.at(rows, row) + begin;
@@ -191,8 +188,8 @@ void feed_forward_in(const FeedForwardShape& shape, const FeedForwardOperands<S>
         shape.flops_per_row() * static_cast<double>(rows.num_rows()),
         [&](Index i, int worker) {
             Buffer<S>& scratch = state.scratch[static_cast<std::size_t>(worker)];
-            if (operands.in_turns(shape))
-                feed_forward_hidden_in_turns<S>(shape, operands, x, rows, state, item(i), scratch);
+            if (shape.gated && operands.is_frozen())
+                feed_forward_gate_up<S>(shape, operands, x, rows, state, item(i), scratch);
             else
                 feed_forward_hidden<S>(shape, operands, x, rows, keep, state, item(i), scratch);
         },
@@ -208,7 +205,8 @@ void feed_forward(const FeedForwardShape& shape, const FeedForwardOperands<S>& o
     const KernelTable<S>& table = operands.up.table();
     Executor& executor = call.ws.executor();
     const int workers = executor.concurrency();
-    const Keep keep = call.ws.keep();
+    // Frozen experts have no backward.
+    const Keep keep = operands.is_frozen() ? Keep::nothing : call.ws.keep();
     auto& state = call.ws.template state<FeedForwardState<S>>();
     state.resize(shape, rows.num_rows(), static_cast<Index>(rows.weights.size()), keep, workers);
     state.grow_scratch(shape, rows.num_rows(), keep, workers);

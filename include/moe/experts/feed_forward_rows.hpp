@@ -43,7 +43,7 @@ void gather(const KernelTable<S>& table, In<S> source, std::span<const std::int3
 ///
 /// The products leave g and u in the second-level cache, for this to read once: 0.7 % of the time
 /// of a layer of (2048, 1024) and 5 % of one of (256, 512), 512 tokens (bench/layer_bench, rows
-/// stages/fp32_forward, AVX2, Zen 1). Frozen experts that are gated do without: see GateUp.
+/// stages/fp32_forward, AVX2, Zen 1). Frozen gated experts have KernelTable::gate_up for it.
 /// @param bias  of these columns; null: none
 template <class S>
 void activate_row(const KernelTable<S>& table, const FeedForwardShape& shape, Index columns,

@@ -81,7 +81,7 @@ struct FeedForwardStoredState {
 /// Experts whose weights are all stored, none as fp32.
 template <class S>
 struct StoredFeedForward {
-    const FrozenWeights<S>*up, *down;  ///< up with gate, if there is one
+    const FrozenWeights<S>*up, *down;  ///< up holds gate too, as GateUp, if there is one
     const Weights<S>*up_bias, *down_bias;
     RowEncoding x, hidden;  ///< of inputs and of hidden rows
 };
@@ -114,14 +114,16 @@ template <class S>
 void stored_hidden(const FeedForwardShape& shape, const StoredFeedForward<S>& experts, bool by_row,
                    const Rows<S>& rows, const FeedForwardItem& item, FeedForwardStoredState& state,
                    FeedForwardStoredState::Scratch& scratch) {
+    MOE_ASSERT(!shape.gated || experts.up_bias->count() == 0,
+               "KernelTable::gate_up knows no biases");
     const KernelTable<S>& table = experts.up->kernels();
     const Index expert = rows.first_expert + item.expert, base = rows.offsets.front();
     const StoredMatrix& up = experts.up->stored(expert);
     const float* const bias = bias_row(*experts.up_bias, expert);
     const Index stride = experts.x.stride();
     const Index block = std::min(feed_forward_rows, rows.size(item.expert));
-    const Index turns = shape.gated ? 2 : 1;
-    const Index width = feed_forward_width(block);  // of hidden, of the products `turns` times it
+    const Index each = shape.gated ? 2 : 1;  // columns of a product for one of hidden
+    const Index width = feed_forward_width(block), product_stride = each * width;
     const Index hidden_stride = FeedForwardState<S>::row_stride(shape.ffn_dim);
     float* const products = scratch.products.data();
 
@@ -141,14 +143,14 @@ void stored_hidden(const FeedForwardShape& shape, const StoredFeedForward<S>& ex
         }
         for (Index begin = item.begin; begin < item.end; begin += width) {
             const Index columns = std::min(width, item.end - begin);
-            const Index panel = turns * begin / table.panel_width;
-            const std::byte* const next =
-                begin + width < item.end ? up.panel(turns * (begin + width) / table.panel_width)
-                                         : nullptr;
-            experts.x.multiply(count, shape.gated ? columns_in_turns(columns) : columns, a, up,
-                               panel, products, turns * width, next);
+            const Index panel = each * begin / table.panel_width;
+            const std::byte* const next = begin + width < item.end
+                                              ? up.panel(each * (begin + width) / table.panel_width)
+                                              : nullptr;
+            experts.x.multiply(count, shape.gated ? gate_up_columns(columns) : columns, a, up,
+                               panel, products, product_stride, next);
             for (Index i = 0; i < count; ++i) {
-                float* const row = products + i * turns * width;
+                float* const row = products + i * product_stride;
                 float* const to = state.hidden.data() + (first - base + i) * hidden_stride + begin;
                 if (shape.gated)
                     table.gate_up(shape.activation, columns, row, to);

@@ -52,22 +52,23 @@ public:
     FrozenWeights(const Weights<S>& weights, const FreezeOptions& options)
         : FrozenWeights(weights.count(), weights.rows()) {
         const Isa chosen = isa();
-        pack_all(weights.cols(), weights.rows(), options, chosen,
-                 [&](Index e, const auto& pack_panel) {
-                     detail::with_matrix(weights, e, chosen,
-                                         [&](const auto& w) { pack_panel(w.transpose()); });
-                 });
+        pack_all(weights.cols(), weights.rows(), options, chosen, [&](Index e, const auto& pack) {
+            detail::with_matrix(weights, e, chosen, [&](const auto& w) { pack(w.transpose()); });
+        });
     }
-    /// Gate and up of the same extents, in turns.
+    /// Gate and up of the same extents as one matrix.
     FrozenWeights(const Weights<S>& gate, const Weights<S>& up, const FreezeOptions& options)
         : FrozenWeights(up.count(), up.rows()) {
+        MOE_ASSERT(
+            gate.count() == up.count() && gate.rows() == up.rows() && gate.cols() == up.cols(),
+            "gate and up of the same experts");
         const Isa chosen = isa();
-        in_turns_ = true;
-        pack_all(up.cols(), columns_in_turns(up.rows()), options, chosen,
-                 [&](Index e, const auto& pack_panel) {
+        is_gate_up_ = true;
+        pack_all(up.cols(), gate_up_columns(up.rows()), options, chosen,
+                 [&](Index e, const auto& pack) {
                      detail::with_matrix(gate, e, chosen, [&](const auto& g) {
                          detail::with_matrix(up, e, chosen, [&](const auto& u) {
-                             pack_panel(GateUp{kernels_, g.transpose(), u.transpose(), rows_});
+                             pack(GateUp{kernels_, g.transpose(), u.transpose(), rows_});
                          });
                      });
                  });
@@ -76,6 +77,9 @@ public:
     Index count() const { return static_cast<Index>(packed_.size()); }
     /// The kernels to use: panels are read by those they were packed for.
     const KernelTable<S>& kernels() const { return *kernels_; }
+
+    /// Whether each matrix is gate and up, GateUp.
+    bool is_gate_up() const { return is_gate_up_; }
 
     /// W^T as the right-hand side of X W^T.
     WeightOperand<S> transposed(Index e) const {
@@ -89,6 +93,7 @@ public:
         return stored_[static_cast<std::size_t>(e)];
     }
 
+    /// How the weights of expert e are stored.
     Storage storage(Index e) const {
         const auto i = static_cast<std::size_t>(e);
         return is_stored(i) ? stored_[i].storage() : Storage::fp32;
@@ -107,12 +112,12 @@ public:
         const auto i = static_cast<std::size_t>(e);
         const Matrix<S> all = is_stored(i) ? Matrix<S>(stored_[i].template decode<S>().transpose())
                                            : unpacked(packed_[i]);
-        if (!in_turns_) return all;
+        if (!is_gate_up_) return all;
         Matrix<S> halves(2 * rows_, all.cols());
         for (Index j = 0; j < rows_; ++j) {
-            const Index turn = j / turn_columns * 2 * turn_columns + j % turn_columns;
+            const Index turn = j / gate_up_run * 2 * gate_up_run + j % gate_up_run;
             halves.row(j) = all.row(turn);
-            halves.row(rows_ + j) = all.row(turn + turn_columns);
+            halves.row(rows_ + j) = all.row(turn + gate_up_run);
         }
         return halves;
     }
@@ -163,8 +168,8 @@ private:
     std::vector<PackedMatrix<S>> packed_;
     std::vector<StoredMatrix> stored_;
     const KernelTable<S>* kernels_ = nullptr;
-    Index rows_ = 0;         // of each matrix, of gate alone where there are two
-    bool in_turns_ = false;  // whether they are gate and up
+    Index rows_ = 0;  // of each matrix, of gate alone where there are two
+    bool is_gate_up_ = false;
 };
 
 }  // namespace moe::inline MOE_ABI

@@ -24,7 +24,7 @@ public:
     using Scalar = S;
 
     PackedFeedForward() = default;
-    /// @param up       with gate, in turns, if shape.gated
+    /// @param up       of gate and up if shape.gated
     /// @param compute  that fits the storage of every expert
     PackedFeedForward(const FeedForwardShape& shape, FrozenWeights<S> up, FrozenWeights<S> down,
                       Weights<S> up_bias, Weights<S> down_bias, Compute compute)
@@ -33,28 +33,42 @@ public:
           up_bias_(std::move(up_bias)),
           down_bias_(std::move(down_bias)),
           shape_(shape),
-          compute_(up_.count() > 0 ? compute : Compute::exact) {}
+          compute_(up_.count() > 0 ? compute : Compute::exact) {
+        MOE_ASSERT(up_.count() == 0 || up_.is_gate_up() == shape_.gated, "gate is with up");
+    }
 
     const FeedForwardShape& shape() const { return shape_; }
     Compute compute() const { return compute_; }
     Index num_experts() const { return up_.count(); }
     ExpertFacts facts(Index) const { return {.flops_per_row = shape_.flops_per_row()}; }
     void check(const Shape& layer) const { shape_.check(layer); }
-    Storage storage(Index e) const { return up_.storage(e); }
+    /// How the matrices of expert e are stored.
+    /// @throws std::invalid_argument if there is no such expert, as the three below
+    Storage storage(Index e) const {
+        check_expert(e);
+        return up_.storage(e);
+    }
     /// Bytes of the packed weights.
     Index bytes() const { return up_.bytes() + down_.bytes(); }
 
     /// The weights of expert e as the kernels see them: [F, D], [F, D], [O, F].
     /// @throws std::invalid_argument, gate, if the experts have none
     Matrix<S> gate(Index e) const {
+        check_expert(e);
         if (!shape_.gated)
             detail::fail("moe::PackedFeedForward::gate: these experts are not gated; ask for up");
         return up_.decode(e).topRows(shape_.ffn_dim);
     }
-    Matrix<S> up(Index e) const { return up_.decode(e).bottomRows(shape_.ffn_dim); }
-    Matrix<S> down(Index e) const { return down_.decode(e); }
+    Matrix<S> up(Index e) const {
+        check_expert(e);
+        return up_.decode(e).bottomRows(shape_.ffn_dim);
+    }
+    Matrix<S> down(Index e) const {
+        check_expert(e);
+        return down_.decode(e);
+    }
 
-    /// The panels; those of up with gate in turns, if there is one.
+    /// The panels; of gate and up together if the experts are gated.
     const FrozenWeights<S>& packed_up() const { return up_; }
     const FrozenWeights<S>& packed_down() const { return down_; }
 
@@ -90,6 +104,11 @@ public:
     }
 
 private:
+    void check_expert(Index e) const {
+        if (e < 0 || e >= num_experts())
+            detail::fail("moe::PackedFeedForward: expert ", e, " of ", num_experts(),
+                         "; experts count from 0");
+    }
     detail::StoredFeedForward<S> stored(const Plan& plan = {}) const {
         const StorageTable* const table = up_.stored(0).table();
         return {.up = &up_,

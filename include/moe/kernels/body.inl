@@ -13,7 +13,8 @@
 /// Columns of a V, and partials of a sum.
 inline constexpr Index lanes = 16;
 inline constexpr Index panel_width = tile_vectors * lanes;
-static_assert(64 % panel_width == 0, "layers cut columns into 64s and 128s");
+static_assert(panel_width == gate_up_run || panel_width == 2 * gate_up_run,
+              "GateUp packs no others, and layers cut columns into 64s");
 /// Elements of a buffer on the stack, for what needs a second pass; a multiple of 16.
 inline constexpr Index block = 256;
 
@@ -225,9 +226,9 @@ inline void evaluate(Activation act, Index n, const S* a, S* values, S* slopes) 
 /// @param gap  elements that g and u skip after every 16
 template <Activation act>
 [[gnu::noinline]] void gate_of(Index n, const S* g, const S* u, Index gap, S* h) {
-    static_assert(turn_columns % elements == 0);
+    static_assert(gate_up_run % elements == 0);
     for (Index i = 0; i < n; i += elements) {
-        const Index at = i + i / turn_columns * gap;
+        const Index at = i + i / gate_up_run * gap;
         E value, slope;
         evaluate<act>(load_each(g + at, n - i), value, slope);
         store(h + i, mul(value, load_each(u + at, n - i)), n - i);
@@ -254,7 +255,7 @@ inline void gate(Activation act, Index n, const S* g, const S* u, S* h) {
     gate_of(act, n, g, u, 0, h);
 }
 inline void gate_up(Activation act, Index n, const S* gu, S* h) {
-    gate_of(act, n, gu, gu + turn_columns, turn_columns, h);
+    gate_of(act, n, gu, gu + gate_up_run, gate_up_run, h);
 }
 
 inline void activate(Activation act, Index n, const S* a, S* h) { evaluate(act, n, a, h, nullptr); }
@@ -267,7 +268,8 @@ inline void multiply(Index n, const S* x, const S* z, S* y) {
 }
 
 // The two below go through a block on the stack: one pass for the function, one for the products.
-// Writing the products into each activation's loop instead triples the code and its compile time.
+// Writing the products into each activation's loop instead, as gate_of does for every forward,
+// would double the code once more.
 
 inline void activate_backward(Activation act, Index n, const S* a, const S* dh, S* da) {
     S value[block], slope[block];

@@ -342,8 +342,8 @@ void gate(Activation act, Index n, const S* g, const S* u, S* h) {
 template <class S>
 void gate_up(Activation act, Index n, const S* gu, S* h) {
     for (Index i = 0; i < n; ++i) {
-        const S* const g = gu + i / turn_columns * 2 * turn_columns + i % turn_columns;
-        gate(act, 1, g, g + turn_columns, h + i);
+        const S* const g = gu + i / gate_up_run * 2 * gate_up_run + i % gate_up_run;
+        gate(act, 1, g, g + gate_up_run, h + i);
     }
 }
 

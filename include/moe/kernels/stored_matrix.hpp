@@ -74,6 +74,8 @@ public:
     template <class B>
     void pack(const B& b, Index begin, Index end) {
         const Index width = table_->panel_width;
+        MOE_ASSERT(0 <= begin && begin <= end && end <= panels(), "panels of the matrix");
+        MOE_ASSERT(b.kernels->panel_width == width, "kernels of one instruction set");
         Buffer<float> panel;
         panel.resize(detail::checked_product(k_, width));
         for (Index j = begin; j < end; ++j) {

@@ -108,8 +108,8 @@ struct WeightOperand {
 };
 
 /// C (+)= A B with any of them, the same bits.
-/// @param scratch  product_scratch(table, cols) elements, one slice of a panel; of one column if B
-/// is packed or stored
+/// @param scratch  product_scratch(table, cols) elements; product_scratch(table, 1) are enough if B
+///                 is packed or stored
 template <class S>
 void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
              const WeightOperand<S>& b, S* c, Index c_row, bool add, S* scratch) {

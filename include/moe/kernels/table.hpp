@@ -20,8 +20,8 @@ struct Ahead {
     Index wrap = 0;
 };
 
-/// Columns that the right-hand sides of gate and up have in turns where they are one matrix.
-inline constexpr Index turn_columns = 16;
+/// Where gate and up are one right-hand side, so many columns of one follow those of the other.
+inline constexpr Index gate_up_run = 16;
 
 /// Everything arithmetic that a layer does per element, as plain functions over pointers, strides
 /// and counts: one table per instruction set, the same bits from each for float.
@@ -48,7 +48,7 @@ inline constexpr Index turn_columns = 16;
 template <class S>
 struct KernelTable {
     const char* name;   ///< "scalar", "avx2", "avx512", "neon"
-    Index panel_width;  ///< columns of one packed panel, a divisor of 64
+    Index panel_width;  ///< columns of one packed panel, 16 or 32
     Index tile_rows;    ///< most rows that one `tile` call takes
 
     /// C = A B, or C += A B if `add`, for one tile.
@@ -103,8 +103,8 @@ struct KernelTable {
     void (*activate_backward)(Activation act, Index n, const S* a, const S* dh, S* da);
     /// h = act(g) u, the gated forms: SwiGLU with silu, GEGLU with gelu, ReGLU with relu
     void (*gate)(Activation act, Index n, const S* g, const S* u, S* h);
-    /// The same of g and u in turns of 16, as a product with GateUp leaves them:
-    /// g(i) = gu[i / 16 * 32 + i % 16], u(i) 16 behind it; h is not gu
+    /// The same of g and u as a product with GateUp leaves them, 16 and 16: g(i) = gu[i / 16 * 32 +
+    /// i % 16], u(i) = gu[i / 16 * 32 + 16 + i % 16]. Nothing behind u(n - 1) is read; h is not gu.
     void (*gate_up)(Activation act, Index n, const S* gu, S* h);
     /// dg = dh u act'(g), du = dh act(g); dg may be g or dh, du may be u
     void (*gate_backward)(Activation act, Index n, const S* g, const S* u, const S* dh, S* dg,
