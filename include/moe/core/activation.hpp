@@ -14,9 +14,10 @@ namespace moe::inline MOE_ABI {
 ///     gelu_tanh     a (1 + tanh(sqrt(2 / pi) (a + 0.044715 a^3))) / 2
 ///     silu          a sigmoid(a)
 ///
-/// A new one goes here, into kernels/body.inl (the formula and both switches), kernels/reference.hpp
-/// (plain::act, plain::slope, exact::evaluate), tests/support/dense_layer.hpp,
-/// tests/kernels/bits_main.cpp and polynomials_test.cpp, and README.md.
+/// A new one goes here, into kernels/body.inl (the formula and both switches),
+/// kernels/reference.hpp (plain::act, plain::slope, exact::evaluate),
+/// tests/support/dense_layer.hpp, tests/kernels/bits_main.cpp and polynomials_test.cpp, and
+/// README.md.
 enum class Activation { relu, relu_squared, gelu, gelu_tanh, silu };
 inline constexpr Activation all_activations[] = {Activation::relu, Activation::relu_squared,
                                                  Activation::gelu, Activation::gelu_tanh,
