@@ -40,7 +40,7 @@ Matrix<S> alternating(const Matrix<S>& gate, const Matrix<S>& up) {
 }
 
 template <class S>
-Matrix<S> numbers(Index rows, Index cols, int seed) {
+Matrix<S> numbers(Index rows, Index cols, std::uint64_t seed) {
     Matrix<S> result(rows, cols);
     Numbers random(seed);
     random.fill(result.size(), result.data());
