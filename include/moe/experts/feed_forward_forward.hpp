@@ -48,61 +48,30 @@ struct FeedForwardOperands {
     const Weights<S>* down_bias = nullptr;
 
     bool is_frozen() const { return up.frozen != nullptr; }
+    bool is_gate_up() const { return is_frozen() && up.frozen->is_gate_up(); }
 };
 
-/// hidden = act(gate x) * (up x) for the columns of one item, where gate and up are one matrix.
-template <class S>
-void feed_forward_gate_up(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands,
-                          In<S> x, const Rows<S>& rows, FeedForwardState<S>& state,
-                          const FeedForwardItem& item, Buffer<S>& scratch) {
-    MOE_ASSERT(operands.up_bias->count() == 0, "KernelTable::gate_up knows no biases");
-    const KernelTable<S>& table = operands.up.table();
-    const Index dim = shape.model_dim, x_stride = FeedForwardState<S>::row_stride(dim);
-    const Index block = std::min(feed_forward_rows, rows.size(item.expert));
-    const Index width = std::min(feed_forward_width(block), item.end - item.begin);
-    const Index stride = gate_up_columns(width);
-    S* const x_block =
-        scratch.resize(block * (x_stride + stride) + product_scratch(table, 1)).data();
-    S* const products = x_block + block * x_stride;
-    S* const decoding = products + block * stride;
-    const WeightOperand<S> gate_up = operands.up.transposed(rows.first_expert + item.expert);
-
-    for (Index first = rows.begin(item.expert); first < rows.end(item.expert); first += block) {
-        const Index count = std::min(block, rows.end(item.expert) - first);
-        gather<S>(table, x, rows.from, rows.input_weights, first, count, 0, dim, x_block, x_stride);
-        for (Index begin = item.begin; begin < item.end; begin += width) {
-            const Index columns = std::min(width, item.end - begin);
-            WeightOperand<S> here = gate_up.columns_from(2 * begin);
-            if (begin + width < item.end)
-                here = here.before(gate_up.columns_from(2 * (begin + width)));
-            product(table, count, gate_up_columns(columns), dim, Strided<S>{x_block, x_stride, 1},
-                    here, products, stride, false, decoding);
-            for (Index i = 0; i < count; ++i)
-                table.gate_up(shape.activation, columns, products + i * stride,
-                              state.hidden.data() + state.at(rows, first + i) + begin);
-        }
-    }
-}
-
-/// hidden = act(gate x) * (up x), or act(up x + bias), for the columns of one item, where gate and
-/// up are not one matrix.
+/// hidden = act(gate x) * (up x), or act(up x + bias), for the columns of one item.
 /// @param keep  whether gate and up are written down too
 template <class S>
 void feed_forward_hidden(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands,
                          In<S> x, const Rows<S>& rows, bool keep, FeedForwardState<S>& state,
                          const FeedForwardItem& item, Buffer<S>& scratch) {
+    const bool together = operands.is_gate_up(), separate = shape.gated && !together;
+    MOE_ASSERT(!together || operands.up_bias->count() == 0, "KernelTable::gate_up knows no biases");
     const KernelTable<S>& table = operands.up.table();
     const Index expert = rows.first_expert + item.expert, dim = shape.model_dim;
     const Index x_stride = FeedForwardState<S>::row_stride(dim);
     const Index block = std::min(feed_forward_rows, rows.size(item.expert));
     const Index width = std::min(feed_forward_width(block), item.end - item.begin);
+    const Index both = gate_up_columns(width), each = together ? 2 : 1;
     S* const x_block =
-        scratch.resize(block * (x_stride + 2 * width) + product_scratch(table, width)).data();
-    S* const gate_block = x_block + block * x_stride;
+        scratch.resize(block * (x_stride + both) + product_scratch(table, width)).data();
+    S* const gate_block = x_block + block * x_stride;  // of up too, if they are one matrix
     S* const up_block = gate_block + block * width;
-    S* const packing = up_block + block * width;
+    S* const packing = gate_block + block * both;
     const WeightOperand<S> up = operands.up.transposed(expert);
-    const WeightOperand<S> gate = shape.gated ? operands.gate.transposed(expert) : up;
+    const WeightOperand<S> gate = separate ? operands.gate.transposed(expert) : up;
     const S* const bias = bias_row(*operands.up_bias, expert);
 
     for (Index first = rows.begin(item.expert); first < rows.end(item.expert); first += block) {
@@ -111,15 +80,24 @@ void feed_forward_hidden(const FeedForwardShape& shape, const FeedForwardOperand
         const Strided<S> a{x_block, x_stride, 1};
         for (Index begin = item.begin; begin < item.end; begin += width) {
             const Index columns = std::min(width, item.end - begin);
-            WeightOperand<S> here = up.columns_from(begin);
-            if (begin + width < item.end) here = here.before(up.columns_from(begin + width));
-            product(table, count, columns, dim, a, here, up_block, width, false, packing);
-            if (shape.gated)
+            WeightOperand<S> here = up.columns_from(each * begin);
+            if (begin + width < item.end)
+                here = here.before(up.columns_from(each * (begin + width)));
+            if (together)
+                product(table, count, gate_up_columns(columns), dim, a, here, gate_block, both,
+                        false, packing);
+            else
+                product(table, count, columns, dim, a, here, up_block, width, false, packing);
+            if (separate)
                 product(table, count, columns, dim, a, gate.columns_from(begin), gate_block, width,
                         false, packing);
             for (Index i = 0; i < count; ++i) {
                 const Index row = first + i;
                 S* const hidden = state.hidden.data() + state.at(rows, row) + begin;
+                if (together) {
+                    table.gate_up(shape.activation, columns, gate_block + i * both, hidden);
+                    continue;
+                }
                 S* const u = up_block + i * width;
                 S* const g = gate_block + i * width;
                 activate_row(table, shape, columns, bias == nullptr ? bias : bias + begin, g, u,
@@ -187,11 +165,8 @@ void feed_forward_in(const FeedForwardShape& shape, const FeedForwardOperands<S>
         executor, static_cast<Index>(state.items.size()),
         shape.flops_per_row() * static_cast<double>(rows.num_rows()),
         [&](Index i, int worker) {
-            Buffer<S>& scratch = state.scratch[static_cast<std::size_t>(worker)];
-            if (shape.gated && operands.is_frozen())
-                feed_forward_gate_up<S>(shape, operands, x, rows, state, item(i), scratch);
-            else
-                feed_forward_hidden<S>(shape, operands, x, rows, keep, state, item(i), scratch);
+            feed_forward_hidden<S>(shape, operands, x, rows, keep, state, item(i),
+                                   state.scratch[static_cast<std::size_t>(worker)]);
         },
         [&](Index i) { return item_cost(rows, item(i)); });
 }

@@ -21,8 +21,7 @@ inline Index gate_up_columns(Index columns) {
 /// KernelTable::gate_up takes them.
 ///
 /// PackedMatrix and StoredMatrix of gate_up_columns(columns) columns pack it; what the last 16 are
-/// filled up with is 0. That takes 1.1 to 1.6 times as long as packing both alone, 1.4 in float (4
-/// experts of [1024, 2048] twice, AVX-512, Zen 4; 0.95 with AVX2). Only viewed.
+/// filled up with is 0. That takes longer than packing both alone, and is done once. Only viewed.
 ///
 /// @tparam G, U  Strided<S> or NarrowStrided
 template <class S, class G, class U>
