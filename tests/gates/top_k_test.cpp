@@ -680,7 +680,8 @@ TEST(TopKSettings, AreCheckedOnceWithASentence) {
         "count";
     EXPECT_EQ(message({.k = 9}), "moe::TopK: k is 9 but the layer has 8 experts" + remedy);
     EXPECT_EQ(message({.k = 2}, 1), "moe::TopK: k is 2 but the layer has 1 expert" + remedy);
-    EXPECT_EQ(message({.k = 1}, 0), "moe::TopK: k is 1 but the layer has 0 experts" + remedy);
+    EXPECT_EQ(message({.k = 1}, 0),
+              "moe::TopK: the layer has no experts to choose from" + remedy);
     EXPECT_EQ(message({.k = 1, .num_groups = 3}),
               "moe::TopK: num_groups is 3, it must divide the 8 experts of the layer");
     EXPECT_EQ(message({.k = 1, .num_groups = 4, .groups_kept = 5}),

@@ -122,6 +122,9 @@ using other_scalar = std::conditional_t<std::is_same_v<S, float>, double, float>
 ///                                       are gradients at input weights computed; false
 ///     per_token                         static constexpr bool: a token's choice is its own, not a
 ///                                       matter of the others in the batch; true
+///     is_causal() const                 whether no choice depends on later tokens; per_token
+///     reads_k, reads_p                  static constexpr bool: context.dial.k or p is read here;
+///                                       false: a call that sets it is refused
 template <class G, class S = float>
 concept Gate =
     (requires(const G gate, In<S> logits, Routing& routing) {

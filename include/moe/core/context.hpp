@@ -23,8 +23,8 @@ struct ExpertFacts {
     double flops_per_row = 0;  ///< floating-point operations of one row, forward
 };
 
-/// Choices that may change from call to call. Unset: what the gate was built with. A gate ignores
-/// what is another kind's.
+/// Choices that may change from call to call. Unset: what the gate was built with. Setting what the
+/// gate of a layer does not have is an error.
 struct Dial {
     std::optional<Index> k{};                  ///< experts per token, for gates with a fixed number
     std::optional<double> p{};                 ///< probability mass, for top-p gates
@@ -57,8 +57,12 @@ struct Context {
     std::span<const std::uint8_t> padding{};       ///< [T] 1: not a token; it goes to no expert
     std::span<const Index> sequence_offsets{};     ///< [B + 1] first row of each sequence
     SideVectors side_vectors{};                    ///< [T or B, any] conditioning inputs
-    std::span<const std::uint8_t> allowed{};       ///< [T * E] row-major, 0: never this expert
-    std::span<const double> logit_offset{};        ///< [L] added to every token's logits
+    /// [T] how much a token matters, any unit: who is served first, or spared from pruning
+    std::span<const double> token_importance{};
+    /// Samples that a noisy gate uses instead of drawing its own, of the kind that it documents
+    std::span<const double> noise{};
+    std::span<const std::uint8_t> allowed{};  ///< [T * E] row-major, 0: never this expert
+    std::span<const double> logit_offset{};   ///< [L] added to every token's logits
     /// [E] multiplies the weights of what experts return; the routing keeps the gate's own weights
     std::span<const double> gate_multiplier{};
     Dial dial{};
@@ -94,6 +98,7 @@ inline void check_context(const Context& c, Index tokens, Index experts, Index l
     check_extent("token_ids", c.token_ids.size(), tokens, "one per token");
     check_extent("token_groups", c.token_groups.size(), tokens, "one per token");
     check_extent("padding", c.padding.size(), tokens, "one per token");
+    check_extent("token_importance", c.token_importance.size(), tokens, "one per token");
     check_extent("allowed", c.allowed.size(), checked_product(tokens, experts),
                  "one per token and expert");
     check_extent("logit_offset", c.logit_offset.size(), logits, "one per logit");

@@ -80,6 +80,7 @@ public:
         elements(c.token_ids).elements(c.token_groups).elements(c.padding);
         elements(c.sequence_offsets).elements(c.allowed);
         elements(c.logit_offset).elements(c.gate_multiplier);
+        elements(c.token_importance).elements(c.noise);
         add(c.side_vectors.rows()).add(c.side_vectors.cols());
         add(c.side_vectors.holds<float>());
         const Index columns = c.side_vectors.cols();

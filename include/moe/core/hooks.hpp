@@ -80,6 +80,26 @@ template <class G>
     requires requires { G::per_token; }
 inline constexpr bool per_token<G> = G::per_token;
 
+/// Whether no token's choice depends on tokens after it in the batch, so that a decoder may use
+/// the gate. A gate that looks at other tokens says so with is_causal().
+template <class G>
+bool is_causal(const G& gate) {
+    if constexpr (requires { gate.is_causal(); })
+        return gate.is_causal();
+    else
+        return per_token<G>;
+}
+
+/// Whether a gate reads Dial::k, or Dial::p. A call that sets what it does not read is refused.
+template <class G>
+inline constexpr bool reads_k = requires {
+    requires G::reads_k;
+};
+template <class G>
+inline constexpr bool reads_p = requires {
+    requires G::reads_p;
+};
+
 }  // namespace moe::inline MOE_ABI::hooks
 
 #endif  // MOE_CORE_HOOKS_HPP

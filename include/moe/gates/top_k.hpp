@@ -9,6 +9,7 @@
 #include <moe/core/parameters.hpp>
 #include <moe/gates/score.hpp>
 #include <moe/gates/select.hpp>
+#include <moe/gates/token_gate.hpp>
 #include <moe/gates/weights.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -75,16 +76,19 @@ struct TopK {
 /// context.dial.k and k_per_sequence replace k for a call. The group limit compares groups by
 /// score + bias; where scores depend on the selection, logits stand for them.
 template <class S>
-class TopKModule {
+class TopKModule : public TokenGate<S, TopKModule<S>> {
+    using Base = TokenGate<S, TopKModule>;
+    friend Base;
+
 public:
-    using Scalar = S;
-    static constexpr bool skips_empty_gradients = true;
+    using Base::num_experts;
+    static constexpr bool reads_k = true;
 
     TopKModule() = default;
     /// @throws std::invalid_argument if a setting is out of range
-    TopKModule(const TopK& settings, Index num_experts)
-        : settings_(settings),
-          num_experts_(num_experts),
+    TopKModule(const TopK& settings, Index experts)
+        : Base(experts),
+          settings_(settings),
           groups_{settings.num_groups, settings.groups_kept, settings.group_score,
                   settings.group_mask},
           rule_{.score = settings.score,
@@ -95,64 +99,14 @@ public:
                 .kept_only = settings.normalize_kept_only,
                 .ones = settings.ones,
                 .placement = settings.placement} {
-        check();
-        if (settings.selection_bias) bias_ = Parameter<S>(1, num_experts);
+        check_settings();
+        if (settings.selection_bias) bias_ = Parameter<S>(1, experts);
     }
 
     const TopK& settings() const { return settings_; }
     /// [1, L] what selection adds to the scores; empty without TopK::selection_bias.
     const Parameter<S>& bias() const { return bias_; }
     Parameter<S>& bias() { return bias_; }
-
-    /// Whether weights scale what experts read.
-    bool weighs_input() const { return settings_.placement == Placement::input; }
-
-    /// @throws std::invalid_argument if the layer has another number of experts
-    void check(const Shape& shape) const { detail::check_gate(name, num_experts_, shape); }
-
-    /// Adds up to k assignments per token.
-    /// @param logits  [T, L]
-    /// @throws std::invalid_argument if an extent or the dial is out of range
-    void select(In<S> logits, Routing& routing, const Call<S>& call) const {
-        detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts_);
-        const auto k = dialled_k(call.context, logits.rows());
-        Index most = 0;
-        k.for_each("k", "k", [&](const char*, Index value) { most = std::max(most, value); });
-        detail::select_each<S>(
-            logits, routing, call, most,
-            [&](Index t, const S* z, S* values, detail::Ranked<S>* ranked) {
-                const Index wanted = k(t);
-                const S* keys = ranks_logits() ? z : selection_keys(wanted, z, values, ranked);
-                return detail::rank(num_experts_, keys, wanted, settings_.tie_break, ranked);
-            });
-    }
-
-    /// Sets the weights of the assignments that are there, whoever chose them.
-    void weigh(In<S> logits, Routing& routing, const Call<S>& call) const {
-        detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts_);
-        rule_.weigh(logits, routing, call, normalizes(call.context, logits.rows()));
-    }
-
-    /// Adds d(loss)/d(logits) to dlogits [T, L].
-    /// @param dweights  by assignment number; `input` is read instead of `output` for
-    ///                  Placement::input
-    void backward(In<S> logits, const Routing& routing, const WeightGradients<S>& dweights,
-                  Out<S> dlogits, TopKModule&, const Call<S>& call) const {
-        detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts_);
-        rule_.backward(logits, routing, dweights, dlogits, call,
-                       normalizes(call.context, logits.rows()));
-    }
-
-    /// Whatever the dial says.
-    void reserve(Index tokens, Index, Workspace<S>& ws) const {
-        detail::reserve_selection<S>(ws, tokens, num_experts_, most_experts());
-        detail::CombineRule::reserve<S>(ws, num_experts_, most_experts());
-    }
-    /// Bytes of workspace.
-    Index workspace_bytes(Index tokens, Index, Keep, int workers) const {
-        return detail::selection_bytes<S>(tokens, num_experts_, most_experts(), workers) +
-               detail::CombineRule::bytes<S>(num_experts_, most_experts(), workers);
-    }
 
     /// bias, state, if there is one
     void visit_parameters(auto&& visit) {
@@ -162,22 +116,22 @@ public:
 private:
     static constexpr const char* name = "moe::TopK";
 
-    void check() const {
+    void check_settings() const {
         const TopK& s = settings_;
         if (s.k < 1)
             detail::fail(name, ": k is ", s.k, ", it must be >= 1; set it: moe::TopK{.k = 2}");
-        if (s.k > num_experts_)
+        if (s.k > num_experts())
             detail::fail(
-                name, ": k is ", s.k, " but the layer has ", num_experts_,
-                num_experts_ == 1 ? " expert" : " experts",
+                name, ": k is ", s.k, " but the layer has ", num_experts(),
+                num_experts() == 1 ? " expert" : " experts",
                 "; give the experts a count, e.g. moe::Swiglu{.count = 8, ...}; shared experts "
                 "do not count");
         detail::check_choice(name, "group_score", s.group_score, GroupScore::top_sum);
         detail::check_choice(name, "group_mask", s.group_mask, GroupMask::zero);
         detail::check_choice(name, "tie_break", s.tie_break, TieBreak::torch_cpu_unsorted);
-        if (s.num_groups < 1 || num_experts_ % s.num_groups != 0)
+        if (s.num_groups < 1 || num_experts() % s.num_groups != 0)
             detail::fail(name, ": num_groups is ", s.num_groups, ", it must divide the ",
-                         num_experts_, " experts of the layer");
+                         num_experts(), " experts of the layer");
         if (s.groups_kept < 1 || s.groups_kept > s.num_groups)
             detail::fail(name, ": groups_kept is ", s.groups_kept, ", it must be in [1, ",
                          s.num_groups, "]");
@@ -189,8 +143,8 @@ private:
 
     /// Experts that one token can get.
     Index most_experts() const {
-        if (!groups_.is_active() || groups_.mask == GroupMask::zero) return num_experts_;
-        return num_experts_ / groups_.num_groups * groups_.groups_kept;
+        if (!groups_.is_active() || groups_.mask == GroupMask::zero) return num_experts();
+        return num_experts() / groups_.num_groups * groups_.groups_kept;
     }
 
     detail::Dialled<Index> dialled_k(const Context& context, Index tokens) const {
@@ -203,6 +157,16 @@ private:
                              most_experts(), "]");
         });
         return k;
+    }
+
+    const detail::CombineRule& rule() const { return rule_; }
+
+    auto choice(const Call<S>& call, Index tokens) const {
+        return [this, k = dialled_k(call.context, tokens)](Index t, const S* z, S* values,
+                                                           detail::Ranked<S>* ranked) {
+            const S* keys = ranks_logits() ? z : selection_keys(k(t), z, values, ranked);
+            return detail::rank(num_experts(), keys, k(t), settings_.tie_break, ranked);
+        };
     }
 
     /// Whether a token with `count` assignments is normalised.
@@ -224,7 +188,7 @@ private:
     /// [L] what is ranked, if not the logits; in `values`.
     const S* selection_keys(Index k, const S* z, S* values, detail::Ranked<S>* ranked) const {
         constexpr S dead = -std::numeric_limits<S>::infinity();
-        const Index n = num_experts_;
+        const Index n = num_experts();
         S* scores = values;
         const bool by_logits = !scores_matter() && groups_.mask == GroupMask::minus_infinity;
         if (by_logits && groups_.score == GroupScore::max)
@@ -243,7 +207,6 @@ private:
     }
 
     TopK settings_;
-    Index num_experts_ = 0;
     detail::GroupLimit groups_;
     detail::CombineRule rule_;
     Parameter<S> bias_;  // [1, L]

@@ -8,6 +8,7 @@
 #include <moe/core/concepts.hpp>
 #include <moe/gates/score.hpp>
 #include <moe/gates/select.hpp>
+#include <moe/gates/token_gate.hpp>
 #include <moe/gates/weights.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -62,89 +63,54 @@ struct TopP {
 ///
 /// context.dial.p and p_per_sequence replace p for a call.
 template <class S>
-class TopPModule {
+class TopPModule : public TokenGate<S, TopPModule<S>> {
+    using Base = TokenGate<S, TopPModule>;
+    friend Base;
+
 public:
-    using Scalar = S;
-    static constexpr bool skips_empty_gradients = true;
+    using Base::num_experts;
+    static constexpr bool reads_p = true;
 
     TopPModule() = default;
     /// @throws std::invalid_argument if a setting is out of range
-    TopPModule(const TopP& settings, Index num_experts)
-        : settings_(settings),
-          num_experts_(num_experts),
-          most_(settings.max_experts == 0 ? num_experts : settings.max_experts),
+    TopPModule(const TopP& settings, Index experts)
+        : Base(experts),
+          settings_(settings),
+          most_(settings.max_experts == 0 ? experts : settings.max_experts),
           rule_{.score = Score::softmax,
                 .normalize = settings.normalize,
                 .epsilon = settings.epsilon,
                 .scale = settings.scale,
                 .kept_only = settings.normalize_kept_only,
                 .placement = settings.placement} {
-        check();
+        check_settings();
     }
 
     const TopP& settings() const { return settings_; }
 
-    /// Whether weights scale what experts read.
-    bool weighs_input() const { return settings_.placement == Placement::input; }
-
-    /// @throws std::invalid_argument if the layer has another number of experts
-    void check(const Shape& shape) const { detail::check_gate(name, num_experts_, shape); }
-
-    /// Adds min_experts to max_experts assignments per token.
-    /// @param logits  [T, L]
-    /// @throws std::invalid_argument if an extent or the dial is out of range
-    void select(In<S> logits, Routing& routing, const Call<S>& call) const {
-        detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts_);
-        const auto p = dialled_p(call.context, logits.rows());
-        detail::select_each<S>(logits, routing, call, most_,
-                               [&](Index t, const S* z, S* values, detail::Ranked<S>* ranked) {
-                                   return choose(p(t), z, values, ranked);
-                               });
-    }
-
-    /// Sets the weights of the assignments that are there, whoever chose them.
-    void weigh(In<S> logits, Routing& routing, const Call<S>& call) const {
-        detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts_);
-        rule_.weigh(logits, routing, call, always);
-    }
-
-    /// Adds d(loss)/d(logits) to dlogits [T, L]; the set of experts counts as constant.
-    /// @param dweights  by assignment number; `input` is read instead of `output` for
-    ///                  Placement::input
-    void backward(In<S> logits, const Routing& routing, const WeightGradients<S>& dweights,
-                  Out<S> dlogits, TopPModule&, const Call<S>& call) const {
-        detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts_);
-        rule_.backward(logits, routing, dweights, dlogits, call, always);
-    }
-
-    void reserve(Index tokens, Index, Workspace<S>& ws) const {
-        detail::reserve_selection<S>(ws, tokens, num_experts_, most_);
-        detail::CombineRule::reserve<S>(ws, num_experts_, most_);
-    }
-    /// Bytes of workspace.
-    Index workspace_bytes(Index tokens, Index, Keep, int workers) const {
-        return detail::selection_bytes<S>(tokens, num_experts_, most_, workers) +
-               detail::CombineRule::bytes<S>(num_experts_, most_, workers);
-    }
-
 private:
     static constexpr const char* name = "moe::TopP";
-    static constexpr bool (*always)(Index, Index) = [](Index, Index) { return true; };
 
-    void check() const {
+    Index most_experts() const { return most_; }
+    const detail::CombineRule& rule() const { return rule_; }
+
+    auto choice(const Call<S>& call, Index tokens) const {
+        return [this, p = dialled_p(call.context, tokens)](Index t, const S* z, S* values,
+                                                           detail::Ranked<S>* ranked) {
+            return choose(p(t), z, values, ranked);
+        };
+    }
+
+    void check_settings() const {
         const TopP& s = settings_;
-        if (num_experts_ < 1)
-            detail::fail(name,
-                         ": the layer has no experts to choose from; give it some, e.g. "
-                         "moe::Swiglu{.count = 8, ...}; shared experts do not count");
         check_p("p", s.p);
         detail::check_choice(name, "rule", s.rule, TopP::Rule::below);
-        if (s.min_experts < 1 || s.min_experts > num_experts_)
+        if (s.min_experts < 1 || s.min_experts > num_experts())
             detail::fail(name, ": min_experts is ", s.min_experts, ", it must be in [1, ",
-                         num_experts_, "], the experts of the layer");
-        if (s.max_experts != 0 && (s.max_experts < s.min_experts || s.max_experts > num_experts_))
+                         num_experts(), "], the experts of the layer");
+        if (s.max_experts != 0 && (s.max_experts < s.min_experts || s.max_experts > num_experts()))
             detail::fail(name, ": max_experts is ", s.max_experts, ", it must be in [",
-                         s.min_experts, ", ", num_experts_, "], or 0 for all");
+                         s.min_experts, ", ", num_experts(), "], or 0 for all");
         rule_.check(name);
     }
 
@@ -165,12 +131,12 @@ private:
         const Index least = settings_.min_experts;
         // The first comparison keeps what no float can hold from the conversion.
         if (p >= 1 || static_cast<S>(p) >= 1)
-            return detail::rank_by_index(num_experts_, z, most_, ranked);
-        if (p <= 0) return detail::rank_by_index(num_experts_, z, least, ranked);
-        kernels<S>().softmax(num_experts_, z, probabilities);
+            return detail::rank_by_index(num_experts(), z, most_, ranked);
+        if (p <= 0) return detail::rank_by_index(num_experts(), z, least, ranked);
+        kernels<S>().softmax(num_experts(), z, probabilities);
         for (Index tried = std::min(std::max(few, least), most_);;
              tried = std::min(4 * tried, most_)) {
-            const Index found = detail::rank_by_index(num_experts_, z, tried, ranked);
+            const Index found = detail::rank_by_index(num_experts(), z, tried, ranked);
             const Index count = prefix(found, static_cast<S>(p), probabilities, ranked);
             if (count < found || found < tried || tried == most_)
                 return std::min(found, std::max(count, least));
@@ -191,7 +157,7 @@ private:
     }
 
     TopP settings_;
-    Index num_experts_ = 0, most_ = 0;
+    Index most_ = 0;
     detail::CombineRule rule_;
 };
 

@@ -40,6 +40,8 @@ template <class S, class Inner>
 struct GateWrapper {
     using Scalar = S;
     static constexpr bool per_token = hooks::per_token<Inner>;
+    static constexpr bool reads_k = hooks::reads_k<Inner>;
+    static constexpr bool reads_p = hooks::reads_p<Inner>;
     static constexpr bool skips_empty_gradients = requires {
         requires Inner::skips_empty_gradients;
     };
