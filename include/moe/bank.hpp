@@ -93,8 +93,8 @@ public:
         State& state = ws.template state<State>();
         state.fingerprint = 0;  // until all is there
         y.setZero();
-        state.rows.fill(routing, context, static_cast<S>(config_.input_scale));
         const Context groups_context = with_facts(context);
+        state.rows.fill(routing, groups_context, static_cast<S>(config_.input_scale));
         Index first = 0;
         for_each_group([&](std::size_t i, const auto& group) {
             group.forward(x, rows_of(group, first, state), y, Call<S>{groups_context, ws.child(i)});
@@ -138,12 +138,12 @@ public:
         if (state == nullptr || state->fingerprint != fingerprint(x, routing, context))
             detail::fail_without_batch(ws);
         dx.setZero();
-        state->rows.fill(routing, context, static_cast<S>(config_.input_scale));
+        const Context groups_context = with_facts(context);
+        state->rows.fill(routing, groups_context, static_cast<S>(config_.input_scale));
         const auto by_row = state->dweights.assign(routing.num_kept(), S(0));
         const auto by_row_input =
             state->dinput.assign(dinput.empty() ? 0 : routing.num_kept(), S(0));
         const auto shared = state->shared_dweights.resize(x.rows());
-        const Context groups_context = with_facts(context);
         Index first = 0;
         for_each_group([&](std::size_t i, const auto& group) {
             const bool routed = group.num_experts() > 0;
@@ -171,7 +171,8 @@ public:
             dweight[a] = by_row[r];
             if (!dinput.empty()) dinput[a] = scale * by_row_input[r];
         }
-        if (!context.gate_multiplier.empty()) through_multiplier(routing, dweight, context);
+        if (detail::BatchRows<S>::multiplies_outputs(context))
+            through_multiplier(routing, dweight, groups_context);
     }
 
     void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
@@ -334,30 +335,18 @@ private:
             detail::fail("moe::Layer::", call, ": the groups have ", experts_now(),
                          " experts, the layer was made for ", num_experts(),
                          "; make another with Layer::of_modules");
-        detail::check_extent("padding", context.padding.size(), x.rows(), "one per token");
-        detail::check_extent("allowed", context.allowed.size(),
-                             detail::checked_product(x.rows(), num_experts()),
-                             "one per token and expert");
-        detail::check_extent("gate_multiplier", context.gate_multiplier.size(), num_experts(),
-                             "one per expert");
-        if (context.gradients != nullptr)
-            detail::check_extent("gradients->gate_multiplier",
-                                 context.gradients->gate_multiplier.size(), num_experts(),
-                                 "one per expert");
+        detail::check_bank_context(context, x.rows(), num_experts());
     }
 
     /// dweight is the gradient at multiplier * weight; makes it that at the weight.
     static void through_multiplier(const Routing& routing, std::span<S> dweight,
                                    const Context& context) {
         const auto assignments = routing.assignments();
-        const auto wanted =
-            context.gradients == nullptr ? std::span<double>{} : context.gradients->gate_multiplier;
         for (std::size_t a = 0; a < assignments.size(); ++a) {
-            const auto expert = static_cast<std::size_t>(assignments[a].expert);
-            if (!wanted.empty())
-                wanted[expert] = std::fma(static_cast<double>(dweight[a]), assignments[a].weight,
-                                          wanted[expert]);
-            dweight[a] *= static_cast<S>(context.gate_multiplier[expert]);
+            const Index t = assignments[a].token, e = assignments[a].expert;
+            detail::add_multiplier_gradient(
+                context, t, e, static_cast<double>(dweight[a]) * assignments[a].weight);
+            dweight[a] *= static_cast<S>(context.multiplier(t, e));
         }
     }
 

@@ -18,6 +18,7 @@
 #include <moe/core/group.hpp>
 #include <moe/core/hooks.hpp>
 #include <moe/core/parameters.hpp>
+#include <moe/core/steering.hpp>
 #include <moe/core/views.hpp>
 #include <moe/kernels/dispatch.hpp>
 
@@ -25,7 +26,7 @@ namespace moe::inline MOE_ABI {
 
 /// A router and a gate: tokens to a Routing. The first half of a layer.
 ///
-///     logits = router(x) + offset,  -inf where a token is padding or an expert is not allowed
+///     logits = router(x), steered by the context: offset, masked, forced; see core/steering.hpp
 ///     routing = gate(logits), without what crosses a mask: padding, experts not allowed
 ///
 /// It works in a workspace node of its own, whose first two children are the router's and the
@@ -175,8 +176,7 @@ public:
             hooks::backward<S>(gate_, logits, routed->routing, dweights, dlogits, gate_grad,
                                {routed->context, of_gate});
         });
-        mask(dlogits, routed->context, S(0));
-        offset_gradient(dlogits, routed->context);
+        detail::steer_backward<S>(dlogits, logits, routed->context, routed->raw_logits);
 
         auto router_dx = routed->dx.matrix(x.rows(), x.cols());
         const Eigen::Ref<const Matrix<S>> tokens = without_padding(x, *routed);
@@ -281,6 +281,7 @@ private:
             detail::fail("moe::Layer::forward: x has ", x.cols(), " columns, model_dim is ",
                          model_dim_, "; a token is a row of x");
         detail::check_context(context, x.rows(), num_experts(), num_logits_);
+        check_dial(context);
         Routed<S>& routed = ws.template state<Routed<S>>();
         routed.fingerprint = 0;  // until all is there
         take(context, routed);
@@ -288,23 +289,26 @@ private:
         auto logits = routed.logits.matrix(x.rows(), num_logits_);
         routed.dlogits.assign(logits.size(), S(0));
         hooks::forward<S>(router_, x, logits, {routed.context, ws.child(router_node)});
-        for (Index t = 0; t < logits.rows() && !context.logit_offset.empty(); ++t)
-            for (Index l = 0; l < num_logits_; ++l)
-                logits(t, l) += static_cast<S>(context.logit_offset[static_cast<std::size_t>(l)]);
-        mask(logits, context, -std::numeric_limits<S>::infinity());
+        detail::steer<S>(logits, routed.context, routed.raw_logits);
         return routed;
     }
 
-    /// Writes `value` where a token is padding or an expert is not allowed.
-    void mask(View<S> matrix, const Context& context, S value) const {
-        const bool per_expert = !context.allowed.empty() && num_logits_ == num_experts();
-        for (Index t = 0; t < matrix.rows(); ++t) {
-            const bool padding = context.is_padding(t);
-            if (!padding && !per_expert) continue;
-            for (Index l = 0; l < num_logits_; ++l)
-                if (padding || !context.allowed[static_cast<std::size_t>(t * num_logits_ + l)])
-                    matrix(t, l) = value;
-        }
+    /// @throws std::invalid_argument if the dial sets what the gate does not read
+    static void check_dial(const Context& context) {
+        const Dial& dial = context.dial;
+        if (!hooks::reads_k<GateModule> && (dial.k || !dial.k_per_sequence.empty()))
+            detail::fail(
+                "moe::Context: dial.k is set, but the gate of this layer has no k that a call can "
+                "change; leave it unset for this layer");
+        if (!hooks::reads_p<GateModule> && (dial.p || !dial.p_per_sequence.empty()))
+            detail::fail(
+                "moe::Context: dial.p is set, but the gate of this layer has no p that a call can "
+                "change; leave it unset for this layer");
+        if (!hooks::multiplies_scores<GateModule> && context.multiplies() &&
+            dial.multiplier_order == MultiplierOrder::before_normalization)
+            detail::fail(
+                "moe::Context: dial.multiplier_order is before_normalization, which the gate of "
+                "this layer cannot do; take after_normalization");
     }
 
     /// x, padding as 0: what it holds, be it NaN, must not reach the router's gradient.
@@ -321,7 +325,7 @@ private:
     /// logits, or what was chosen for another batch, may cross a mask: it is taken out.
     void weigh(In<S> x, Routed<S>& routed, Workspace<S>& ws) const {
         const Context& context = routed.context;
-        if (!context.padding.empty() || !context.allowed.empty())
+        if (!context.padding.empty() || context.restricts())
             routed.routing.erase_if([&context](const Assignment& a) {
                 return context.is_padding(a.token) || !context.is_allowed(a.token, a.expert);
             });
@@ -329,14 +333,6 @@ private:
         hooks::weigh<S>(gate_, ws.logits(), routed.routing, {context, ws.child(gate_node)});
         routed.routing.group();
         routed.fingerprint = ws.keeps() ? fingerprint(x, context) : 0;
-    }
-
-    void offset_gradient(View<S> dlogits, const Context& context) const {
-        if (context.gradients == nullptr || context.gradients->logit_offset.empty()) return;
-        for (Index t = 0; t < dlogits.rows(); ++t)
-            for (Index l = 0; l < num_logits_; ++l)
-                context.gradients->logit_offset[static_cast<std::size_t>(l)] +=
-                    static_cast<double>(dlogits(t, l));
     }
 
     detail::Identity identity_;

@@ -63,8 +63,10 @@ TEST(Context, EveryWrongExtentIsNamed) {
               "moe::Context: token_groups has 5 entries, one per token wants 4");
     EXPECT_EQ(refusal({.padding = bytes}),
               "moe::Context: padding has 6 entries, one per token wants 4");
-    EXPECT_EQ(refusal({.allowed = bytes}),
-              "moe::Context: allowed has 6 entries, one per token and expert wants 12");
+    EXPECT_EQ(
+        refusal({.allowed = bytes}),
+        "moe::Context: allowed has 6 entries, it wants 3, one per expert, or 12, one per token "
+        "and expert");
     EXPECT_EQ(refusal({.logit_offset = numbers}),
               "moe::Context: logit_offset has 4 entries, one per logit wants 5");
     EXPECT_EQ(refusal({.gate_multiplier = numbers}),
@@ -105,11 +107,60 @@ TEST(Context, DialsPerSequenceNeedSequences) {
     const std::vector<Index> k{1, 2}, sequences{0, 1, 2, 4};
     const std::vector<double> p{0.5};
     EXPECT_EQ(refusal({.dial = {.k_per_sequence = k}}),
-              "moe::Context: dial.k_per_sequence has 2 entries, sequence_offsets has 0 sequences");
+              "moe::Context: dial.k_per_sequence has 2 entries, it wants 1 for each of the 0 "
+              "sequences of sequence_offsets");
     EXPECT_EQ(refusal({.sequence_offsets = sequences, .dial = {.k_per_sequence = k}}),
-              "moe::Context: dial.k_per_sequence has 2 entries, sequence_offsets has 3 sequences");
+              "moe::Context: dial.k_per_sequence has 2 entries, it wants 1 for each of the 3 "
+              "sequences of sequence_offsets");
     EXPECT_EQ(refusal({.sequence_offsets = sequences, .dial = {.p_per_sequence = p}}),
-              "moe::Context: dial.p_per_sequence has 1 entries, sequence_offsets has 3 sequences");
+              "moe::Context: dial.p_per_sequence has 1 entries, it wants 1 for each of the 3 "
+              "sequences of sequence_offsets");
+}
+
+TEST(Context, WhatSteersSequencesHasARowForEach) {
+    const std::vector<std::uint8_t> mask(5);
+    const std::vector<double> numbers(5);
+    std::vector<double> five(5);
+    const std::vector<Index> sequences{0, 1, 4};
+    const auto refused = [&](Context context, const std::string& field, int each) {
+        context.sequence_offsets = sequences;
+        EXPECT_EQ(refusal(context), "moe::Context: " + field + " has 5 entries, it wants " +
+                                        std::to_string(each) +
+                                        " for each of the 2 sequences of sequence_offsets");
+    };
+    refused({.dial = {.allowed_per_sequence = mask}}, "dial.allowed_per_sequence", 3);
+    refused({.dial = {.logit_offset_per_sequence = numbers}}, "dial.logit_offset_per_sequence", 5);
+    refused({.dial = {.gate_multiplier_per_sequence = numbers}},
+            "dial.gate_multiplier_per_sequence", 3);
+    moe::ContextGradients offset{.logit_offset_per_sequence = five},
+        multiplier{.gate_multiplier_per_sequence = five};
+    refused({.gradients = &offset}, "gradients->logit_offset_per_sequence", 5);
+    refused({.gradients = &multiplier}, "gradients->gate_multiplier_per_sequence", 3);
+}
+
+TEST(Context, ForcesExpertsOnlyWhereEachHasALogit) {
+    const std::vector<std::uint8_t> forced(3, 1);
+    EXPECT_EQ(refusal({.forced = forced}),
+              "moe::Context: forced wants a gate with one logit per expert, this layer's has 5 "
+              "logits for 3 experts");
+    EXPECT_NO_THROW(moe::detail::check_context({.forced = forced}, 4, 3, 3));
+}
+
+TEST(Context, MasksOfAllTokensOfEachAndOfSequencesHoldTogether) {
+    const std::vector<std::uint8_t> all{1, 0}, each{1, 1, 0, 1, 1, 1}, sequence{0, 1, 1, 1};
+    const std::vector<Index> sequences{0, 1, 3};
+    const std::vector<moe::ExpertFacts> experts(2);
+    const Context call{.allowed = all, .experts = experts};
+    const Context tokens{.sequence_offsets = sequences,
+                         .allowed = each,
+                         .dial = {.allowed_per_sequence = sequence},
+                         .experts = experts};
+    for (Index t = 0; t < 3; ++t) {
+        EXPECT_TRUE(call.is_allowed(t, 0));
+        EXPECT_FALSE(call.is_allowed(t, 1));
+        EXPECT_EQ(tokens.is_allowed(t, 0), t == 2);
+        EXPECT_TRUE(tokens.is_allowed(t, 1));
+    }
 }
 
 TEST(Context, ExtentsThatOverflowAreLengthErrors) {

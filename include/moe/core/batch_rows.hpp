@@ -17,7 +17,7 @@ namespace moe::inline MOE_ABI::detail {
 /// The rows of one batch as expert groups take them, from a routing and a context: those of the
 /// routed experts, and all tokens but padding for groups that every token goes to.
 ///
-///     weights[r] = the assignment's weight * gate_multiplier[expert]
+///     weights[r] = the assignment's weight * the context's multiplier
 ///     input_weights[r] = input_scale * the assignment's input weight; none if all are 1
 template <class S>
 class BatchRows {
@@ -32,7 +32,7 @@ public:
         const auto ids = ids_.resize(rows);
         for (std::size_t r = 0; r < numbers.size(); ++r) {
             const Assignment& a = assignment(numbers[r]);
-            weights[r] = static_cast<S>(a.weight * multiplier(context, a.expert));
+            weights[r] = static_cast<S>(a.weight * multiplier(context, a.token, a.expert));
             ids[r] = context.first_token + a.token;
             scaled |= a.input_weight != 1;
         }
@@ -94,11 +94,13 @@ public:
                                                           sizeof(std::int32_t)));
     }
 
-    /// The context's factor of what an expert returns.
-    static double multiplier(const Context& context, Index expert) {
-        return context.gate_multiplier.empty()
-                   ? 1
-                   : context.gate_multiplier[static_cast<std::size_t>(expert)];
+    /// The context's factor of what an expert returns; 1 if it is in the weights already.
+    static double multiplier(const Context& context, Index token, Index expert) {
+        return multiplies_outputs(context) ? context.multiplier(token, expert) : 1;
+    }
+    static bool multiplies_outputs(const Context& context) {
+        return context.multiplies() &&
+               context.dial.multiplier_order == MultiplierOrder::after_normalization;
     }
 
 private:

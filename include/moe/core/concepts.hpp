@@ -125,6 +125,8 @@ using other_scalar = std::conditional_t<std::is_same_v<S, float>, double, float>
 ///     is_causal() const                 whether no choice depends on later tokens; per_token
 ///     reads_k, reads_p                  static constexpr bool: context.dial.k or p is read here;
 ///                                       false: a call that sets it is refused
+///     multiplies_scores                 static constexpr bool: weights have context.multiplier()
+///                                       in them with MultiplierOrder::before_normalization; false
 template <class G, class S = float>
 concept Gate =
     (requires(const G gate, In<S> logits, Routing& routing) {

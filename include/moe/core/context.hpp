@@ -2,6 +2,9 @@
 #ifndef MOE_CORE_CONTEXT_HPP
 #define MOE_CORE_CONTEXT_HPP
 
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -23,20 +26,43 @@ struct ExpertFacts {
     double flops_per_row = 0;  ///< floating-point operations of one row, forward
 };
 
+/// What Context::logit_offset is counted in.
+enum class OffsetUnit {
+    logits,   ///< z + offset
+    row_std,  ///< z + offset * the standard deviation of the token's L logits (arXiv:2510.04694)
+};
+
+/// When Context::gate_multiplier comes in.
+enum class MultiplierOrder {
+    after_normalization,   ///< it multiplies what experts return; the routing keeps the weights
+    before_normalization,  ///< it multiplies scores, of which weights are made (arXiv:2505.14681)
+};
+
 /// Choices that may change from call to call. Unset: what the gate was built with. Setting what the
-/// gate of a layer does not have is an error.
+/// gate of a layer does not have is an error. What is per sequence needs sequence_offsets and is
+/// combined with what holds for the call: k and p replace it, offsets are added to it, multipliers
+/// multiplied with it, and an expert must be allowed by both, or forced by one.
 struct Dial {
-    std::optional<Index> k{};                  ///< experts per token, for gates with a fixed number
-    std::optional<double> p{};                 ///< probability mass, for top-p gates
-    std::span<const Index> k_per_sequence{};   ///< [B] overrides k; needs sequence_offsets
-    std::span<const double> p_per_sequence{};  ///< [B] overrides p; needs sequence_offsets
+    std::optional<Index> k{};   ///< experts per token, for gates with a fixed number
+    std::optional<double> p{};  ///< probability mass, for top-p gates
+    OffsetUnit offset_unit = OffsetUnit::logits;
+    MultiplierOrder multiplier_order = MultiplierOrder::after_normalization;
+
+    std::span<const Index> k_per_sequence{};                 ///< [B]
+    std::span<const double> p_per_sequence{};                ///< [B]
+    std::span<const std::uint8_t> allowed_per_sequence{};    ///< [B * E]
+    std::span<const std::uint8_t> forced_per_sequence{};     ///< [B * E]
+    std::span<const double> logit_offset_per_sequence{};     ///< [B * L]
+    std::span<const double> gate_multiplier_per_sequence{};  ///< [B * E]
 };
 
 /// Where gradients with respect to a context's optional inputs go. All are added to.
 struct ContextGradients {
-    std::span<double> logit_offset{};     ///< [L]
-    std::span<double> gate_multiplier{};  ///< [E]
-    SideGradients side_vectors{};         ///< [as Context::side_vectors]
+    std::span<double> logit_offset{};                  ///< [L]
+    std::span<double> gate_multiplier{};               ///< [E]
+    std::span<double> logit_offset_per_sequence{};     ///< [B * L]
+    std::span<double> gate_multiplier_per_sequence{};  ///< [B * E]
+    SideGradients side_vectors{};                      ///< [as Context::side_vectors]
 };
 
 /// Everything about a call that is not a token vector. All views are optional. They must live until
@@ -61,10 +87,13 @@ struct Context {
     std::span<const double> token_importance{};
     /// Samples that a noisy gate uses instead of drawing its own, of the kind that it documents
     std::span<const double> noise{};
-    std::span<const std::uint8_t> allowed{};  ///< [T * E] row-major, 0: never this expert
-    std::span<const double> logit_offset{};   ///< [L] added to every token's logits
-    /// [E] multiplies the weights of what experts return; the routing keeps the gate's own weights
-    std::span<const double> gate_multiplier{};
+    std::span<const std::uint8_t> allowed{};  ///< [E] or [T * E], 0: never this expert
+    /// [E] or [T * E], 1: the expert's logit is raised above those of experts that are not forced,
+    /// so that it is chosen before them, with the weight that goes with that, as far as the gate
+    /// chooses that many. What is not allowed is not forced (arXiv:2502.11096, 2510.04694).
+    std::span<const std::uint8_t> forced{};
+    std::span<const double> logit_offset{};     ///< [L] added to every token's logits
+    std::span<const double> gate_multiplier{};  ///< [E] of weights; see MultiplierOrder
     Dial dial{};
 
     /// Workspace of an earlier layer: routers may read its logits (-inf where it masked) and add to
@@ -78,11 +107,47 @@ struct Context {
     bool is_padding(Index token) const {
         return !padding.empty() && padding[static_cast<std::size_t>(token)] != 0;
     }
+    /// Number of the sequence that a token is in; the last one that begins at or before it.
+    Index sequence_of(Index token) const {
+        const auto next = std::upper_bound(sequence_offsets.begin(), sequence_offsets.end(), token);
+        return static_cast<Index>(next - sequence_offsets.begin()) - 1;
+    }
     /// Whether a token may go to an expert. Knows the number of experts from the layer.
     bool is_allowed(Index token, Index expert) const {
-        if (allowed.empty()) return true;
-        const std::size_t t = static_cast<std::size_t>(token), e = static_cast<std::size_t>(expert);
-        return allowed[t * experts.size() + e] != 0;
+        return (allowed.empty() || entry(allowed, token, expert) != 0) &&
+               (dial.allowed_per_sequence.empty() ||
+                of_sequence(dial.allowed_per_sequence, token, expert) != 0);
+    }
+    bool is_forced(Index token, Index expert) const {
+        return (!forced.empty() && entry(forced, token, expert) != 0) ||
+               (!dial.forced_per_sequence.empty() &&
+                of_sequence(dial.forced_per_sequence, token, expert) != 0);
+    }
+    bool restricts() const { return !allowed.empty() || !dial.allowed_per_sequence.empty(); }
+    bool forces() const { return !forced.empty() || !dial.forced_per_sequence.empty(); }
+    bool multiplies() const {
+        return !gate_multiplier.empty() || !dial.gate_multiplier_per_sequence.empty();
+    }
+    /// The factor of an expert's weight for a token.
+    double multiplier(Index token, Index expert) const {
+        double factor = 1;
+        if (!gate_multiplier.empty()) factor = gate_multiplier[static_cast<std::size_t>(expert)];
+        if (!dial.gate_multiplier_per_sequence.empty())
+            factor *= of_sequence(dial.gate_multiplier_per_sequence, token, expert);
+        return factor;
+    }
+
+private:
+    /// Of a table with one row for all tokens, or one for each.
+    std::uint8_t entry(std::span<const std::uint8_t> table, Index token, Index expert) const {
+        const std::size_t row =
+            table.size() == experts.size() ? 0 : static_cast<std::size_t>(token);
+        return table[row * experts.size() + static_cast<std::size_t>(expert)];
+    }
+    template <class V>
+    V of_sequence(std::span<const V> table, Index token, Index expert) const {
+        return table[static_cast<std::size_t>(sequence_of(token)) * experts.size() +
+                     static_cast<std::size_t>(expert)];
     }
 };
 
@@ -94,41 +159,95 @@ inline void check_extent(const char* field, std::size_t given, Index wanted, con
         fail("moe::Context: ", field, " has ", given, " entries, ", what, " wants ", wanted);
 }
 
+/// Adds d(loss)/d(multiplier) of one assignment to the gradients that are wanted.
+inline void add_multiplier_gradient(const Context& context, Index token, Index expert,
+                                    double gradient) {
+    if (context.gradients == nullptr) return;
+    const auto all = context.gradients->gate_multiplier;
+    const auto each = context.gradients->gate_multiplier_per_sequence;
+    const auto e = static_cast<std::size_t>(expert), n = context.experts.size();
+    if (!all.empty()) {
+        const auto& own = context.dial.gate_multiplier_per_sequence;
+        const auto row = own.empty() ? 0 : static_cast<std::size_t>(context.sequence_of(token));
+        all[e] = std::fma(gradient, own.empty() ? 1 : own[row * n + e], all[e]);
+    }
+    if (!each.empty()) {
+        const auto& own = context.gate_multiplier;
+        double& sum = each[static_cast<std::size_t>(context.sequence_of(token)) * n + e];
+        sum = std::fma(gradient, own.empty() ? 1 : own[e], sum);
+    }
+}
+
+/// @throws std::invalid_argument unless a mask is empty or has an entry per expert, for all tokens
+///         or for each
+inline void check_mask(const char* field, std::size_t given, Index tokens, Index experts) {
+    const Index entries = static_cast<Index>(given), all = checked_product(tokens, experts);
+    if (entries != 0 && entries != experts && entries != all)
+        fail("moe::Context: ", field, " has ", entries, " entries, it wants ", experts,
+             ", one per expert, or ", all, ", one per token and expert");
+}
+
+/// @throws std::invalid_argument unless sequences cover the batch and what there is one of for each
+///         has that many entries
+inline void check_sequences(const Context& c, Index tokens) {
+    const auto offsets = c.sequence_offsets;
+    if (offsets.empty()) return;
+    bool ascending = offsets.front() == 0 && offsets.back() == tokens;
+    for (std::size_t b = 1; b < offsets.size(); ++b) ascending &= offsets[b - 1] <= offsets[b];
+    if (!ascending)
+        fail("moe::Context: sequence_offsets must ascend from 0 to the ", tokens,
+             " tokens of the batch");
+}
+
+/// @throws std::invalid_argument unless a view is empty or has `each` entries per sequence
+inline void check_per_sequence(const Context& c, const char* field, std::size_t given, Index each) {
+    const Index sequences = std::max(static_cast<Index>(c.sequence_offsets.size()) - 1, Index(0));
+    if (given != 0 && static_cast<Index>(given) != checked_product(sequences, each))
+        fail("moe::Context: ", field, " has ", given, " entries, it wants ", each,
+             " for each of the ", sequences, " sequences of sequence_offsets");
+}
+
+/// What experts are run with.
+inline void check_bank_context(const Context& c, Index tokens, Index experts) {
+    check_extent("padding", c.padding.size(), tokens, "one per token");
+    check_mask("allowed", c.allowed.size(), tokens, experts);
+    check_extent("gate_multiplier", c.gate_multiplier.size(), experts, "one per expert");
+    check_sequences(c, tokens);
+    check_per_sequence(c, "dial.gate_multiplier_per_sequence",
+                       c.dial.gate_multiplier_per_sequence.size(), experts);
+    if (c.gradients == nullptr) return;
+    check_extent("gradients->gate_multiplier", c.gradients->gate_multiplier.size(), experts,
+                 "one per expert");
+    check_per_sequence(c, "gradients->gate_multiplier_per_sequence",
+                       c.gradients->gate_multiplier_per_sequence.size(), experts);
+}
+
+/// All of it.
 inline void check_context(const Context& c, Index tokens, Index experts, Index logits) {
+    check_bank_context(c, tokens, experts);
     check_extent("token_ids", c.token_ids.size(), tokens, "one per token");
     check_extent("token_groups", c.token_groups.size(), tokens, "one per token");
-    check_extent("padding", c.padding.size(), tokens, "one per token");
     check_extent("token_importance", c.token_importance.size(), tokens, "one per token");
-    check_extent("allowed", c.allowed.size(), checked_product(tokens, experts),
-                 "one per token and expert");
+    check_mask("forced", c.forced.size(), tokens, experts);
+    if (c.forces() && logits != experts)
+        fail("moe::Context: forced wants a gate with one logit per expert, this layer's has ",
+             logits, " logits for ", experts, " experts");
     check_extent("logit_offset", c.logit_offset.size(), logits, "one per logit");
-    check_extent("gate_multiplier", c.gate_multiplier.size(), experts, "one per expert");
-    if (c.gradients != nullptr) {
-        check_extent("gradients->logit_offset", c.gradients->logit_offset.size(), logits,
-                     "one per logit");
-        check_extent("gradients->gate_multiplier", c.gradients->gate_multiplier.size(), experts,
-                     "one per expert");
-        const SideGradients& g = c.gradients->side_vectors;
-        if (!g.empty() && (g.rows() != c.side_vectors.rows() || g.cols() != c.side_vectors.cols()))
-            fail("moe::Context: gradients->side_vectors is [", g.rows(), ", ", g.cols(),
-                 "], side_vectors is [", c.side_vectors.rows(), ", ", c.side_vectors.cols(), "]");
-    }
-    const auto offsets = c.sequence_offsets;
-    if (!offsets.empty()) {
-        bool ascending = offsets.front() == 0 && offsets.back() == tokens;
-        for (std::size_t b = 1; b < offsets.size(); ++b) ascending &= offsets[b - 1] <= offsets[b];
-        if (!ascending)
-            fail("moe::Context: sequence_offsets must ascend from 0 to the ", tokens,
-                 " tokens of the batch");
-    }
-    const Index sequences = offsets.empty() ? 0 : static_cast<Index>(offsets.size()) - 1;
-    const auto check_dial = [&](const char* field, std::size_t given) {
-        if (given != 0 && static_cast<Index>(given) != sequences)
-            fail("moe::Context: dial.", field, " has ", given, " entries, sequence_offsets has ",
-                 sequences, " sequences");
-    };
-    check_dial("k_per_sequence", c.dial.k_per_sequence.size());
-    check_dial("p_per_sequence", c.dial.p_per_sequence.size());
+    check_per_sequence(c, "dial.k_per_sequence", c.dial.k_per_sequence.size(), 1);
+    check_per_sequence(c, "dial.p_per_sequence", c.dial.p_per_sequence.size(), 1);
+    check_per_sequence(c, "dial.allowed_per_sequence", c.dial.allowed_per_sequence.size(), experts);
+    check_per_sequence(c, "dial.forced_per_sequence", c.dial.forced_per_sequence.size(), experts);
+    check_per_sequence(c, "dial.logit_offset_per_sequence", c.dial.logit_offset_per_sequence.size(),
+                       logits);
+    if (c.gradients == nullptr) return;
+    check_extent("gradients->logit_offset", c.gradients->logit_offset.size(), logits,
+                 "one per logit");
+    check_per_sequence(c, "gradients->logit_offset_per_sequence",
+                       c.gradients->logit_offset_per_sequence.size(), logits);
+    const SideGradients& g = c.gradients->side_vectors;
+    if (!g.empty() && (g.rows() != c.side_vectors.rows() || g.cols() != c.side_vectors.cols()))
+        fail("moe::Context: gradients->side_vectors is [", g.rows(), ", ", g.cols(),
+             "], side_vectors is [", c.side_vectors.rows(), ", ", c.side_vectors.cols(), "]");
 }
 
 }  // namespace detail

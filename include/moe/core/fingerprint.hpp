@@ -77,8 +77,12 @@ public:
         add(c.training).add(c.step).add(c.seed).add(c.stream).add(c.first_token);
         add(c.task.value_or(-1)).add(c.dial.k.value_or(-1)).add(c.dial.p.value_or(-1.0));
         elements(c.dial.k_per_sequence).elements(c.dial.p_per_sequence);
+        add(static_cast<int>(c.dial.offset_unit)).add(static_cast<int>(c.dial.multiplier_order));
+        elements(c.dial.allowed_per_sequence).elements(c.dial.forced_per_sequence);
+        elements(c.dial.logit_offset_per_sequence);
+        elements(c.dial.gate_multiplier_per_sequence);
         elements(c.token_ids).elements(c.token_groups).elements(c.padding);
-        elements(c.sequence_offsets).elements(c.allowed);
+        elements(c.sequence_offsets).elements(c.allowed).elements(c.forced);
         elements(c.logit_offset).elements(c.gate_multiplier);
         elements(c.token_importance).elements(c.noise);
         add(c.side_vectors.rows()).add(c.side_vectors.cols());

@@ -100,6 +100,12 @@ inline constexpr bool reads_p = requires {
     requires G::reads_p;
 };
 
+/// Whether a gate's weights have the context's multipliers in them where the dial says so.
+template <class G>
+inline constexpr bool multiplies_scores = requires {
+    requires G::multiplies_scores;
+};
+
 }  // namespace moe::inline MOE_ABI::hooks
 
 #endif  // MOE_CORE_HOOKS_HPP

@@ -82,6 +82,7 @@ template <class S>
 struct Routed {
     Routing routing;
     Buffer<S> logits, dlogits;  // [T, L]
+    Buffer<S> raw_logits;       // [T, L] without the offset, only if it is in standard deviations
     Index num_logits = 0;
     Context context;                 // views as the caller gave them
     std::vector<ExpertFacts> facts;  // [E] what context.experts views

@@ -162,9 +162,10 @@ private:
     const detail::CombineRule& rule() const { return rule_; }
 
     auto choice(const Call<S>& call, Index tokens) const {
-        return [this, k = dialled_k(call.context, tokens)](Index t, const S* z, S* values,
-                                                           detail::Ranked<S>* ranked) {
-            const S* keys = ranks_logits() ? z : selection_keys(k(t), z, values, ranked);
+        return [this, &context = call.context, k = dialled_k(call.context, tokens)](
+                   Index t, const S* z, S* values, detail::Ranked<S>* ranked) {
+            const S* keys =
+                ranks_logits() ? z : selection_keys(t, k(t), z, context, values, ranked);
             return detail::rank(num_experts(), keys, k(t), settings_.tie_break, ranked);
         };
     }
@@ -186,7 +187,8 @@ private:
     bool ranks_logits() const { return !scores_matter() && !groups_.is_active(); }
 
     /// [L] what is ranked, if not the logits; in `values`.
-    const S* selection_keys(Index k, const S* z, S* values, detail::Ranked<S>* ranked) const {
+    const S* selection_keys(Index t, Index k, const S* z, const Context& context, S* values,
+                            detail::Ranked<S>* ranked) const {
         constexpr S dead = -std::numeric_limits<S>::infinity();
         const Index n = num_experts();
         S* scores = values;
@@ -199,6 +201,8 @@ private:
             if (has_bias()) scores[e] += bias_.data()[e];
             if (z[e] == dead) scores[e] = dead;
         }
+        for (Index e = 0; e < n && context.forces(); ++e)
+            if (scores[e] != dead && context.is_forced(t, e)) scores[e] = -dead;
         if (!groups_.is_active()) return scores;
         S* keys = values + n;
         std::copy_n(by_logits ? z : scores, n, keys);

@@ -43,6 +43,8 @@ namespace detail {
 ///     d   = sum of s_i in slot order, or the p-norm of s for p != 1
 ///     w_i = scale * s_i / q     q = 1, d, d + epsilon or max(d, epsilon)
 ///
+/// With MultiplierOrder::before_normalization, s_i is score(z)_i times the context's multiplier.
+///
 /// Left out are null experts and, if kept_only, dropped assignments: their weight is 0. A quotient
 /// by 0 is 0, and so is its gradient. A row that holds a NaN has NaN weights and a NaN gradient.
 struct CombineRule {
@@ -102,6 +104,9 @@ struct CombineRule {
         if (dlogits.rows() != logits.rows() || dlogits.cols() != logits.cols())
             fail("moe: a gate's dlogits is [", dlogits.rows(), ", ", dlogits.cols(),
                  "], its logits are [", logits.rows(), ", ", logits.cols(), "]");
+        const bool to_multipliers = multiplies(call.context) && call.context.gradients != nullptr;
+        auto& scratch = call.ws.template state<WeighScratch<S>>();
+        scratch.dmultipliers.assign(to_multipliers ? routing.num_assignments() : 0, S(0));
         each_token(logits, routing, call, [&](Index t, Token<S>& token) {
             if (token.count == 0) return;
             S* dz = row_data(dlogits, t);
@@ -111,13 +116,21 @@ struct CombineRule {
                     if (!is_masked(token.z[e])) dz[e] = std::numeric_limits<S>::quiet_NaN();
                 return;
             }
-            if (ones || quotient.q == 0) return;
+            if (quotient.q == 0) return;
             const S* g = given.data() + routing.first(t);
             for (Index i = 0; i < token.count; ++i)
                 token.h[i] =
                     left_out(token.list[i], call.context) ? S(0) : static_cast<S>(scale) * g[i];
-            add_gradient(token, quotient, call.context, dz);
+            if (!ones) add_gradient(token, quotient, call.context, dz);
+            for (Index i = 0; i < token.count && to_multipliers; ++i)
+                scratch.dmultipliers[routing.first(t) + i] =
+                    token.h[i] * (token.plain[i] / quotient.q);
         });
+        for (Index a = 0; a < scratch.dmultipliers.size(); ++a) {
+            const Assignment& at = routing.assignments()[static_cast<std::size_t>(a)];
+            add_multiplier_gradient(call.context, at.token, at.expert,
+                                    static_cast<double>(scratch.dmultipliers[a]));
+        }
     }
 
     /// Room for tokens with up to `longest` assignments.
@@ -136,7 +149,7 @@ struct CombineRule {
 
 private:
     static Index stride_of(Index n, Index longest) {
-        return round_up_16(n) + 4 * round_up_16(longest);
+        return round_up_16(n) + 5 * round_up_16(longest);
     }
 
     /// One token: what it is given, and what evaluate() leaves.
@@ -151,6 +164,7 @@ private:
         S* q;      // [count] s / q
         S* h;      // [count] d(loss)/d(s / q)
         S* slope;  // [count] scratch
+        S* plain;  // [count] s without multipliers
 
         Index expert(Index i) const { return list[i].expert; }
         S logit(Index i) const { return z[list[i].expert]; }
@@ -165,7 +179,8 @@ private:
 
     template <class S>
     struct WeighScratch {
-        Buffer<S> values;  // [workers, L + 4 * longest list]
+        Buffer<S> values;        // [workers, L + 5 * longest list]
+        Buffer<S> dmultipliers;  // [N] if they are wanted
     };
 
     template <class S, class F>
@@ -189,7 +204,8 @@ private:
                            .s = lists,
                            .q = lists + round_up_16(longest),
                            .h = lists + 2 * round_up_16(longest),
-                           .slope = lists + 3 * round_up_16(longest)};
+                           .slope = lists + 3 * round_up_16(longest),
+                           .plain = lists + 4 * round_up_16(longest)};
             f(t, token);
         });
     }
@@ -197,6 +213,11 @@ private:
     template <class S>
     static bool is_masked(S z) {
         return z == -std::numeric_limits<S>::infinity();
+    }
+
+    static bool multiplies(const Context& context) {
+        return context.multiplies() &&
+               context.dial.multiplier_order == MultiplierOrder::before_normalization;
     }
 
     bool left_out(const Assignment& assignment, const Context& context) const {
@@ -213,10 +234,17 @@ private:
         quotient.is_broken = fill_scores(token, context);
         for (Index i = 0; i < token.count; ++i)
             if (left_out(token.list[i], context)) token.s[i] = 0;
+        std::copy_n(token.s, token.count, token.plain);
+        const bool multiplied = multiplies(context);
+        for (Index i = 0; i < token.count && multiplied; ++i)
+            token.s[i] = std::fma(  // not a bare product, which could be fused into the sum below
+                token.s[i],
+                static_cast<S>(context.multiplier(token.list[i].token, token.expert(i))), S(0));
         std::copy_n(token.s, token.count, token.q);
         if (quotient.is_broken || ones || !normalizes || normalize == Normalize::none)
             return quotient;
-        if (score == Score::softmax_of_selected && normalize == Normalize::plain && norm_power == 1)
+        if (score == Score::softmax_of_selected && normalize == Normalize::plain &&
+            norm_power == 1 && !multiplied)
             return quotient;  // sums to 1 as it is
 
         quotient.moves = true;
@@ -329,7 +357,7 @@ private:
         for (Index i = 0; i < count; ++i) {
             if (is_masked(token.logit(i))) continue;
             S& slot = dz[token.expert(i)];
-            if (score == Score::softmax_of_selected) slot = std::fma(-c, token.s[i], slot);
+            if (score == Score::softmax_of_selected) slot = std::fma(-c, token.plain[i], slot);
             if (score == Score::raw)
                 slot = std::fma(token.h[i], token.slope[i], slot);
             else
@@ -341,9 +369,12 @@ private:
     template <class S>
     void fill_slopes(Token<S>& token, S q, const Context& context) const {
         for (Index i = 0; i < token.count; ++i)
-            token.slope[i] = score != Score::raw                ? token.logit(i)
-                             : left_out(token.list[i], context) ? S(0)
-                                                                : 1 / q;
+            token.slope[i] =
+                score != Score::raw                ? token.logit(i)
+                : left_out(token.list[i], context) ? S(0)
+                : multiplies(context)
+                    ? static_cast<S>(context.multiplier(token.list[i].token, token.expert(i))) / q
+                    : 1 / q;
         if (score != Score::raw) score_slopes(score, token.count, token.slope, token.slope);
     }
 };

@@ -42,6 +42,7 @@ struct GateWrapper {
     static constexpr bool per_token = hooks::per_token<Inner>;
     static constexpr bool reads_k = hooks::reads_k<Inner>;
     static constexpr bool reads_p = hooks::reads_p<Inner>;
+    static constexpr bool multiplies_scores = hooks::multiplies_scores<Inner>;
     static constexpr bool skips_empty_gradients = requires {
         requires Inner::skips_empty_gradients;
     };

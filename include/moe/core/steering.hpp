@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_CORE_STEERING_HPP
+#define MOE_CORE_STEERING_HPP
+
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <span>
+
+#include <moe/core/context.hpp>
+#include <moe/core/memory.hpp>
+#include <moe/core/types.hpp>
+#include <moe/core/views.hpp>
+
+/// What a context does to logits before a gate sees them, and the way back.
+///
+///     z' = z + u o,           o = logit_offset + logit_offset_per_sequence of the token's
+///     sequence,
+///                             u = 1, or the standard deviation of z with OffsetUnit::row_std
+///     z'_e = -inf             where a token is padding or e is not allowed
+///     z'_e = max(z'_e, m+)    where e is forced: m+ is the number next above m, the largest z' of
+///                             those that are not
+///
+/// A forced logit is m, as far as gradients go. Masks and forces are left to the gate where it has
+/// another number of logits than experts.
+
+namespace moe::inline MOE_ABI::detail {
+
+/// The offset of logit l of a token.
+inline double offset_of(const Context& context, Index token, Index l, Index num_logits) {
+    double offset = 0;
+    if (!context.logit_offset.empty()) offset = context.logit_offset[static_cast<std::size_t>(l)];
+    if (!context.dial.logit_offset_per_sequence.empty())
+        offset += context.dial.logit_offset_per_sequence[static_cast<std::size_t>(
+            context.sequence_of(token) * num_logits + l)];
+    return offset;
+}
+
+inline bool has_offset(const Context& context) {
+    return !context.logit_offset.empty() || !context.dial.logit_offset_per_sequence.empty();
+}
+
+/// Mean and population standard deviation of n logits.
+struct RowSpread {
+    double mean = 0, deviation = 0;
+
+    template <class S>
+    RowSpread(const S* z, Index n) {
+        for (Index l = 0; l < n; ++l) mean += static_cast<double>(z[l]);
+        mean /= static_cast<double>(n);
+        double sum = 0;
+        for (Index l = 0; l < n; ++l) {
+            const double from_mean = static_cast<double>(z[l]) - mean;
+            sum = std::fma(from_mean, from_mean, sum);
+        }
+        deviation = std::sqrt(sum / static_cast<double>(n));
+    }
+};
+
+/// Writes `value` where a token is padding or an expert is not allowed.
+template <class S>
+void mask_logits(View<S> matrix, const Context& context, S value) {
+    const Index n = matrix.cols();
+    const bool per_expert = context.restricts() && n == static_cast<Index>(context.experts.size());
+    if (context.padding.empty() && !per_expert) return;
+    for (Index t = 0; t < matrix.rows(); ++t) {
+        const bool padding = context.is_padding(t);
+        if (!padding && !per_expert) continue;
+        for (Index l = 0; l < n; ++l)
+            if (padding || !context.is_allowed(t, l)) matrix(t, l) = value;
+    }
+}
+
+/// Where the largest of the logits of a row is that are not forced; -1: there is none.
+template <class S>
+Index largest_unforced(const S* z, Index token, Index n, const Context& context) {
+    Index best = -1;
+    for (Index e = 0; e < n; ++e)
+        if (!context.is_forced(token, e) && z[e] != -std::numeric_limits<S>::infinity() &&
+            (best < 0 || z[e] > z[best]))
+            best = e;
+    return best;
+}
+
+template <class S>
+S next_above(S z) {
+    return std::nextafter(z, std::numeric_limits<S>::infinity());
+}
+
+/// The way there.
+/// @param logits  [T, L]   @param raw  gets what they were, if the way back needs it
+template <class S>
+void steer(View<S> logits, const Context& context, Buffer<S>& raw) {
+    const Index n = logits.cols();
+    raw.resize(0);
+    if (has_offset(context)) {
+        const bool in_std = context.dial.offset_unit == OffsetUnit::row_std;
+        if (in_std) raw.matrix(logits.rows(), n) = logits;
+        for (Index t = 0; t < logits.rows(); ++t) {
+            const double unit = in_std ? RowSpread(row_data(logits, t), n).deviation : 1;
+            for (Index l = 0; l < n; ++l) {
+                const double offset = offset_of(context, t, l, n);
+                logits(t, l) +=
+                    static_cast<S>(in_std && offset != 0 ? std::fma(unit, offset, 0.0) : offset);
+            }
+        }
+    }
+    mask_logits(logits, context, -std::numeric_limits<S>::infinity());
+    for (Index t = 0; t < logits.rows() && context.forces(); ++t) {
+        S* z = row_data(logits, t);
+        const Index best = largest_unforced(z, t, n, context);
+        if (best < 0) continue;
+        const S above = next_above(z[best]);
+        for (Index e = 0; e < n; ++e)
+            if (context.is_forced(t, e) && z[e] != -std::numeric_limits<S>::infinity() &&
+                z[e] < above)
+                z[e] = above;
+    }
+}
+
+/// The way back: dlogits becomes the gradient at the logits of the router; gradients at offsets are
+/// added to context.gradients.
+/// @param logits  [T, L] as steer() left them   @param raw  as steer() left it
+template <class S>
+void steer_backward(View<S> dlogits, View<S> logits, const Context& context, Buffer<S>& raw) {
+    const Index n = dlogits.cols();
+    for (Index t = 0; t < dlogits.rows() && context.forces(); ++t) {
+        const S* z = row_data(logits, t);
+        const Index best = largest_unforced(z, t, n, context);
+        if (best < 0) continue;
+        for (Index e = 0; e < n; ++e)
+            if (context.is_forced(t, e) && z[e] == next_above(z[best])) {
+                dlogits(t, best) += dlogits(t, e);
+                dlogits(t, e) = 0;
+            }
+    }
+    mask_logits(dlogits, context, S(0));
+    if (!has_offset(context)) return;
+    const ContextGradients none, &wanted = context.gradients ? *context.gradients : none;
+    const bool in_std = raw.size() != 0;
+    for (Index t = 0; t < dlogits.rows(); ++t) {
+        S* dz = row_data(dlogits, t);
+        const S* z = in_std ? raw.data() + t * n : nullptr;
+        const RowSpread spread(z, in_std ? n : 0);
+        const double unit = in_std ? spread.deviation : 1;
+        const auto sequence = wanted.logit_offset_per_sequence.empty() ? 0 : context.sequence_of(t);
+        double along = 0;  // d(loss)/d(unit)
+        for (Index l = 0; l < n; ++l) {
+            const auto g = static_cast<double>(dz[l]);
+            if (in_std && g != 0) along = std::fma(g, offset_of(context, t, l, n), along);
+            const auto add = [&](std::span<double> sum, Index i) {
+                if (!sum.empty())
+                    sum[static_cast<std::size_t>(i)] =
+                        std::fma(g, unit, sum[static_cast<std::size_t>(i)]);
+            };
+            add(wanted.logit_offset, l);
+            add(wanted.logit_offset_per_sequence, sequence * n + l);
+        }
+        if (along == 0 || spread.deviation == 0) continue;
+        const double slope = along / (static_cast<double>(n) * spread.deviation);
+        for (Index l = 0; l < n; ++l)
+            dz[l] = static_cast<S>(std::fma(slope, static_cast<double>(z[l]) - spread.mean,
+                                            static_cast<double>(dz[l])));
+    }
+}
+
+}  // namespace moe::inline MOE_ABI::detail
+
+#endif  // MOE_CORE_STEERING_HPP
