@@ -21,6 +21,7 @@
 #include <moe/core/gradient.hpp>
 #include <moe/core/parameters.hpp>
 #include <moe/core/views.hpp>
+#include <moe/kernels/dispatch.hpp>
 
 namespace moe::inline MOE_ABI {
 
@@ -100,6 +101,10 @@ public:
             group.forward(x, rows_of(group, first, state), y, Call<S>{groups_context, ws.child(i)});
             first += group.num_experts();
         });
+        for_each_passed(routing, [&](std::size_t, const Assignment& a) {
+            kernels<S>().axpy(x.cols(), static_cast<S>(a.weight * a.input_weight),
+                              row_data(x, a.token), row_data(y, a.token));
+        });
         state.fingerprint = ws.keeps() ? fingerprint(x, routing, context) : 0;
     }
 
@@ -171,6 +176,14 @@ public:
             dweight[a] = by_row[r];
             if (!dinput.empty()) dinput[a] = scale * by_row_input[r];
         }
+        for_each_passed(routing, [&](std::size_t a, const Assignment& at) {
+            const S* const dy_row = row_data(dy, at.token);
+            const S product = kernels<S>().dot(x.cols(), dy_row, row_data(x, at.token));
+            dweight[a] = static_cast<S>(at.input_weight) * product;
+            if (!dinput.empty()) dinput[a] = static_cast<S>(at.weight) * product;
+            kernels<S>().axpy(x.cols(), static_cast<S>(at.weight * at.input_weight), dy_row,
+                              row_data(dx, at.token));
+        });
         if (detail::BatchRows<S>::multiplies_outputs(context))
             through_multiplier(routing, dweight, groups_context);
     }
@@ -338,11 +351,27 @@ private:
         detail::check_bank_context(context, x.rows(), num_experts());
     }
 
+    /// f(number, assignment) for those whose token stands in for a full expert.
+    template <class F>
+    void for_each_passed(const Routing& routing, F&& f) const {
+        if (routing.num_kept() == routing.num_assignments()) return;
+        const auto assignments = routing.assignments();
+        for (std::size_t a = 0; a < assignments.size(); ++a) {
+            if (assignments[a].dropped != Dropped::pass_through) continue;
+            if (shape_.output_dim != shape_.model_dim)
+                detail::fail("moe::Bank: a token passes through, but output_dim is ",
+                             shape_.output_dim, " and model_dim ", shape_.model_dim,
+                             "; they must be equal");
+            f(a, assignments[a]);
+        }
+    }
+
     /// dweight is the gradient at multiplier * weight; makes it that at the weight.
     static void through_multiplier(const Routing& routing, std::span<S> dweight,
                                    const Context& context) {
         const auto assignments = routing.assignments();
         for (std::size_t a = 0; a < assignments.size(); ++a) {
+            if (assignments[a].dropped != Dropped::no) continue;
             const Index t = assignments[a].token, e = assignments[a].expert;
             detail::add_multiplier_gradient(
                 context, t, e, static_cast<double>(dweight[a]) * assignments[a].weight);

@@ -16,14 +16,16 @@ namespace moe::inline MOE_ABI {
 
 /// Why an assignment does not reach its expert.
 enum class Dropped : std::uint8_t {
-    no,        ///< it does
-    capacity,  ///< the expert was full
-    pruned,    ///< removed after selection, e.g. by an edit or a run-time rule
+    no,            ///< it does
+    capacity,      ///< the expert was full
+    pruned,        ///< removed after selection, e.g. by an edit or a run-time rule
+    pass_through,  ///< the expert was full and the token stands in for what it returns
 };
 
 /// One (token, expert) pair and the factors it is computed with:
 ///
 ///     y[token] += weight * expert(input_weight * x[token])
+///     y[token] += weight * input_weight * x[token]           with Dropped::pass_through
 ///
 /// Weights are stored as double, which holds a float exactly.
 struct Assignment {

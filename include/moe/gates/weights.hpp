@@ -221,7 +221,9 @@ private:
     }
 
     bool left_out(const Assignment& assignment, const Context& context) const {
-        if (kept_only && assignment.dropped != Dropped::no) return true;
+        if (kept_only && assignment.dropped != Dropped::no &&
+            assignment.dropped != Dropped::pass_through)
+            return true;
         const auto expert = static_cast<std::size_t>(assignment.expert);
         return expert < context.experts.size() && context.experts[expert].is_null;
     }

@@ -29,7 +29,7 @@ namespace moe::inline MOE_ABI {
 ///     expert         [N]      I32    in order of the tokens, within a token in order of the slots
 ///     weight         [N]      F64    combine weight
 ///     input_weight   [N]      F64    what the expert's input is multiplied by
-///     dropped        [N]      U8     0: no, 1: for capacity, 2: pruned
+///     dropped        [N]      U8     0: no, 1: for capacity, 2: pruned, 3: passed
 ///     load           [E]      I64    assignments that reach each expert, the dropped ones not
 ///
 /// Weights keep their bits, NaN included. Several routings (layers, steps) share a file under
@@ -99,7 +99,7 @@ public:
             for (Index i = offsets(0, t); i < offsets(0, t + 1); ++i) {
                 if (expert(0, i) < 0 || expert(0, i) >= experts)
                     refuse("names expert ", expert(0, i), ", there are ", experts);
-                if (dropped(0, i) > static_cast<std::int64_t>(Dropped::pruned))
+                if (dropped(0, i) > static_cast<std::int64_t>(Dropped::pass_through))
                     refuse("has an unknown reason ", dropped(0, i), " for a dropped assignment");
                 routing.add(t, expert(0, i), weight(0, i), input_weight(0, i));
                 routing.set_dropped(i, static_cast<Dropped>(dropped(0, i)));
