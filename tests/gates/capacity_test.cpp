@@ -41,10 +41,6 @@ static_assert(moe::Recipe<WithCapacity<TopK>>);
 static_assert(moe::TrainableGate<moe::CapacityModule<float, moe::TopKModule<float>>, float>);
 static_assert(!moe::CapacityModule<float, moe::TopKModule<float>>::per_token);
 
-template <class S>
-class ACapacity : public testing::Test {};
-TYPED_TEST_SUITE(ACapacity, (testing::Types<float, double>));
-
 CapacityLimit places(Index count) { return CapacityLimit::constant(count); }
 
 /// Assignments in the order in which they are served, worked out from the definition: pairs of
