@@ -174,7 +174,7 @@ TEST(RoutingFile, RefusesWhatContradictsItself) {
         {.expert = {}},
         {.weight = {1, 1}},
         {.input_weight = {1, 1, 1, 1}},
-        {.dropped = {0, 0, 3}},
+        {.dropped = {0, 0, 4}},
         {.dropped = {0, 0}},
     };
     for (const Parts& parts : bad) EXPECT_THROW(parts.load_it(), FormatError);
