@@ -98,6 +98,8 @@ public:
     const GateModule& gate() const { return gate_; }
     GateModule& gate() { return gate_; }
     const std::vector<ExpertFacts>& facts() const { return facts_; }
+    /// Whether no token's choice depends on what comes after it in the batch: safe in a decoder.
+    bool is_causal() const { return hooks::is_causal(gate_); }
     /// Floating-point operations of the router per token, forward; 0 if it does not say.
     double flops_per_token() const {
         if constexpr (requires { router_.flops_per_token(); })
