@@ -2,7 +2,6 @@
 #ifndef MOE_TESTS_ROUTERS_DECIDED_HPP
 #define MOE_TESTS_ROUTERS_DECIDED_HPP
 
-#include <algorithm>
 #include <cstddef>
 #include <limits>
 #include <stdexcept>
@@ -29,7 +28,7 @@ using moe::Index;
 using moe::Matrix;
 using moe::Workspace;
 
-/// The experts of each token, in any order.
+/// The experts of each token; where a router decides outright, ascending.
 using Chosen = std::vector<std::vector<Index>>;
 
 inline constexpr Index dim = 4;
@@ -92,11 +91,11 @@ auto layer_of(const Recipe& router, Index experts, Index k) {
                               moe::Swiglu{.count = experts, .ffn_dim = 3});
 }
 
-/// Fails the test unless a layer with this router sends each token through just these experts with
-/// weight 1, and its gradients are those of that.
+/// Fails the test unless a layer with this router sends each token through just these experts, in
+/// this order of slots, with weight 1, and its gradients are those of that.
 template <class S, class Recipe>
 void expect_layer_takes(const Recipe& router, Index experts, Index k, const Context& context,
-                        Chosen chosen) {
+                        const Chosen& chosen) {
     const auto tokens = static_cast<Index>(chosen.size());
     const auto layer = layer_of<S>(router, experts, k);
     const Matrix<S> x = moe::testing::random_matrix<S>(tokens, dim, 1);
@@ -109,8 +108,7 @@ void expect_layer_takes(const Recipe& router, Index experts, Index k, const Cont
 
     Matrix<double> weights = Matrix<double>::Zero(tokens, experts);
     for (Index t = 0; t < tokens; ++t) {
-        auto& wanted = chosen[static_cast<std::size_t>(t)];
-        std::sort(wanted.begin(), wanted.end());
+        const auto& wanted = chosen[static_cast<std::size_t>(t)];
         std::vector<Index> got;
         for (const moe::Assignment& a : ws.routing().of(t)) got.push_back(a.expert);
         EXPECT_EQ(got, wanted) << "token " << t;
