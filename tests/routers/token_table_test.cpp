@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -181,7 +182,7 @@ TEST(TokenTableModule, RefusesMasksThatDoNotFit) {
         "experts");
     allowed.resize(24);
     EXPECT_EQ(message_of([&] { two_of_five.allow(with(ids), 4, allowed); }),
-              "moe::TokenTable: row 1 of table names expert 4, it must be in [0, 4)");
+              "moe::TokenTable: row 3 of table names expert 4, it must be in [0, 4)");
     const std::vector<std::int64_t> outside{7};
     allowed.resize(5);
     EXPECT_EQ(message_of([&] { two_of_five.allow(with(outside), 5, allowed); }),

@@ -42,9 +42,8 @@ class TokenTableModule;
 ///
 /// Source: Hash layers (arXiv:2106.04426) section 3.
 struct TokenTable {
-    std::vector<std::int32_t>
-        table{};      ///< [V, slots] row-major, experts by vocabulary id; required
-    Index slots = 1;  ///< different experts per token, 1 to L
+    std::vector<std::int32_t> table{};  ///< [V, slots] row-major, experts by id; required
+    Index slots = 1;                    ///< different experts per token, 1 to L
 
     /// @throws std::invalid_argument as check() does
     template <class S>
@@ -64,10 +63,10 @@ struct TokenTable {
     /// DeepSeek-V4.
     /// @param context  its token_ids, one per token, and its padding
     /// @param allowed  [T * experts], overwritten
-    /// @throws std::invalid_argument as check() does, if an extent is wrong or an id is not in the
-    ///         table
+    /// @throws std::invalid_argument if an extent is wrong, an id is not in the table, or its row
+    ///         does not fit
     void allow(const Context& context, Index experts, std::span<std::uint8_t> allowed) const {
-        check(experts);
+        detail::check_slots(name, "slots", slots, experts);
         const auto tokens = static_cast<Index>(context.token_ids.size());
         const Index wanted = detail::checked_product(tokens, experts);
         if (static_cast<Index>(allowed.size()) != wanted)
@@ -78,7 +77,9 @@ struct TokenTable {
         std::fill(allowed.begin(), allowed.end(), std::uint8_t{0});
         for (Index t = 0; t < tokens; ++t) {
             if (context.is_padding(t)) continue;
-            for (const std::int32_t e : experts_of(context.token_ids[static_cast<std::size_t>(t)]))
+            const std::int64_t id = context.token_ids[static_cast<std::size_t>(t)];
+            check_row(id, experts);
+            for (const std::int32_t e : experts_of(id))
                 allowed[static_cast<std::size_t>(t * experts + e)] = 1;
         }
     }
@@ -94,18 +95,7 @@ struct TokenTable {
         if (static_cast<Index>(table.size()) % slots != 0)
             detail::fail(name, ": table has ", table.size(), " entries, it must be a multiple of ",
                          slots, " slots: row-major [vocabulary, slots]");
-        for (Index id = 0; id < vocabulary(); ++id) {
-            const std::span<const std::int32_t> row = experts_of(id);
-            for (auto entry = row.begin(); entry != row.end(); ++entry) {
-                if (*entry < 0 || *entry >= experts)
-                    detail::fail(name, ": row ", id, " of table names expert ", *entry,
-                                 ", it must be in [0, ", experts, ")");
-                if (std::find(row.begin(), entry, *entry) != entry)
-                    detail::fail(name, ": row ", id, " of table names expert ", *entry,
-                                 " twice, a token goes to an expert once; use another one, or "
-                                 "fewer slots");
-            }
-        }
+        for (Index id = 0; id < vocabulary(); ++id) check_row(id, experts);
     }
     /// @throws std::invalid_argument unless there is an id in [0, V) for each of `tokens` tokens
     ///         that is not padding
@@ -122,6 +112,19 @@ struct TokenTable {
 
 private:
     static constexpr const char* name = "moe::TokenTable";
+
+    void check_row(std::int64_t id, Index experts) const {
+        const std::span<const std::int32_t> row = experts_of(id);
+        for (auto entry = row.begin(); entry != row.end(); ++entry) {
+            if (*entry < 0 || *entry >= experts)
+                detail::fail(name, ": row ", id, " of table names expert ", *entry,
+                             ", it must be in [0, ", experts, ")");
+            if (std::find(row.begin(), entry, *entry) != entry)
+                detail::fail(name, ": row ", id, " of table names expert ", *entry,
+                             " twice, a token goes to an expert once; use another one, or fewer "
+                             "slots");
+        }
+    }
 };
 
 /// The router that TokenTable describes. Copies share the table. Padding gets nothing, whatever its
