@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_ROUTERS_DECIDE_HPP
+#define MOE_ROUTERS_DECIDE_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <limits>
+#include <span>
+
+#include <moe/core/context.hpp>
+#include <moe/core/error.hpp>
+#include <moe/core/shape.hpp>
+#include <moe/core/types.hpp>
+#include <moe/core/views.hpp>
+#include <moe/core/workspace.hpp>
+#include <moe/gates/tokens.hpp>
+
+/// What routers share that do not look at tokens: ids, labels, chance or the caller decide.
+///
+/// A router that decides outright gives logit 0 to the experts it chose and -inf to all others, so
+/// that any gate takes just those: TopK{.k = n, .ones = true} with weight 1. Their slots are in
+/// ascending order of experts, as all logits are equal. The way back ends there: dx is 0.
+
+namespace moe::inline MOE_ABI::detail {
+
+/// @throws std::invalid_argument if a router that was built for another layer comes into this one
+inline void check_router(const char* router, Index num_logits, const Shape& shape) {
+    if (num_logits != shape.num_logits)
+        fail(router, ": the router was built for ", num_logits,
+             " logits per token, the layer wants ", shape.num_logits,
+             "; build it again from its recipe");
+}
+
+/// @throws std::invalid_argument unless a token can go to that many experts
+inline void check_slots(const char* router, const char* field, Index slots, Index num_logits) {
+    if (slots < 1 || slots > num_logits)
+        fail(router, ": ", field, " is ", slots, ", it must be in [1, ", num_logits,
+             "], the experts of the layer");
+}
+
+/// @throws std::invalid_argument unless logits is [T, L]
+template <class S>
+void check_router_extents(const char* router, In<S> x, const Out<S>& logits, Index num_logits) {
+    if (logits.rows() != x.rows() || logits.cols() != num_logits)
+        fail(router, ": logits is [", logits.rows(), ", ", logits.cols(), "], it must be [",
+             x.rows(), ", ", num_logits, "]: tokens of x, logits per token");
+}
+
+/// @throws std::invalid_argument unless a field of the context has one entry per token
+inline void check_per_token(const char* router, const char* field, std::size_t given,
+                            Index tokens) {
+    if (static_cast<Index>(given) != tokens)
+        fail(router, ": ", field, " has ", given, " entries, the batch has ", tokens,
+             tokens == 1 ? " token" : " tokens", "; set Context::", field);
+}
+
+/// @throws std::invalid_argument unless the context says which tokens are a sequence
+inline void check_sequences(const char* router, const Context& context, Index tokens) {
+    const std::span<const Index> offsets = context.sequence_offsets;
+    if (offsets.size() < 2 || offsets.front() != 0 || offsets.back() != tokens)
+        fail(router, ": sequence_offsets ", offsets.size() < 2 ? "is empty" : "does not fit",
+             ", it must ascend from 0 to the ", tokens,
+             " tokens of the batch, one entry more than "
+             "there are sequences; set Context::sequence_offsets");
+}
+
+/// choose(t, row) for every token that is not padding; row [L] holds -inf, choose sets to 0 what
+/// it takes and must not throw.
+template <class S, class Choose>
+void decide(Out<S> logits, const Call<S>& call, Choose&& choose) {
+    for_tokens(call.ws.executor(), logits.rows(), static_cast<double>(logits.cols()),
+               [&](Index t, int) {
+                   S* row = row_data(logits, t);
+                   std::fill_n(row, logits.cols(), -std::numeric_limits<S>::infinity());
+                   if (!call.context.is_padding(t)) choose(t, row);
+               });
+}
+
+/// Takes `slots` different experts of n: take(expert) for one after the other.
+///
+///     for j = 0 .. slots - 1:  m = n - slots + j,  r = draw(j, m + 1),
+///                              the expert is r, or m if r is taken already
+///
+/// With independent draws that are uniform in [0, m] every set is as likely as any other. (m itself
+/// cannot be taken: all before are below it.)
+/// Source: Floyd, in Bentley, "Programming pearls: a sample of brilliance" (CACM 30, 1987).
+///
+/// @param draw      draw(j, bound) in [0, bound)
+/// @param is_taken  is_taken(expert): whether take(expert) was called
+template <class Draw, class IsTaken, class Take>
+void take_different(Index slots, Index n, Draw&& draw, IsTaken&& is_taken, Take&& take) {
+    for (Index j = 0; j < slots; ++j) {
+        const Index most = n - slots + j, drawn = draw(j, most + 1);
+        take(is_taken(drawn) ? most : drawn);
+    }
+}
+
+/// take_different() of the L experts whose logits `row` [L] holds.
+template <class S, class Draw>
+void choose_different(Index slots, Index num_logits, S* row, Draw&& draw) {
+    take_different(
+        slots, num_logits, draw, [row](Index e) { return row[e] == S(0); },
+        [row](Index e) { row[e] = S(0); });
+}
+
+/// No token was looked at.
+/// @throws std::invalid_argument if dx is of another extent than x
+template <class S>
+void write_no_gradient(const char* router, In<S> x, Out<S> dx) {
+    if (dx.rows() != x.rows() || dx.cols() != x.cols())
+        fail(router, ": dx is [", dx.rows(), ", ", dx.cols(), "], it must be [", x.rows(), ", ",
+             x.cols(), "] like x");
+    for (Index t = 0; t < dx.rows(); ++t) std::fill_n(row_data(dx, t), dx.cols(), S(0));
+}
+
+}  // namespace moe::inline MOE_ABI::detail
+
+#endif  // MOE_ROUTERS_DECIDE_HPP
