@@ -38,7 +38,7 @@ using moe::testing::random_matrix;
 using moe::testing::same_bits;
 
 inline constexpr double infinity = std::numeric_limits<double>::infinity();
-inline constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+inline constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
 
 /// A user's router: no call, no recipe, not linear in x. logits = (x * x) W^T
 struct Own {
@@ -82,14 +82,14 @@ struct Result {
 template <class S, class R>
 Matrix<S> forward(const R& router, In<S> x, Index logits, const Context& context,
                   Workspace<S>& ws) {
-    Matrix<S> result = Matrix<S>::Constant(x.rows(), logits, static_cast<S>(nan));
+    Matrix<S> result = Matrix<S>::Constant(x.rows(), logits, static_cast<S>(not_a_number));
     router.forward(x, result, Call<S>{context, ws});
     return result;
 }
 template <class S, class R>
 Result<S> run(const R& router, In<S> x, In<S> dlogits, const Context& context, Workspace<S>& ws) {
     Result<S> result{forward<S>(router, x, dlogits.cols(), context, ws),
-                     Matrix<S>::Constant(x.rows(), x.cols(), static_cast<S>(nan)),
+                     Matrix<S>::Constant(x.rows(), x.cols(), static_cast<S>(not_a_number)),
                      {}};
     auto grad = moe::zeros_like(router);
     router.backward(x, dlogits, result.dx, grad, Call<S>{context, ws});
@@ -113,7 +113,7 @@ void expect_exact_gradients(R router, Matrix<double> x, Index logits, const Cont
     const auto loss = [&] {
         return loss_of(forward<double>(router, x, logits, context, ws), dlogits);
     };
-    Matrix<double> dx = Matrix<double>::Constant(x.rows(), x.cols(), nan);
+    Matrix<double> dx = Matrix<double>::Constant(x.rows(), x.cols(), not_a_number);
     loss();
     auto grad = moe::zeros_like(router);
     router.backward(x, dlogits, dx, grad, Call<double>{context, ws});
