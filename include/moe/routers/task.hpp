@@ -2,6 +2,7 @@
 #ifndef MOE_ROUTERS_TASK_HPP
 #define MOE_ROUTERS_TASK_HPP
 
+#include <cstdint>
 #include <utility>
 #include <vector>
 
