@@ -1,0 +1,351 @@
+// SPDX-License-Identifier: MIT
+#include <moe/routers/residual.hpp>
+
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include <moe/losses/load_balance.hpp>
+
+#include "routers/wrapped.hpp"
+
+namespace {
+
+using namespace routers_test;
+using moe::GatingResidual;
+using moe::LinearRouter;
+
+constexpr Index tokens = 6, dim = 5, experts = 7;
+
+/// Scaled as the formula says, over the finite entries of a row.
+Matrix<double> scaled(Matrix<double> z, double target) {
+    for (Index t = 0; t < z.rows(); ++t) {
+        double sum = 0, squares = 0;
+        int n = 0;
+        for (Index l = 0; l < z.cols(); ++l)
+            if (z(t, l) != -infinity) sum += z(t, l), ++n;
+        for (Index l = 0; l < z.cols(); ++l)
+            if (z(t, l) != -infinity) squares += (z(t, l) - sum / n) * (z(t, l) - sum / n);
+        z.row(t) *= target / std::sqrt(squares / (n - 1));
+    }
+    return z;
+}
+
+/// Layers with a residual from each to the next, and a loss on y and on the routing of all.
+template <class S, class First, class Other>
+struct Network {
+    using Layer1 = decltype(moe::make_layer<S>(moe::Config{}, First{}, moe::TopK{}, moe::Swiglu{}));
+    using Layer2 = decltype(moe::make_layer<S>(moe::Config{}, Other{}, moe::TopK{}, moe::Swiglu{}));
+    template <class Router>
+    static auto make(const Router& router, std::uint64_t seed) {
+        return moe::make_layer<S>(moe::Config{.model_dim = dim, .seed = seed}, router,
+                                  moe::TopK{.k = 2}, moe::Swiglu{.count = experts, .ffn_dim = 3});
+    }
+    Network(const First& first, const Other& other)
+        : layer1(make(first, 11)), layer2(make(other, 12)), layer3(make(other, 13)) {}
+
+    Layer1 layer1;
+    Layer2 layer2, layer3;
+    Matrix<S> x = random_matrix<S>(tokens, dim, 31), dy = random_matrix<S>(tokens, dim, 32);
+    Matrix<S> h1{tokens, dim}, h2{tokens, dim}, y{tokens, dim}, dx{tokens, dim};
+    Layer1 grad1 = moe::zeros_like(layer1);
+    Layer2 grad2 = moe::zeros_like(layer2), grad3 = moe::zeros_like(layer3);
+    Workspace<S> ws1, ws2, ws3;
+    Context context1{}, context2{.previous = &ws1}, context3{.previous = &ws2};
+
+    double loss() {
+        layer1.forward(x, h1, ws1, context1);
+        h1 += x;
+        layer2.forward(h1, h2, ws2, context2);
+        h2 += h1;
+        layer3.forward(h2, y, ws3, context3);
+        return seams::weighted_sum(y, dy) + 0.5 * moe::load_balance_loss(ws1, 0) +
+               0.25 * moe::load_balance_loss(ws2, 0) + moe::load_balance_loss(ws3, 0);
+    }
+    void backward() {
+        loss();
+        moe::load_balance_loss(ws1, 0.5);
+        moe::load_balance_loss(ws2, 0.25);
+        moe::load_balance_loss(ws3, 1);
+        Matrix<S> dh1(tokens, dim), dh2(tokens, dim);
+        layer3.backward(h2, dy, dh2, grad3, ws3, context3);
+        layer2.backward(h1, dh2, dh1, grad2, ws2, context2);
+        dh1 += dh2;
+        layer1.backward(x, dh1, dx, grad1, ws1, context1);
+        dx += dh1;
+    }
+    void expect_exact() {
+        backward();
+        const auto checked = seams::options(
+            [same1 = seams::SameChoices(ws1), same2 = seams::SameChoices(ws2),
+             same3 = seams::SameChoices(ws3)] { return same1() && same2() && same3(); });
+        const auto run = [this] { return loss(); };
+        EXPECT_TRUE(moe::testing::check_gradient(run, x, dx, checked));
+        seams::expect_parameter_gradients(run, layer1, grad1, checked);
+        seams::expect_parameter_gradients(run, layer2, grad2, checked);
+        seams::expect_parameter_gradients(run, layer3, grad3, checked);
+        EXPECT_GT(grad2.router().residual().view().norm(), 1e-4);
+        EXPECT_GT(grad3.router().residual().view().norm(), 1e-4);
+    }
+};
+template <class S, class First, class Other>
+auto network(const First& first, const Other& other) {
+    return Network<S, First, Other>(first, other);
+}
+
+/// x W^T + r R^T of a layer, in double.
+template <class S, class Layer>
+Matrix<double> logits_of(const Layer& layer, const Matrix<S>& x, const Matrix<double>& r) {
+    const auto& router = layer.router();
+    return x.template cast<double>() *
+               router.inner.weight.view().template cast<double>().transpose() +
+           r * router.residual().view().template cast<double>().transpose();
+}
+
+template <class S>
+class ResidualRouters : public testing::Test {};
+using Scalars = testing::Types<float, double>;
+TYPED_TEST_SUITE(ResidualRouters, Scalars);
+
+TYPED_TEST(ResidualRouters, AddAMapOfTheLogitsOfTheLayerBefore) {
+    using S = TypeParam;
+    auto net = network<S>(LinearRouter{}, GatingResidual{LinearRouter{}});
+    net.loss();
+    const double tolerance = std::is_same_v<S, float> ? 2e-6 : 1e-14;
+    const Matrix<double> second =
+        logits_of<S>(net.layer2, net.h1, Matrix<S>(net.ws1.logits()).template cast<double>());
+    EXPECT_TRUE(moe::testing::compare(net.ws2.logits(), second, tolerance));
+    EXPECT_TRUE(moe::testing::compare(net.ws3.logits(), logits_of<S>(net.layer3, net.h2, second),
+                                      tolerance));
+}
+
+TYPED_TEST(ResidualRouters, ScaleTheirLogitsAndPassThemOnUnscaled) {
+    using S = TypeParam;
+    auto net = network<S>(GatingResidual{LinearRouter{}, 0.5}, GatingResidual{LinearRouter{}, 0.7});
+    net.loss();
+    const double tolerance = std::is_same_v<S, float> ? 1e-5 : 1e-14;
+    const Matrix<double> first =
+        logits_of<S>(net.layer1, net.x, Matrix<double>::Zero(tokens, experts));
+    const Matrix<double> second = logits_of<S>(net.layer2, net.h1, first);
+    const Matrix<double> third = logits_of<S>(net.layer3, net.h2, second);
+    EXPECT_TRUE(moe::testing::compare(net.ws1.logits(), scaled(first, 0.5), tolerance));
+    EXPECT_TRUE(moe::testing::compare(net.ws2.logits(), scaled(second, 0.7), tolerance));
+    EXPECT_TRUE(moe::testing::compare(net.ws3.logits(), scaled(third, 0.7), tolerance));
+}
+
+TEST(GatingResidual, IsTheInnerRouterToTheBitInTheFirstLayer) {
+    const auto x = random_matrix<double>(tokens, dim, 1);
+    const auto dlogits = random_matrix<double>(tokens, experts, 2);
+    const auto router = build<double>(GatingResidual{}, dim, experts);
+    Workspace<double> ws, other;
+    const auto got = run<double>(router, x, dlogits, {}, ws);
+    const auto expected = run<double>(router.inner, x, dlogits, {}, other);
+    EXPECT_TRUE(same_bits(got.logits, expected.logits));
+    EXPECT_TRUE(same_bits(got.dx, expected.dx));
+    for (std::size_t i = expected.gradient.size(); i < got.gradient.size(); ++i)
+        EXPECT_EQ(got.gradient[i], 0);  // of the residual
+}
+
+TEST(GatingResidual, HasExactGradientsThroughThreeLayers) {
+    network<double>(LinearRouter{}, GatingResidual{LinearRouter{}}).expect_exact();
+    network<double>(GatingResidual{own(dim, experts)}, GatingResidual{own(dim, experts)})
+        .expect_exact();
+    network<double>(GatingResidual{LinearRouter{}, 0.5}, GatingResidual{LinearRouter{}, 0.7})
+        .expect_exact();
+    network<double>(LinearRouter{}, GatingResidual{LinearRouter{}, 0.7}).expect_exact();
+}
+
+TEST(GatingResidual, HasExactGradientsWithMaskedExpertsAndPadding) {
+    std::vector<std::uint8_t> allowed(tokens * experts, 1), padding(tokens, 0);
+    for (Index t = 0; t < tokens; ++t) allowed[static_cast<std::size_t>(t * experts + t)] = 0;
+    padding[3] = 1;
+    const auto check = [&](auto net) {
+        net.context1.allowed = allowed;
+        net.context1.padding = padding;
+        net.context2.padding = padding;
+        net.context3.padding = padding;
+        net.expect_exact();
+        // What a masked logit would have been is nobody's business.
+        const Matrix<double> r = net.ws1.logits();
+        EXPECT_EQ(r(0, 0), -infinity);
+        net.x.row(3).setConstant(not_a_number);
+        net.grad1 = moe::zeros_like(net.layer1);
+        net.grad2 = moe::zeros_like(net.layer2);
+        net.grad3 = moe::zeros_like(net.layer3);
+        net.backward();
+        EXPECT_TRUE(net.dx.allFinite());
+        for (const double value : seams::values_of<double>(net.grad1))
+            EXPECT_TRUE(std::isfinite(value));
+        for (const double value : seams::values_of<double>(net.grad2))
+            EXPECT_TRUE(std::isfinite(value));
+    };
+    check(network<double>(LinearRouter{}, GatingResidual{LinearRouter{}}));
+    check(
+        network<double>(GatingResidual{LinearRouter{}, 0.5}, GatingResidual{LinearRouter{}, 0.7}));
+}
+
+TEST(GatingResidual, LeavesTheLogitsOutThatWereMasked) {
+    auto net = network<double>(GatingResidual{LinearRouter{}, 0.5}, GatingResidual{LinearRouter{}});
+    std::vector<std::uint8_t> allowed(tokens * experts, 1);
+    allowed[2] = 0;
+    net.context1.allowed = allowed;
+    net.loss();
+    Matrix<double> r = logits_of<double>(net.layer1, net.x, Matrix<double>::Zero(tokens, experts));
+    r(0, 2) = 0;
+    EXPECT_TRUE(
+        moe::testing::compare(net.ws2.logits(), logits_of<double>(net.layer2, net.h1, r), 1e-14));
+}
+
+TEST(GatingResidual, ScalesAllLogitsOfATokenByOneFactor) {
+    // Scale invariance: what the router's weights are multiplied by does not show.
+    auto router = build<double>(GatingResidual{LinearRouter{}, 1.5}, dim, experts);
+    const auto x = random_matrix<double>(tokens, dim, 1);
+    Workspace<double> ws;
+    const auto first = forward<double>(router, x, experts, {}, ws);
+    for (Index i = 0; i < router.inner.weight.size(); ++i) router.inner.weight.data()[i] *= 8;
+    EXPECT_TRUE(moe::testing::compare(forward<double>(router, x, experts, {}, ws), first, 1e-14));
+    for (Index t = 0; t < tokens; ++t) {
+        const double mean = first.row(t).mean();
+        EXPECT_NEAR((first.row(t).array() - mean).square().sum() / (experts - 1), 1.5 * 1.5, 1e-12);
+    }
+}
+
+/// Logits given: a router whose weight is the identity.
+struct Given {
+    void forward(In<double> x, Out<double> logits) const { logits = x; }
+    void backward(In<double>, In<double> dlogits, Out<double> dx, Given&) const { dx = dlogits; }
+};
+
+TEST(GatingResidual, DoesNotScaleWhatHasNoSpread) {
+    const auto router = build<double>(GatingResidual{Given{}, 2.0}, 3, 3);
+    Matrix<double> z(4, 3);
+    z << 1, 1, 1, -infinity, 5, -infinity, -infinity, 3, 5, 1, not_a_number, 2;
+    Workspace<double> ws;
+    const auto got = run<double>(router, z, random_matrix<double>(4, 3, 2), {}, ws);
+    EXPECT_EQ(got.logits.row(0), z.row(0));  // all equal
+    EXPECT_EQ(got.logits(1, 1), 5);          // one alone
+    EXPECT_EQ(got.logits(1, 0), -infinity);
+    EXPECT_EQ(got.logits(2, 0), -infinity);  // std of {3, 5} is sqrt 2
+    EXPECT_NEAR(got.logits(2, 1), 3 * std::sqrt(2.0), 1e-14);
+    EXPECT_TRUE(std::isnan(got.logits(3, 0)));
+    EXPECT_TRUE(got.dx.topRows(3).allFinite());
+    EXPECT_TRUE(same_bits(got.dx.row(0), random_matrix<double>(4, 3, 2).row(0)));
+    EXPECT_EQ(got.dx(2, 0), 0);
+}
+
+TEST(GatingResidual, WorksWithOneExpertAndWithNoTokens) {
+    Workspace<double> ws;
+    for (const double target : {0.0, 1.0}) {
+        const auto router = build<double>(GatingResidual{LinearRouter{}, target}, dim, 1);
+        const auto got = run<double>(router, random_matrix<double>(3, dim, 1),
+                                     random_matrix<double>(3, 1, 2), {}, ws);
+        EXPECT_TRUE(got.logits.allFinite() && got.dx.allFinite());
+        const auto none = run<double>(router, Matrix<double>(0, dim), Matrix<double>(0, 1), {}, ws);
+        EXPECT_EQ(none.logits.rows(), 0);
+    }
+}
+
+TEST(GatingResidual, HasTheSameBitsOnAnyNumberOfThreads) {
+    for (const double target : {0.0, 0.5}) {
+        const auto layer = moe::make_layer<float>(
+            moe::Config{.model_dim = 67}, GatingResidual{LinearRouter{}, target}, moe::TopK{.k = 2},
+            moe::Swiglu{.count = 19, .ffn_dim = 2});
+        const auto x = random_matrix<float>(400, 67, 1), dlogits = random_matrix<float>(400, 19, 2);
+        std::vector<Result<float>> results;
+        std::vector<Matrix<float>> given_back;
+        for (const int threads : {1, 2, 3}) {
+            Workspace<float> before, ws;
+            before.threads(threads);
+            ws.threads(threads);
+            layer.route(x, before);
+            results.push_back(
+                run<float>(layer.router(), x, dlogits, Context{.previous = &before}, ws));
+            given_back.push_back(before.dlogits());
+            EXPECT_TRUE(same_bits(results.back().logits, results.front().logits));
+            EXPECT_TRUE(same_bits(results.back().dx, results.front().dx));
+            EXPECT_TRUE(same_bits(results.back().gradient, results.front().gradient));
+            EXPECT_TRUE(
+                same_bits(given_back.back(), given_back.front(), {.allow_zeros = target > 0}));
+        }
+    }
+}
+
+TEST(GatingResidual, AllocatesWhatItSaysAndNothingTwice) {
+    for (const double target : {0.0, 0.5}) {
+        const auto layer = moe::make_layer<float>(
+            moe::Config{.model_dim = 33}, GatingResidual{LinearRouter{}, target}, moe::TopK{.k = 2},
+            moe::Swiglu{.count = 9, .ffn_dim = 2});
+        Workspace<float> before;
+        layer.route(random_matrix<float>(300, 33, 1), before);
+        const Context context{.previous = &before};
+        if (target == 0) {
+            expect_no_allocations<float>(layer.router(), 300, 33, 9, context);
+        } else {  // a second backward would come too late: once after reserve is enough
+            expect_no_allocations<float>(layer.router(), 300, 33, 9, {});
+        }
+    }
+}
+
+TEST(GatingResidual, SaysWhatIsWrongWithTheLayerBefore) {
+    auto net = network<double>(LinearRouter{}, GatingResidual{LinearRouter{}});
+    const auto route2 = [&](const Matrix<double>& x, const Context& context) {
+        return [&net, x, context] { net.layer2.route(x, net.ws2, context); };
+    };
+    const auto x = random_matrix<double>(tokens, dim, 1);
+    expect_message<std::logic_error>(route2(x, net.context2), {"no batch has been routed here"});
+    net.layer1.route(x, net.ws1);
+    expect_message<std::invalid_argument>(
+        route2(x.topRows(4), net.context2),
+        {"moe::Context: previous holds [6, 7] logits, moe::GatingResidual wants [4, 7]"});
+    Workspace<float> other;
+    expect_message<std::invalid_argument>(route2(x, {.previous = &other}),
+                                          {"previous is of another scalar"});
+    expect_message<std::invalid_argument>(route2(x, {.previous = &net.ws2}),
+                                          {"previous is the workspace of this layer itself"});
+}
+
+TEST(GatingResidual, SaysThatTheLayerBeforeHasGoneBackTooEarly) {
+    auto net = network<double>(GatingResidual{LinearRouter{}, 0.5}, GatingResidual{LinearRouter{}});
+    net.loss();
+    Matrix<double> dh(tokens, dim);
+    net.layer1.backward(net.x, net.dy, dh, net.grad1, net.ws1, net.context1);
+    expect_message<std::logic_error>(
+        [&] { net.layer2.backward(net.h1, net.dy, dh, net.grad2, net.ws2, net.context2); },
+        {"moe::GatingResidual: the logits that the layer before has left", "backward() after"});
+}
+
+TEST(GatingResidual, RefusesBadSettings) {
+    for (const double target : {-1.0, infinity, not_a_number})
+        expect_message<std::invalid_argument>(
+            [&] {
+                build<double>(GatingResidual{LinearRouter{}, target}, dim, experts);
+            },
+            {"moe::GatingResidual: target_std is ", "it must be finite and >= 0"});
+    const auto router = build<double>(GatingResidual{}, dim, experts);
+    expect_message<std::invalid_argument>(
+        [&] {
+            auto fits_not = router;
+            fits_not.inner = build<double>(LinearRouter{}, dim, 3);
+            fits_not.check({.model_dim = dim, .num_experts = 3, .num_logits = 3});
+        },
+        {"moe::GatingResidual: residual is [7, 7], the layer has 3 logits per token"});
+}
+
+TEST(GatingResidual, NamesItsMatrixAndStartsItSmall) {
+    const auto router = build<double>(GatingResidual{}, 4, 200);
+    bool found = false;
+    moe::visit_parameters(router, [&](std::string_view name, const auto& matrix, moe::Role) {
+        if (name != "residual") return;
+        found = true;
+        EXPECT_NEAR(moe::ConstView<double>(matrix.data(), 200, 200, Eigen::OuterStride<>(200))
+                            .squaredNorm() /
+                        (200 * 200),
+                    1.0 / 600, 5e-5);
+    });
+    EXPECT_TRUE(found);
+    EXPECT_EQ(router.flops_per_token(), 2 * 4 * 200 + 2 * 200 * 200);
+}
+
+}  // namespace
