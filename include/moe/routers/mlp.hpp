@@ -24,7 +24,7 @@ enum class RouterActivation { tanh, relu, gelu, silu };
 
 namespace detail {
 
-/// h = tanh a, to 2 ulp also near 0, where 2 sigmoid(2a) - 1 cancels: there it is Lambert's
+/// h = tanh a, to 2 ulp, also near 0, where 2 sigmoid(2a) - 1 cancels: there it is Lambert's
 /// continued fraction, a / (1 + a^2 / (3 + a^2 / (5 + ...))), to 4e-10 up to |a| = 1. Its square is
 /// exact in double, and no product feeds a sum: the bits are the same everywhere.
 /// @param h  must not be a
