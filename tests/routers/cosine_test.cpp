@@ -394,6 +394,7 @@ TEST(CosineRouterModule, FrozenInALayerGivesTheSameBits) {
         EXPECT_TRUE(same_bits(moe::freeze(layer)(x), layer(x)));
     }
     EXPECT_GE(make<float>({.projection_dim = 8}, 16, 4).freeze({}).bytes(), 4 * 8 * (16 + 4));
+    EXPECT_GE(make<float>({.projection_dim = 0}, 16, 4).freeze({}).bytes(), 4 * 16 * 4);
 }
 
 TEST(CosineRouterModule, StartsAsDocumented) {
