@@ -66,10 +66,9 @@ auto make(const CompetitionRule& rule, moe::Config with = config) {
     return layer;
 }
 
-/// What every expert gives for every token, and what the formula makes of it.
+/// The formula in double, one loop after the other.
 struct Reference {
-    std::vector<Matrix<double>> outputs;  // [O] of expert e and token t at e * T + t
-    Matrix<double> scores, weights, y;    // [T, E], [T, E], [T, O]
+    Matrix<double> scores, weights, y;  // [T, E], [T, E], [T, O]
 
     template <class Layer>
     Reference(const Layer& layer, const Matrix<double>& x, Index k, double logit_share = 0,
