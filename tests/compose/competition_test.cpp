@@ -212,31 +212,33 @@ TYPED_TEST(Competition, BlocksOfManyTokensDoNotShow) {
 
 TYPED_TEST(Competition, KeepsPaddingAndMaskedExpertsOut) {
     using S = TypeParam;
-    const auto layer = make<S>({.k = 5, .frequency = 1, .logit_share = 0.5});
-    Matrix<S> x = random_matrix<S>(4, dim, 1), dy = random_matrix<S>(4, out, 2), y(4, out),
-              dx(4, dim);
-    x.row(1).setConstant(std::numeric_limits<S>::quiet_NaN());
-    dy.row(1).setConstant(std::numeric_limits<S>::quiet_NaN());
-    const std::vector<std::uint8_t> padding{0, 1, 0, 0};
-    std::vector<std::uint8_t> allowed(20, 1);
-    allowed[2] = allowed[10 + 4] = 0;
-    std::fill(allowed.begin() + 15, allowed.end(), std::uint8_t{0});
-    const Context context{.training = true, .padding = padding, .allowed = allowed};
-    Workspace<S> ws;
-    layer.forward(x, y, ws, context);
-    EXPECT_EQ(ws.routing().of(0).size(), 4u);
-    EXPECT_EQ(ws.routing().of(1).size(), 0u);
-    EXPECT_EQ(ws.routing().of(2).size(), 4u);
-    EXPECT_EQ(ws.routing().of(3).size(), 0u);
-    EXPECT_EQ(weights_of(ws)(0, 2), 0);
-    EXPECT_EQ(weights_of(ws)(2, 4), 0);
-    EXPECT_TRUE((y.row(1).array() == S(0)).all());
-    moe::competition_loss(ws, 1);
-    auto grad = moe::zeros_like(layer);
-    layer.backward(x, dy, dx, grad, ws, context);
-    EXPECT_TRUE(dx.allFinite());
-    EXPECT_TRUE((dx.row(1).array() == S(0)).all());
-    for (const S value : seams::values_of<S>(grad)) EXPECT_TRUE(std::isfinite(value));
+    for (const double share : {0.0, 0.5}) {
+        const auto layer = make<S>({.k = 5, .frequency = 1, .logit_share = share});
+        Matrix<S> x = random_matrix<S>(4, dim, 1), dy = random_matrix<S>(4, out, 2), y(4, out),
+                  dx(4, dim);
+        x.row(1).setConstant(std::numeric_limits<S>::quiet_NaN());
+        dy.row(1).setConstant(std::numeric_limits<S>::quiet_NaN());
+        const std::vector<std::uint8_t> padding{0, 1, 0, 0};
+        std::vector<std::uint8_t> allowed(20, 1);
+        allowed[2] = allowed[10 + 4] = 0;
+        std::fill(allowed.begin() + 15, allowed.end(), std::uint8_t{0});
+        const Context context{.training = true, .padding = padding, .allowed = allowed};
+        Workspace<S> ws;
+        layer.forward(x, y, ws, context);
+        EXPECT_EQ(ws.routing().of(0).size(), 4u);
+        EXPECT_EQ(ws.routing().of(1).size(), 0u);
+        EXPECT_EQ(ws.routing().of(2).size(), 4u);
+        EXPECT_EQ(ws.routing().of(3).size(), 0u);
+        EXPECT_EQ(weights_of(ws)(0, 2), 0);
+        EXPECT_EQ(weights_of(ws)(2, 4), 0);
+        EXPECT_TRUE((y.row(1).array() == S(0)).all());
+        moe::competition_loss(ws, 1);
+        auto grad = moe::zeros_like(layer);
+        layer.backward(x, dy, dx, grad, ws, context);
+        EXPECT_TRUE(dx.allFinite());
+        EXPECT_TRUE((dx.row(1).array() == S(0)).all());
+        for (const S value : seams::values_of<S>(grad)) EXPECT_TRUE(std::isfinite(value));
+    }
 }
 
 TYPED_TEST(Competition, TiesGoToTheLowerExpertAndNaNWinsNothingElse) {
@@ -325,6 +327,21 @@ TYPED_TEST(Competition, AllocatesNothingTheSecondTime) {
     Workspace<S> reserved(serial);
     reserved.reserve(layer, 40, 80);
     EXPECT_EQ(allocations::in([&] { once(reserved); }), 0);
+}
+
+TYPED_TEST(Competition, AllocatesNothingForFewerTokensThanBefore) {
+    using S = TypeParam;
+    const auto layer = make<S>(always);
+    const Matrix<S> x = random_matrix<S>(2500, dim, 1);
+    Matrix<S> y(2500, out);
+    moe::SerialExecutor serial;
+    Workspace<S> ws(serial);
+    layer.forward(x, y, ws, training);  // an expert at a time
+    EXPECT_EQ(allocations::in([&] {
+                  layer.forward(x.topRows(1500), y.topRows(1500), ws, training);  // two
+                  layer.forward(x.topRows(9), y.topRows(9), ws, training);        // all
+              }),
+              0);
 }
 
 /// d(loss)/d(everything) of one contest, with a loss of the router.

@@ -13,6 +13,7 @@
 #include <moe/compose/soft_moe.hpp>
 #include <moe/experts/constant.hpp>
 #include <moe/experts/copy.hpp>
+#include <moe/experts/each.hpp>
 #include <moe/experts/mlp.hpp>
 #include <moe/experts/shared.hpp>
 #include <moe/experts/swiglu.hpp>
@@ -280,6 +281,23 @@ TYPED_TEST(SoftMoe, NoTokensGiveNoOutputs) {
     EXPECT_EQ(layer(Matrix<S>(0, dim)).rows(), 0);
     const std::vector<Index> offsets{0};
     EXPECT_EQ(layer(Matrix<S>(0, dim), {.sequence_offsets = offsets}).rows(), 0);
+}
+
+/// y = x, counting the rows.
+struct Counting {
+    static inline Index rows = 0;
+    void forward(moe::In<float> x, moe::Out<float> y) const { y = x, rows += x.rows(); }
+};
+
+TEST(SoftMoe, ASequenceWithoutTokensIsNoWork) {
+    const moe::SoftMoe layer{moe::Config{.model_dim = dim}, SoftSlots{.slots_per_expert = 3},
+                             moe::experts(1, Counting{})};
+    const std::vector<std::uint8_t> padding{0, 0, 1, 1};
+    const std::vector<Index> offsets{0, 2, 2, 4};
+    layer(random_matrix<float>(4, dim, 1), {.padding = padding, .sequence_offsets = offsets});
+    EXPECT_EQ(Counting::rows, 3);
+    layer(Matrix<float>(0, dim));
+    EXPECT_EQ(Counting::rows, 3);
 }
 
 TYPED_TEST(SoftMoe, OfOneExpertAndOfEqualTokensIsAFeedForwardNetwork) {

@@ -38,8 +38,7 @@ struct ContestRecord {
 /// second is about the winners' rows, each of which has a row of its own to write to. So backward
 /// finds outputs and their gradients row by row, and sends both paths to an expert at once:
 ///
-///     d(expert_e(x_t)) = multiplier * w dy_t + (1 - logit_share) dscore expert_e(x_t) /
-///     |expert_e(x_t)|
+///     dout = multiplier * w dy_t + (1 - logit_share) dscore out / |out|,   out = expert_e(x_t)
 template <class S>
 class Contest {
 public:
@@ -123,7 +122,7 @@ public:
     template <class Bank>
     void reserve(const Bank& bank, Index tokens, Index assignments, Workspace<S>& node) const {
         State& s = node.template state<State>();
-        const Index in_block = most_rows(bank, tokens), out = bank.output_dim();
+        const Index in_block = most_rows(tokens, bank.num_experts()), out = bank.output_dim();
         s.scores.matrix(tokens, bank.num_experts());
         s.live.resize(tokens);
         s.resize_block(in_block, bank.num_experts(), bank.config().input_scale);
@@ -144,17 +143,19 @@ public:
     }
 
 private:
-    /// Rows of a block in the first pass: as many experts as fit, one at least.
+    /// Rows of a block in the first pass, if it is of more than one expert.
     static constexpr Index block_rows = 4096;
 
     struct State {
+        // First pass. The rows of a block are all tokens but padding, once per expert.
         Buffer<S> scores;               // [T, E]
         Buffer<std::int32_t> live;      // tokens that are not padding
-        Buffer<Index> block_offsets;    // of the first pass: a block of experts, each with
-        Buffer<std::int32_t> from, to;  // all live tokens
-        Buffer<std::int64_t> ids;
-        Buffer<S> scales;
-        BatchRows<S> rows;                     // of the second: the winners'
+        Buffer<Index> block_offsets;    // [experts of a group + 1]
+        Buffer<std::int32_t> from, to;  // [most_rows]
+        Buffer<std::int64_t> ids;       // [most_rows]
+        Buffer<S> scales;               // [most_rows] or empty
+        // Second pass, and backward.
+        BatchRows<S> rows;                     // the winners'
         Buffer<std::int32_t> own;              // [num_kept] 0, 1, ..: where each writes
         Buffer<S> ones;                        // what it writes with
         Buffer<S> outputs, douts;              // [num_kept, O]
@@ -177,7 +178,7 @@ private:
         }
         void resize_block(Index count, Index experts, double input_scale) {
             block_offsets.resize(experts + 1);
-            from.resize(count), to.resize(count), ids.resize(count);
+            from.assign(count, 0), to.assign(count, 0), ids.assign(count, 0);
             ones.assign(count, S(1));
             scales.assign(input_scale != 1 ? count : 0, static_cast<S>(input_scale));
         }
@@ -187,17 +188,14 @@ private:
     static constexpr std::size_t gate_node = std::tuple_size_v<typename Bank::GroupTuple>;
 
     static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
+    /// As many experts as fit a block, one at least.
     static Index experts_of_block(Index tokens, Index experts) {
-        return std::clamp<Index>(block_rows / std::max<Index>(tokens, 1), 1, experts);
+        return std::clamp<Index>(block_rows / tokens, 1, experts);
     }
-    template <class Bank>
-    static Index most_rows(const Bank& bank, Index tokens) {
-        Index most = 0;
-        bank.for_each_group([&](std::size_t, const auto& group) {
-            if (group.num_experts() > 0)
-                most = std::max(most, tokens * experts_of_block(tokens, group.num_experts()));
-        });
-        return most;
+    /// Rows that a block has room for. It grows with the tokens, as the rows in use need not: so
+    /// a smaller batch finds room in a workspace that has seen a larger one.
+    static Index most_rows(Index tokens, Index experts) {
+        return std::min(checked_product(tokens, experts), std::max(block_rows, tokens));
     }
     template <class Bank>
     static Context with_facts(const Bank& bank, const Context& context) {
@@ -233,14 +231,19 @@ private:
             if (!context.is_padding(t)) s.live[live++] = static_cast<std::int32_t>(t);
         if (live == 0) return;
         const KernelTable<S>& kernel = kernels<S>();
+        s.resize_block(most_rows(x.rows(), bank.num_experts()), bank.num_experts(),
+                       bank.config().input_scale);
+        s.outputs.matrix(s.from.size(), out);
         Index before = 0;  // experts of earlier groups
         bank.for_each_group([&](std::size_t i, const auto& group) {
             if (group.num_experts() == 0) return;
+            if constexpr (requires { group.reserve(live, live, node); })  // see most_rows()
+                group.reserve(live, s.from.size(), node.child(i));
             const Index step = experts_of_block(live, group.num_experts());
             for (Index first = 0; first < group.num_experts(); first += step) {
                 const Index count = std::min(step, group.num_experts() - first);
-                const Rows<S> rows = block_of(first, count, live, bank, s, context);
-                View<S> outputs = s.outputs.matrix(count * live, out);
+                const Rows<S> rows = block_of(first, count, live, group.num_experts(), s, context);
+                View<S> outputs(s.outputs.data(), count * live, out, Eigen::OuterStride<>(out));
                 outputs.setZero();
                 group.forward(x, rows, outputs, Call<S>{context, node.child(i)});
                 const double flops = 2.0 * static_cast<double>(outputs.size());
@@ -258,24 +261,24 @@ private:
         });
     }
 
-    /// Rows of the local experts [first, first + count): all live tokens each.
-    template <class Bank>
-    static Rows<S> block_of(Index first, Index count, Index live, const Bank& bank, State& s,
+    /// All live tokens for each of the local experts [first, first + count), none for the others.
+    /// As long as the block's room and as many experts as the group has, whatever is in use: what
+    /// groups keep follows both.
+    static Rows<S> block_of(Index first, Index count, Index live, Index experts, State& s,
                             const Context& context) {
-        s.resize_block(count * live, count, bank.config().input_scale);
-        for (Index e = 0; e <= count; ++e) s.block_offsets[e] = e * live;
+        for (Index e = 0; e <= experts; ++e)
+            s.block_offsets[e] = std::clamp<Index>(e - first, 0, count) * live;
         for (Index r = 0; r < count * live; ++r) {
             s.from[r] = s.live[r % live];
             s.to[r] = static_cast<std::int32_t>(r);
             s.ids[r] = context.first_token + s.from[r];
         }
-        return {.offsets = std::as_const(s.block_offsets).span(),
+        return {.offsets = std::as_const(s.block_offsets).span().first(at(experts) + 1),
                 .from = std::as_const(s.from).span(),
                 .to = std::as_const(s.to).span(),
                 .weights = std::as_const(s.ones).span(),
                 .input_weights = std::as_const(s.scales).span(),
-                .ids = std::as_const(s.ids).span(),
-                .first_expert = first};
+                .ids = std::as_const(s.ids).span()};
     }
 
     static S length(const KernelTable<S>& kernel, const View<S>& outputs, Index row) {
