@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <span>
 #include <string>
@@ -146,6 +147,19 @@ private:
             module.backward(x, dy, dx, grad_, Call<S>{context_, ws_});
         else
             module.backward(x, dy, dx, grad_, ws_);
+    }
+
+    /// Whether the last batch was routed as the one is that the workspace holds now.
+    std::function<bool()> same_choices() const {
+        const auto plan = ws_.routing().assignments();
+        const std::vector<Assignment> base(plan.begin(), plan.end());
+        return [this, base] {
+            const auto now = ws_.routing().assignments();
+            const auto same = [](const Assignment& a, const Assignment& b) {
+                return a.token == b.token && a.expert == b.expert && a.dropped == b.dropped;
+            };
+            return std::equal(base.begin(), base.end(), now.begin(), now.end(), same);
+        };
     }
 
     static Matrix<S> filled(Index rows, Index columns, double value) {
@@ -300,15 +314,7 @@ private:
         WeightedSum loss{*this, {y, y}};
         if constexpr (LayerModule<Module, S>) {
             forward(x_, y);
-            const auto plan = ws_.routing().assignments();
-            const std::vector<Assignment> base(plan.begin(), plan.end());
-            options.same_branch = [this, base] {
-                const auto now = ws_.routing().assignments();
-                const auto same = [](const Assignment& a, const Assignment& b) {
-                    return a.token == b.token && a.expert == b.expert && a.dropped == b.dropped;
-                };
-                return std::equal(base.begin(), base.end(), now.begin(), now.end(), same);
-            };
+            if (ws_.template find<Routed<S>>() != nullptr) options.same_branch = same_choices();
         }
         const NamedValues<S> inputs{
             "dx", std::span(x_.data(), static_cast<std::size_t>(x_.size())), rows_, columns_, true,
@@ -359,7 +365,7 @@ private:
 ///   - y and dx are written, whatever they held before; parameter gradients are added to;
 ///   - a batch of no rows works and adds nothing;
 ///   - rows that are part of a wider matrix work, and nothing is written beside them.
-/// For a layer, differences are taken where the routing does not change.
+/// For a layer that routes, differences are taken where the routing does not change.
 ///
 /// The module is copied, and the copy's parameters are moved. Its gradient is zeros_like(module).
 ///
