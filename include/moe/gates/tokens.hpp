@@ -82,6 +82,14 @@ inline void check_gate(const char* gate, Index num_experts, const Shape& shape) 
              shape.num_experts, "; build it again from its recipe");
 }
 
+/// @throws std::invalid_argument if there are no experts
+inline void check_experts(const char* gate, Index num_experts) {
+    if (num_experts < 1)
+        fail(gate,
+             ": the layer has no experts to choose from; give the experts a count, e.g. "
+             "moe::Swiglu{.count = 8, ...}; shared experts do not count");
+}
+
 /// A setting max_experts, 0 standing for all.
 /// @param least  experts that every token gets
 /// @throws std::invalid_argument if it is below that, or more than there are
