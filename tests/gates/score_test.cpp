@@ -48,6 +48,7 @@ TYPED_TEST(Scores, AreTheirFormulas) {
         EXPECT_NEAR(at(Score::sigmoid), 1 / (1 + std::exp(-value)), tolerance);
         EXPECT_NEAR(at(Score::sqrt_softplus), std::sqrt(std::log(1 + std::exp(value))), tolerance);
         EXPECT_EQ(at(Score::raw), value);
+        EXPECT_EQ(at(Score::relu), value > 0 ? value : 0);
         EXPECT_EQ(at(Score::softmax_of_selected), value);
     }
 }
@@ -84,7 +85,7 @@ TYPED_TEST(Scores, HaveTheSlopesOfTheirLogarithmsInBothTails) {
 TYPED_TEST(Scores, OfMaskedExpertsAreZero) {
     using S = TypeParam;
     const std::vector<S> z{-std::numeric_limits<S>::infinity(), 1};
-    for (const Score score : {Score::softmax, Score::sigmoid, Score::sqrt_softplus})
+    for (const Score score : {Score::softmax, Score::sigmoid, Score::sqrt_softplus, Score::relu})
         EXPECT_EQ(this->of(score, z)[0], S(0));
 }
 

@@ -90,6 +90,31 @@ TYPED_TEST(Ranking, NaNComesLastAndMinusInfinityNever) {
     EXPECT_TRUE(ranked(std::vector<S>(40, -infinity<S>), 33, TieBreak::lower_index).empty());
 }
 
+TYPED_TEST(Ranking, OfThoseThatPassIsThatOfAllWithoutTheOthers) {
+    using S = TypeParam;
+    const std::vector<S> z{nan<S>, 3, -infinity<S>, 1, 4, infinity<S>, 4, nan<S>};
+    const auto ranked_where = [&](Index most, auto&& passes) {
+        std::vector<S> keys(z.size());
+        std::vector<moe::detail::Ranked<S>> entries(z.size());
+        const Index count = moe::detail::rank_where(static_cast<Index>(z.size()), z.data(), most,
+                                                    passes, keys.data(), entries.data());
+        std::vector<Index> experts;
+        for (Index i = 0; i < count; ++i)
+            experts.push_back(entries[static_cast<std::size_t>(i)].index);
+        return experts;
+    };
+    const auto at = [&](Index e) { return z[static_cast<std::size_t>(e)]; };
+    const auto above = [&](Index e) { return at(e) > 2; };
+    const auto not_below = [&](Index e) { return !(at(e) <= 2); };
+    EXPECT_EQ(ranked_where(8, above), (std::vector<Index>{5, 4, 6, 1}));
+    EXPECT_EQ(ranked_where(3, above), (std::vector<Index>{5, 4, 6}));
+    EXPECT_EQ(ranked_where(8, not_below), (std::vector<Index>{5, 4, 6, 1, 0, 7})) << "NaN passes";
+    EXPECT_EQ(ranked_where(8, [](Index) { return true; }),
+              (std::vector<Index>{5, 4, 6, 1, 3, 0, 7}))
+        << "-inf never does";
+    EXPECT_TRUE(ranked_where(8, [](Index) { return false; }).empty());
+}
+
 #if defined(__GLIBCXX__)  // PyTorch's order of ties is that of this library's algorithms
 
 TYPED_TEST(Ranking, OfEqualKeysIsThatOfTorchOnACpu) {

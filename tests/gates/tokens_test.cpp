@@ -4,6 +4,7 @@
 #include <array>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include <moe/gates/tokens.hpp>
@@ -78,6 +79,21 @@ TEST(Tokens, ExtentsThatDisagreeAreNamed) {
                  std::invalid_argument);
     EXPECT_THROW(moe::detail::check_gate_extents("moe::Gate", 4, 7, routing, 7),
                  std::invalid_argument);
+}
+
+TEST(Tokens, TheMostExpertsOfATokenAreAllOrAsManyAsSaid) {
+    EXPECT_EQ(moe::detail::checked_most("moe::X", 0, 2, 8), 8);
+    EXPECT_EQ(moe::detail::checked_most("moe::X", 2, 2, 8), 2);
+    EXPECT_EQ(moe::detail::checked_most("moe::X", 8, 0, 8), 8);
+    for (const auto& [most, least, range] :
+         {std::tuple{1, 2, "[2, 8]"}, {9, 2, "[2, 8]"}, {-1, 0, "[1, 8]"}})
+        try {
+            moe::detail::checked_most("moe::X", most, least, 8);
+            ADD_FAILURE() << most;
+        } catch (const std::invalid_argument& error) {
+            EXPECT_EQ(std::string(error.what()), "moe::X: max_experts is " + std::to_string(most) +
+                                                     ", it must be in " + range + ", or 0 for all");
+        }
 }
 
 }  // namespace

@@ -693,7 +693,7 @@ TEST(TopKSettings, AreCheckedOnceWithASentence) {
     EXPECT_EQ(message({.k = 5, .epsilon = -1}),
               "moe::TopK: epsilon is -1, it must be finite and >= 0");
     EXPECT_EQ(message({.k = 2, .score = Score(42)}),
-              "moe::TopK: score is number 42 of its choices, they are 0 to 4");
+              "moe::TopK: score is number 42 of its choices, they are 0 to 5");
     EXPECT_NE(message({.k = 2, .normalize = Normalize(4)}), "");
     EXPECT_NE(message({.k = 2, .placement = Placement(-1)}), "");
     EXPECT_EQ(message({.k = 2, .group_score = GroupScore(3)}),

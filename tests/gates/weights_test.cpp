@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <span>
@@ -30,10 +31,10 @@ constexpr S infinity = std::numeric_limits<S>::infinity();
 template <class S>
 constexpr S nan = std::numeric_limits<S>::quiet_NaN();
 
-constexpr Score all_scores[] = {Score::softmax, Score::sigmoid, Score::softmax_of_selected,
-                                Score::raw, Score::sqrt_softplus};
-constexpr const char* score_names[] = {"softmax", "sigmoid", "softmax_of_selected", "raw",
-                                       "sqrt_softplus"};
+constexpr Score all_scores[] = {Score::softmax, Score::sigmoid,       Score::softmax_of_selected,
+                                Score::raw,     Score::sqrt_softplus, Score::relu};
+constexpr const char* score_names[] = {"softmax", "sigmoid",       "softmax_of_selected",
+                                       "raw",     "sqrt_softplus", "relu"};
 
 /// A plan and what weighs it.
 template <class S>
@@ -94,6 +95,7 @@ std::vector<double> reference(const CombineRule& rule, const std::vector<double>
         if (rule.score == Score::softmax) score = std::exp(value) / over_all;
         if (rule.score == Score::softmax_of_selected) score = std::exp(value) / over_selected;
         if (rule.score == Score::sigmoid) score = 1 / (1 + std::exp(-value));
+        if (rule.score == Score::relu) score = std::max(value, 0.0);
         if (rule.score == Score::sqrt_softplus) score = std::sqrt(std::log(1 + std::exp(value)));
         s.push_back(left_out[i] ? 0 : score);
     }
@@ -207,6 +209,18 @@ TEST(WeightGradients, OfNormsAgreeWithDifferencesWhereScoresAreNegative) {
         plan(token.routing);
         const moe::Matrix<double> dz = token.backward(z, c);
         EXPECT_TRUE(moe::testing::check_gradient([&] { return token.loss(z, c); }, z, dz)) << power;
+    }
+}
+
+TEST(WeightGradients, OfReluAgreeWithDifferencesOnBothSidesOfZero) {
+    moe::Matrix<double> z = random_spaced<double>(3, 6, 8, 0.3);
+    ASSERT_GT((z.array() < 0).count(), 3);
+    const auto c = derivatives<double>(7);
+    for (const Normalize normalize : {Normalize::none, Normalize::add_epsilon, Normalize::clamp}) {
+        Weighed<double> token({.score = Score::relu, .normalize = normalize, .epsilon = 0.5});
+        plan(token.routing);
+        const moe::Matrix<double> dz = token.backward(z, c);
+        EXPECT_TRUE(moe::testing::check_gradient([&] { return token.loss(z, c); }, z, dz));
     }
 }
 
@@ -414,7 +428,7 @@ TYPED_TEST(Weights, OfScoresThatUnderflowAreFinite) {
     for (const Index expert : {0, 3, 4}) z(0, expert) = low;  // all that token 0 has
     const auto c = derivatives<S>(7);
     for_each_rule([&](const CombineRule& rule) {
-        if (rule.score == Score::raw) return;
+        if (rule.score == Score::raw || rule.score == Score::relu) return;
         Weighed<S> token(rule);
         plan(token.routing);
         token.weigh(z);
@@ -483,6 +497,7 @@ TEST(WeightGradients, OfKeptAssignmentsAgreeWithDifferences) {
 
 TEST(WeightGradients, OfAnExpertNamedTwiceAndDroppedOnceAgreeWithDifferences) {
     moe::Matrix<double> z = random_spaced<double>(1, 6, 5, 0.3);
+    z.array() += 1.5;
     const auto c = derivatives<double>(3);
     for (const Score score : all_scores) {
         Weighed<double> token({.score = score, .normalize = Normalize::clamp, .epsilon = 1e-12});
@@ -514,9 +529,9 @@ TEST(CombineRule, RefusesSettingsThatMeanNothing) {
     EXPECT_NE(message({.norm_power = nan<double>}), "");
     EXPECT_NE(message({.scale = nan<double>}), "");
     EXPECT_EQ(message({.score = Score(42)}),
-              "moe::Gate: score is number 42 of its choices, they are 0 to 4");
+              "moe::Gate: score is number 42 of its choices, they are 0 to 5");
     EXPECT_NE(message({.score = Score(-1)}), "");
-    EXPECT_NE(message({.score = Score(5)}), "");
+    EXPECT_NE(message({.score = Score(6)}), "");
     EXPECT_EQ(message({.normalize = Normalize(4)}),
               "moe::Gate: normalize is number 4 of its choices, they are 0 to 3");
     EXPECT_EQ(message({.placement = Placement(2)}),

@@ -18,6 +18,7 @@ enum class Score {
     softmax_of_selected,  ///< over the selected logits only (gpt-oss, Granite)
     raw,                  ///< z
     sqrt_softplus,        ///< sqrt(log(1 + exp z)) (Megatron-LM)
+    relu,                 ///< max(z, 0) (ReMoE)
 };
 
 namespace detail {
@@ -53,6 +54,9 @@ void selection_scores(Score score, Index n, const S* z, S* s) {
         case Score::sqrt_softplus:
             for (Index e = 0; e < n; ++e)
                 s[e] = static_cast<S>(std::sqrt(softplus(static_cast<double>(z[e]))));
+            return;
+        case Score::relu:
+            for (Index e = 0; e < n; ++e) s[e] = z[e] <= 0 ? S(0) : z[e];
     }
 }
 
@@ -60,8 +64,8 @@ void selection_scores(Score score, Index n, const S* z, S* s) {
 ///
 ///     sigmoid         1 - s = sigmoid(-z), which cancels nothing
 ///     sqrt_softplus   sigmoid(z) / (2 softplus(z)); 0 where the score is 0
-///     else            1: what a softmax is divided by is the caller's to subtract. Raw scores have
-///                     no such slope at 0 and are not asked for
+///     else            1: what a softmax is divided by is the caller's to subtract. Raw scores and
+///                     relu have no such slope at 0 and are not asked for
 template <class S>
 void score_slopes(Score score, Index n, const S* z, S* slope) {
     if (score == Score::sigmoid) {

@@ -83,6 +83,16 @@ Index rank_by_index(Index n, const S* keys, Index k, Ranked<S>* ranked) {
     return count;
 }
 
+/// The `most` best of the live entries for which passes(e), ranked as above. A rule written so that
+/// comparisons with a NaN pass, !(z <= limit), leaves a NaN among the chosen, where it shows.
+/// @param keys    [n] scratch
+/// @param ranked  [n] scratch
+template <class S, class Passes>
+Index rank_where(Index n, const S* z, Index most, Passes&& passes, S* keys, Ranked<S>* ranked) {
+    for (Index e = 0; e < n; ++e) keys[e] = passes(e) ? z[e] : -std::numeric_limits<S>::infinity();
+    return rank_by_index(n, keys, most, ranked);
+}
+
 /// The entries that torch.topk finds in a row on a CPU, without those that are -inf.
 ///
 /// It compares keys only, NaN above all, so that ties fall as the algorithms of the C++ library

@@ -84,11 +84,7 @@ protected:
     TokenGate() = default;
     /// @throws std::invalid_argument if there are no experts
     explicit TokenGate(Index num_experts) : num_experts_(num_experts) {
-        if (num_experts < 1)
-            detail::fail(
-                Gate::name,
-                ": the layer has no experts to choose from; give the experts a count, e.g. "
-                "moe::Swiglu{.count = 8, ...}; shared experts do not count");
+        detail::check_experts(Gate::name, num_experts);
     }
 
     static auto normalizes(const Context&, Index) {

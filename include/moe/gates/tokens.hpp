@@ -82,6 +82,25 @@ inline void check_gate(const char* gate, Index num_experts, const Shape& shape) 
              shape.num_experts, "; build it again from its recipe");
 }
 
+/// @throws std::invalid_argument if there are no experts
+inline void check_experts(const char* gate, Index num_experts) {
+    if (num_experts < 1)
+        fail(gate,
+             ": the layer has no experts to choose from; give the experts a count, e.g. "
+             "moe::Swiglu{.count = 8, ...}; shared experts do not count");
+}
+
+/// A setting max_experts, 0 standing for all.
+/// @param least  experts that every token gets
+/// @throws std::invalid_argument if it is below that, or more than there are
+inline Index checked_most(const char* gate, Index max_experts, Index least, Index num_experts) {
+    if (max_experts == 0) return num_experts;
+    if (max_experts < std::max(least, Index(1)) || max_experts > num_experts)
+        fail(gate, ": max_experts is ", max_experts, ", it must be in [", std::max(least, Index(1)),
+             ", ", num_experts, "], or 0 for all");
+    return max_experts;
+}
+
 /// @throws std::invalid_argument unless a batch has one row per token and one logit per expert
 inline void check_gate_extents(const char* gate, Index rows, Index columns, const Routing& routing,
                                Index num_experts) {

@@ -65,7 +65,7 @@ struct CombineRule {
         if (!(norm_power >= 1 && std::isfinite(norm_power)))
             fail(gate, ": norm_power is ", norm_power, ", it must be finite and >= 1");
         if (!std::isfinite(scale)) fail(gate, ": scale is ", scale, ", it must be finite");
-        check_choice(gate, "score", score, Score::sqrt_softplus);
+        check_choice(gate, "score", score, Score::relu);
         check_choice(gate, "normalize", normalize, Normalize::clamp);
         check_choice(gate, "placement", placement, Placement::input);
     }
@@ -219,6 +219,8 @@ private:
         return context.multiplies() &&
                context.dial.multiplier_order == MultiplierOrder::before_normalization;
     }
+    /// Scores whose slope is 1, or 0: d(log s)/dz is no number where they are 0.
+    bool is_linear() const { return score == Score::raw || score == Score::relu; }
 
     bool left_out(const Assignment& assignment, const Context& context) const {
         if (kept_only && assignment.dropped != Dropped::no &&
@@ -360,24 +362,28 @@ private:
             if (is_masked(token.logit(i))) continue;
             S& slot = dz[token.expert(i)];
             if (score == Score::softmax_of_selected) slot = std::fma(-c, token.plain[i], slot);
-            if (score == Score::raw)
+            if (is_linear())
                 slot = std::fma(token.h[i], token.slope[i], slot);
             else
                 slot = std::fma(token.q[i] * token.h[i], token.slope[i], slot);
         }
     }
 
-    /// d(log s)/dz of each assignment on its own; for raw scores 1 / q, 0 where left out.
+    /// d(log s)/dz of each assignment on its own; for linear scores 1 / q, 0 where they do not
+    /// move.
     template <class S>
     void fill_slopes(Token<S>& token, S q, const Context& context) const {
-        for (Index i = 0; i < token.count; ++i)
-            token.slope[i] =
-                score != Score::raw                ? token.logit(i)
-                : left_out(token.list[i], context) ? S(0)
-                : multiplies(context)
-                    ? static_cast<S>(context.multiplier(token.list[i].token, token.expert(i))) / q
-                    : 1 / q;
-        if (score != Score::raw) score_slopes(score, token.count, token.slope, token.slope);
+        for (Index i = 0; i < token.count; ++i) {
+            const S z = token.logit(i);
+            const bool is_still =
+                left_out(token.list[i], context) || (score == Score::relu && z <= 0);
+            const S factor = multiplies(context)
+                                 ? static_cast<S>(context.multiplier(token.list[i].token,
+                                                                     token.expert(i)))
+                                 : S(1);
+            token.slope[i] = !is_linear() ? z : is_still ? S(0) : factor / q;
+        }
+        if (!is_linear()) score_slopes(score, token.count, token.slope, token.slope);
     }
 };
 
