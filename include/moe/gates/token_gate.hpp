@@ -26,6 +26,9 @@ namespace moe::inline MOE_ABI {
 ///         ...
 ///     };
 ///
+/// A gate that looks at the whole batch before any token is served (`per_token = false`) takes the
+/// logits instead: `auto choice(const Call<S>& call, In<S> logits) const`.
+///
 /// Optional: `auto normalizes(const Context&, Index tokens) const`, a function of a token and the
 /// number of its assignments that says whether its weights are normalised; always.
 template <class S, class Gate>
@@ -45,8 +48,12 @@ public:
     /// @throws std::invalid_argument if an extent or the dial is out of range
     void select(In<S> logits, Routing& routing, const Call<S>& call) const {
         detail::check_gate_extents(Gate::name, logits.rows(), logits.cols(), routing, num_experts_);
-        detail::select_each<S>(logits, routing, call, gate().most_experts(),
-                               gate().choice(call, logits.rows()));
+        if constexpr (requires { gate().choice(call, logits); })
+            detail::select_each<S>(logits, routing, call, gate().most_experts(),
+                                   gate().choice(call, logits));
+        else
+            detail::select_each<S>(logits, routing, call, gate().most_experts(),
+                                   gate().choice(call, logits.rows()));
     }
 
     /// Sets the weights of the assignments that are there, whoever chose them.

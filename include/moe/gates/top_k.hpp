@@ -43,6 +43,9 @@ struct TopK {
     /// Whether the module has a bias [1, E] that is added to the scores for selection and never
     /// weighs (DeepSeek-V3, arXiv:2408.15664). It starts at 0 and no gradient reaches it.
     bool selection_bias = false;
+    /// Whether that bias is added to the logits instead of the scores (Megatron-LM's quantile
+    /// balancing); the weights are scores as ever.
+    bool biases_logits = false;
 
     Index num_groups = 1;   ///< groups of consecutive experts; divides E (DeepSeek-V3: 8)
     Index groups_kept = 1;  ///< groups that a token may choose from (DeepSeek-V3: 4)
@@ -62,6 +65,7 @@ struct TopK {
 ///
 ///     S_t = the k best of z_t                     [L] logits of token t
 ///         = the k best of score(z_t) + bias       with a selection bias, or as torch ranks
+///         = the k best of z_t + bias              with TopK::biases_logits
 ///     w_t = scale * score(z_t)[S_t] / normaliser
 ///
 /// Slots are in falling order of what was ranked. Experts at -inf are never selected: a row with
@@ -126,6 +130,9 @@ private:
                 num_experts() == 1 ? " expert" : " experts",
                 "; give the experts a count, e.g. moe::Swiglu{.count = 8, ...}; shared experts "
                 "do not count");
+        if (s.biases_logits && !s.selection_bias)
+            detail::fail(name,
+                         ": biases_logits is set but there is no bias; set selection_bias too");
         detail::check_choice(name, "group_score", s.group_score, GroupScore::top_sum);
         detail::check_choice(name, "group_mask", s.group_mask, GroupMask::zero);
         detail::check_choice(name, "tie_break", s.tie_break, TieBreak::torch_cpu_unsorted);
@@ -193,7 +200,7 @@ private:
         const Index n = num_experts();
         S* scores = values;
         const bool by_logits = !scores_matter() && groups_.mask == GroupMask::minus_infinity;
-        if (by_logits && groups_.score == GroupScore::max)
+        if (settings_.biases_logits || (by_logits && groups_.score == GroupScore::max))
             std::copy_n(z, n, scores);
         else
             detail::selection_scores(settings_.score, n, z, scores);

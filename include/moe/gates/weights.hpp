@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
+#include <span>
 #include <stdexcept>
 
 #include <moe/core/context.hpp>
@@ -36,6 +37,23 @@ enum class Placement {
 };
 
 namespace detail {
+
+/// @throws std::logic_error unless a gate that weighs on this side got a gradient per assignment
+/// @throws std::invalid_argument if dlogits is of another extent than logits
+template <class S>
+std::span<const S> gradients_at(Placement placement, const WeightGradients<S>& dweights,
+                                const Routing& routing, In<S> logits, const Out<S>& dlogits) {
+    const bool on_input = placement == Placement::input;
+    const auto given = on_input ? dweights.input : dweights.output;
+    if (static_cast<Index>(given.size()) != routing.num_assignments())
+        fail<std::logic_error>("moe: a gate that weighs ", on_input ? "inputs" : "outputs", " got ",
+                               given.size(), " gradients for ", routing.num_assignments(),
+                               " assignments; a gate around it must say weighs_input() as it does");
+    if (dlogits.rows() != logits.rows() || dlogits.cols() != logits.cols())
+        fail("moe: a gate's dlogits is [", dlogits.rows(), ", ", dlogits.cols(),
+             "], its logits are [", logits.rows(), ", ", logits.cols(), "]");
+    return given;
+}
 
 /// Combine weights of the assignments a token has, from its logits alone, and the way back.
 ///
@@ -95,15 +113,7 @@ struct CombineRule {
     template <class S, class Normalizes>
     void backward(In<S> logits, const Routing& routing, const WeightGradients<S>& dweights,
                   Out<S> dlogits, const Call<S>& call, Normalizes&& normalizes) const {
-        const auto given = placement == Placement::input ? dweights.input : dweights.output;
-        if (static_cast<Index>(given.size()) != routing.num_assignments())
-            fail<std::logic_error>(
-                "moe: a gate that weighs ", placement == Placement::input ? "inputs" : "outputs",
-                " got ", given.size(), " gradients for ", routing.num_assignments(),
-                " assignments; a gate around it must say weighs_input() as it does");
-        if (dlogits.rows() != logits.rows() || dlogits.cols() != logits.cols())
-            fail("moe: a gate's dlogits is [", dlogits.rows(), ", ", dlogits.cols(),
-                 "], its logits are [", logits.rows(), ", ", logits.cols(), "]");
+        const auto given = gradients_at<S>(placement, dweights, routing, logits, dlogits);
         const bool to_multipliers = multiplies(call.context) && call.context.gradients != nullptr;
         auto& scratch = call.ws.template state<WeighScratch<S>>();
         scratch.dmultipliers.assign(to_multipliers ? routing.num_assignments() : 0, S(0));

@@ -1,0 +1,396 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_GATES_EXPERT_CHOICE_HPP
+#define MOE_GATES_EXPERT_CHOICE_HPP
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <optional>
+
+#include <moe/core/concepts.hpp>
+#include <moe/gates/samples.hpp>
+#include <moe/gates/score.hpp>
+#include <moe/gates/select.hpp>
+#include <moe/gates/sequences.hpp>
+#include <moe/gates/token_gate.hpp>
+#include <moe/gates/weights.hpp>
+
+namespace moe::inline MOE_ABI {
+
+template <class S>
+class ExpertChoiceModule;
+
+/// Recipe for a gate where experts choose: each takes its C best tokens. The load is the same for
+/// all without any loss; a token gets 0 to E experts, more where more experts want it.
+///
+/// A choice depends on all tokens that compete, later ones too: good for encoders, images and
+/// training; a decoder generates with inference_threshold or with another gate.
+///
+/// Source: Zhou et al. (arXiv:2202.09368) section 3.2, whose C is capacity_factor tokens / E.
+struct ExpertChoice {
+    /// What experts compare tokens by, and the weight.
+    enum class Scores {
+        softmax,              ///< over the experts of a token (paper, flaxformer, V-MoE)
+        sigmoid,              ///< of each logit on its own (MoMa, arXiv:2407.21770)
+        softmax_over_tokens,  ///< over the tokens of an expert; the weight is divided by the number
+                              ///< of experts that chose the token (mesh-TensorFlow)
+    };
+    enum class Rounding {
+        nearest,  ///< halves to even (flaxformer)
+        up,       ///< V-MoE
+    };
+    /// Which tokens compete.
+    enum class Scope {
+        batch,
+        sequence,  ///< those of one sequence; needs Context::sequence_offsets
+    };
+    /// What training adds to the logits, for choice and weight.
+    enum class Noise {
+        none,
+        normal,  ///< noise_scale / E times a standard normal sample (V-MoE)
+        gumbel,  ///< noise_scale times the difference of two standard Gumbel samples (MoMa)
+    };
+
+    double capacity_factor = 2;  ///< experts per token in the mean, > 0
+    Rounding rounding = Rounding::nearest;
+    Index multiple_of = 1;   ///< C is rounded up to a multiple of it (V-MoE: 4)
+    Index min_capacity = 1;  ///< least C, >= 0 (flaxformer: 4)
+    Scope scope = Scope::batch;
+    Scores scores = Scores::softmax;
+    Noise noise = Noise::none;
+    double noise_scale = 1;  ///< >= 0
+    /// If set, a call without Context::training lets each token take the experts whose sigmoid is
+    /// above it, whatever the other tokens are. In [0, 1); for Scores::sigmoid. MoMa: 0.5.
+    std::optional<double> inference_threshold{};
+
+    /// @throws std::invalid_argument if a setting is out of range
+    template <class S>
+    ExpertChoiceModule<S> build(const Shape& shape, Random&) const {
+        return ExpertChoiceModule<S>(*this, shape.num_experts);
+    }
+};
+
+/// The gate that ExpertChoice describes.
+///
+///     n   = tokens of the scope that are not padding
+///     C   = min(n, round(n capacity_factor / E), at least min_capacity, up to multiple_of)
+///     T_e = the C tokens with the largest s_te                s [T, E] scores of z + noise
+///     w_te = s_te, or s_te / |{e: t in T_e}| with softmax_over_tokens
+///
+/// Every expert gets exactly C tokens, fewer only if fewer may go to it. Ties go to the lower
+/// token. Slots are in the order of experts. A logit of -inf is never chosen; a row of -inf is
+/// padding, neither counted nor chosen. A row that holds a NaN is chosen last and has NaN weights;
+/// with softmax_over_tokens a NaN shows in all weights of its expert. Null experts weigh 0 and do
+/// not count as having chosen. No noise is added without Context::training.
+///
+/// Context::noise, where given, is [1, T, E] standard normal or [2, T, E] standard Gumbel samples.
+/// The gradient is exact for the chosen set and the noise as constants.
+template <class S>
+class ExpertChoiceModule : public TokenGate<S, ExpertChoiceModule<S>> {
+    using Base = TokenGate<S, ExpertChoiceModule>;
+    friend Base;
+
+public:
+    using Base::num_experts;
+    static constexpr bool per_token = false;
+
+    ExpertChoiceModule() = default;
+    /// @throws std::invalid_argument if a setting is out of range
+    ExpertChoiceModule(const ExpertChoice& settings, Index experts)
+        : Base(experts),
+          settings_(settings),
+          rule_{.score = settings.scores == ExpertChoice::Scores::sigmoid ? Score::sigmoid
+                                                                          : Score::softmax,
+                .normalize = Normalize::none} {
+        check_settings();
+    }
+
+    const ExpertChoice& settings() const { return settings_; }
+
+    /// C, the tokens that an expert takes of `tokens` that compete.
+    Index capacity(Index tokens) const {
+        const double share = static_cast<double>(tokens) * settings_.capacity_factor /
+                             static_cast<double>(num_experts());
+        if (!(share < static_cast<double>(tokens))) return tokens;
+        double whole = std::floor(share);
+        const double rest = share - whole;
+        const bool is_odd = std::fmod(whole, 2) != 0;
+        const bool up = settings_.rounding == ExpertChoice::Rounding::up
+                            ? rest > 0
+                            : rest > 0.5 || (rest == 0.5 && is_odd);
+        if (up) whole += 1;
+        const Index most = std::max(static_cast<Index>(whole), settings_.min_capacity);
+        if (most >= tokens) return tokens;
+        const Index step = settings_.multiple_of, missing = (step - most % step) % step;
+        return missing > tokens - most ? tokens : most + missing;
+    }
+
+    void weigh(In<S> logits, Routing& routing, const Call<S>& call) const {
+        detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts());
+        const auto z = with_noise(logits, call);
+        if (!over_tokens()) {
+            rule_.weigh(In<S>(z), routing, call, normalizes(call.context, z.rows()));
+            return;
+        }
+        const S* shares = softmax_over_tokens(z, call);
+        const auto assignments = routing.assignments();
+        detail::for_tokens(call.ws.executor(), z.rows(), flops(), [&](Index t, int) {
+            const S choosers = count_choosers(t, routing, call.context);
+            for (Index a = routing.first(t); a < routing.first(t + 1); ++a) {
+                const Index e = assignments[static_cast<std::size_t>(a)].expert;
+                const S w = is_null(e, call.context) ? S(0) : shares[e * z.rows() + t] / choosers;
+                routing.set_weight(a, static_cast<double>(w));
+                routing.set_input_weight(a, 1);
+            }
+        });
+    }
+
+    void backward(In<S> logits, const Routing& routing, const WeightGradients<S>& dweights,
+                  Out<S> dlogits, ExpertChoiceModule&, const Call<S>& call) const {
+        detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts());
+        const auto z = with_noise(logits, call);
+        if (over_tokens())
+            backward_over_tokens(z, routing, dweights, dlogits, call);
+        else
+            rule_.backward(In<S>(z), routing, dweights, dlogits, call,
+                           normalizes(call.context, z.rows()));
+    }
+
+    void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
+        Base::reserve(tokens, assignments, ws);
+        auto& scratch = ws.template state<Scratch>();
+        const Index pairs = detail::checked_product(tokens, num_experts());
+        scratch.columns.resize(pairs);
+        scratch.taken.resize(pairs);
+        scratch.ranked.resize(ranked_size(tokens, ws.executor().concurrency()));
+        if (settings_.noise != ExpertChoice::Noise::none) scratch.noisy.resize(pairs);
+        if (over_tokens()) scratch.dcolumns.resize(pairs);
+    }
+    Index workspace_bytes(Index tokens, Index assignments, Keep keep, int workers) const {
+        const Index pairs = detail::checked_product(tokens, num_experts());
+        const Index matrices =
+            1 + (settings_.noise != ExpertChoice::Noise::none) + (over_tokens() ? 1 : 0);
+        return Base::workspace_bytes(tokens, assignments, keep, workers) +
+               pairs * (matrices * static_cast<Index>(sizeof(S)) + 1) +
+               ranked_size(tokens, workers) * static_cast<Index>(sizeof(detail::Ranked<S>));
+    }
+
+private:
+    static constexpr const char* name = "moe::ExpertChoice";
+    static constexpr S dead = -std::numeric_limits<S>::infinity();
+
+    struct Scratch {
+        Buffer<S> noisy;                   // [T, E] logits with noise
+        Buffer<S> columns, dcolumns;       // [E, T]
+        Buffer<detail::Ranked<S>> ranked;  // [workers, T]
+        Buffer<std::uint8_t> taken;        // [T, E]
+    };
+
+    void check_settings() const {
+        const ExpertChoice& s = settings_;
+        if (!(s.capacity_factor > 0 && std::isfinite(s.capacity_factor)))
+            detail::fail(name, ": capacity_factor is ", s.capacity_factor,
+                         ", it must be finite and > 0: experts per token in the mean");
+        if (s.multiple_of < 1)
+            detail::fail(name, ": multiple_of is ", s.multiple_of, ", it must be >= 1");
+        if (s.min_capacity < 0)
+            detail::fail(name, ": min_capacity is ", s.min_capacity, ", it must be >= 0");
+        if (!(s.noise_scale >= 0 && std::isfinite(s.noise_scale)))
+            detail::fail(name, ": noise_scale is ", s.noise_scale, ", it must be finite and >= 0");
+        detail::check_choice(name, "rounding", s.rounding, ExpertChoice::Rounding::up);
+        detail::check_choice(name, "scope", s.scope, ExpertChoice::Scope::sequence);
+        detail::check_choice(name, "scores", s.scores, ExpertChoice::Scores::softmax_over_tokens);
+        detail::check_choice(name, "noise", s.noise, ExpertChoice::Noise::gumbel);
+        if (!s.inference_threshold) return;
+        if (!(*s.inference_threshold >= 0 && *s.inference_threshold < 1))
+            detail::fail(name, ": inference_threshold is ", *s.inference_threshold,
+                         ", it must be in [0, 1)");
+        if (s.scores != ExpertChoice::Scores::sigmoid)
+            detail::fail(name, ": inference_threshold is ", *s.inference_threshold,
+                         ", it is compared with sigmoids: set scores to Scores::sigmoid");
+    }
+
+    bool over_tokens() const {
+        return settings_.scores == ExpertChoice::Scores::softmax_over_tokens;
+    }
+    Index most_experts() const { return num_experts(); }
+    const detail::CombineRule& rule() const { return rule_; }
+    static auto normalizes(const Context&, Index) {
+        return [](Index, Index) { return false; };
+    }
+    double flops() const { return 20.0 * static_cast<double>(num_experts()); }
+    static Index ranked_size(Index tokens, Index workers) {
+        return detail::checked_product(workers, detail::round_up_16(tokens));
+    }
+
+    detail::Sequences runs(const Context& context, Index tokens) const {
+        if (settings_.scope == ExpertChoice::Scope::batch) return {{}, tokens};
+        if (context.sequence_offsets.empty())
+            detail::fail(
+                name,
+                ": the tokens of a sequence compete, so Context::sequence_offsets must say "
+                "where each begins");
+        return detail::sequences(name, context, tokens);
+    }
+
+    /// f(run, expert, worker) for all of both.
+    template <class F>
+    void each_column(const detail::Sequences& runs, const Call<S>& call, F&& f) const {
+        detail::parallel_for(
+            call.ws.executor(), detail::checked_product(runs.count(), num_experts()),
+            flops() * static_cast<double>(runs.tokens),
+            [&](Index i, int worker) { f(i / num_experts(), i % num_experts(), worker); });
+    }
+
+    /// [T, E] logits and the noise of this call.
+    Eigen::Ref<const Matrix<S>> with_noise(In<S> logits, const Call<S>& call) const {
+        if (settings_.noise == ExpertChoice::Noise::none || !call.context.training) return logits;
+        const bool is_normal = settings_.noise == ExpertChoice::Noise::normal;
+        const double scale = is_normal ? settings_.noise_scale / static_cast<double>(num_experts())
+                                       : settings_.noise_scale;
+        const detail::Samples samples(name, call, logits.rows(), num_experts(), is_normal ? 1 : 2);
+        auto noisy = call.ws.template state<Scratch>().noisy.matrix(logits.rows(), logits.cols());
+        detail::for_tokens(call.ws.executor(), logits.rows(), 10 * flops(), [&](Index t, int) {
+            for (Index e = 0; e < num_experts(); ++e) {
+                const double sample = is_normal ? samples.normal(t, e)
+                                                : samples.gumbel(t, e) - samples.gumbel(t, e, 1);
+                noisy(t, e) =
+                    static_cast<S>(std::fma(scale, sample, static_cast<double>(logits(t, e))));
+            }
+        });
+        return noisy;
+    }
+
+    auto choice(const Call<S>& call, In<S> logits) const {
+        auto& scratch = call.ws.template state<Scratch>();
+        scratch.taken.assign(detail::checked_product(logits.rows(), num_experts()), 0);
+        if (settings_.inference_threshold && !call.context.training)
+            let_tokens_choose(logits, scratch, call);
+        else
+            let_experts_choose(with_noise(logits, call), scratch, call);
+        return [n = num_experts(), taken = scratch.taken.data()](Index t, const S*, S*,
+                                                                 detail::Ranked<S>* ranked) {
+            Index count = 0;
+            for (Index e = 0; e < n; ++e)
+                if (taken[t * n + e] != 0) ranked[count++].index = static_cast<std::int32_t>(e);
+            return count;
+        };
+    }
+
+    void let_tokens_choose(In<S> logits, Scratch& scratch, const Call<S>& call) const {
+        const Index n = num_experts();
+        const auto threshold = static_cast<S>(*settings_.inference_threshold);
+        auto scores = scratch.columns.matrix(logits.rows(), n);
+        detail::for_tokens(call.ws.executor(), logits.rows(), flops(), [&](Index t, int) {
+            kernels<S>().sigmoid(n, row_data(logits, t), row_data(scores, t));
+            for (Index e = 0; e < n; ++e)  // a NaN is taken, to be seen
+                scratch.taken[t * n + e] = logits(t, e) != dead && !(scores(t, e) <= threshold);
+        });
+    }
+
+    /// What ranks like the scores of an expert: logits where scores rise with them.
+    void let_experts_choose(In<S> z, Scratch& scratch, const Call<S>& call) const {
+        const Index n = num_experts(), tokens = z.rows();
+        const auto runs = this->runs(call.context, tokens);
+        S* keys = transpose(z, scratch, call, [&](const S* row, S* values) {
+            if (settings_.scores == ExpertChoice::Scores::softmax)
+                kernels<S>().softmax(n, row, values);
+            else
+                std::copy_n(row, n, values);
+            for (Index e = 0; e < n; ++e)
+                if (row[e] == dead) values[e] = dead;
+        });
+        scratch.ranked.resize(ranked_size(tokens, call.ws.executor().concurrency()));
+        each_column(runs, call, [&](Index run, Index e, int worker) {
+            const Index first = runs.first(run), last = runs.last(run);
+            Index live = 0;
+            for (Index t = first; t < last; ++t) live += detail::is_live(n, row_data(z, t)) ? 1 : 0;
+            auto* ranked = scratch.ranked.data() + worker * detail::round_up_16(tokens);
+            const Index found = detail::rank_by_index(last - first, keys + e * tokens + first,
+                                                      capacity(live), ranked);
+            for (Index i = 0; i < found; ++i) scratch.taken[(first + ranked[i].index) * n + e] = 1;
+        });
+    }
+
+    /// [E, T] of what f(row of z, values [E]) makes of each token.
+    template <class F>
+    S* transpose(In<S> z, Scratch& scratch, const Call<S>& call, F&& f) const {
+        const Index n = num_experts(), tokens = z.rows();
+        S* columns = scratch.columns.resize(detail::checked_product(tokens, n)).data();
+        auto& values = detail::CombineRule::reserve<S>(call.ws, n, n);
+        const Index stride = values.size() / call.ws.executor().concurrency();
+        detail::for_tokens(call.ws.executor(), tokens, flops(), [&](Index t, int worker) {
+            S* row = values.data() + worker * stride;
+            f(row_data(z, t), row);
+            for (Index e = 0; e < n; ++e) columns[e * tokens + t] = row[e];
+        });
+        return columns;
+    }
+
+    /// [E, T], each row a softmax within each run.
+    S* softmax_over_tokens(In<S> z, const Call<S>& call) const {
+        const Index n = num_experts(), tokens = z.rows();
+        const auto runs = this->runs(call.context, tokens);
+        S* shares = transpose(z, call.ws.template state<Scratch>(), call,
+                              [n](const S* row, S* values) { std::copy_n(row, n, values); });
+        each_column(runs, call, [&](Index run, Index e, int) {
+            S* column = shares + e * tokens + runs.first(run);
+            kernels<S>().softmax(runs.last(run) - runs.first(run), column, column);
+        });
+        return shares;
+    }
+
+    static bool is_null(Index expert, const Context& context) {
+        const auto e = static_cast<std::size_t>(expert);
+        return e < context.experts.size() && context.experts[e].is_null;
+    }
+    /// Experts that chose a token, at least 1.
+    static S count_choosers(Index t, const Routing& routing, const Context& context) {
+        Index count = 0;
+        for (const Assignment& a : routing.of(t)) count += is_null(a.expert, context) ? 0 : 1;
+        return static_cast<S>(std::max(count, Index(1)));
+    }
+
+    /// With w = p h, h = 1 / choosers where chosen: dz_te = p_te (g_te h_t - sum_u p_ue g_ue h_u).
+    void backward_over_tokens(In<S> z, const Routing& routing, const WeightGradients<S>& dweights,
+                              Out<S> dlogits, const Call<S>& call) const {
+        const auto given =
+            detail::gradients_at<S>(Placement::output, dweights, routing, z, dlogits);
+        const Index n = num_experts(), tokens = z.rows();
+        const auto runs = this->runs(call.context, tokens);
+        const S* shares = softmax_over_tokens(z, call);
+        auto& scratch = call.ws.template state<Scratch>();
+        S* dshares = scratch.dcolumns.assign(detail::checked_product(tokens, n), S(0)).data();
+        const auto assignments = routing.assignments();
+        detail::for_tokens(call.ws.executor(), tokens, flops(), [&](Index t, int) {
+            const S choosers = count_choosers(t, routing, call.context);
+            for (Index a = routing.first(t); a < routing.first(t + 1); ++a) {
+                const Index e = assignments[static_cast<std::size_t>(a)].expert;
+                if (!is_null(e, call.context))
+                    dshares[e * tokens + t] = given[static_cast<std::size_t>(a)] / choosers;
+            }
+        });
+        each_column(runs, call, [&](Index run, Index e, int) {
+            const S* p = shares + e * tokens;
+            S* dp = dshares + e * tokens;
+            S mean = 0;
+            for (Index t = runs.first(run); t < runs.last(run); ++t)
+                mean = std::fma(p[t], dp[t], mean);
+            for (Index t = runs.first(run); t < runs.last(run); ++t) dp[t] = dp[t] - mean;
+        });
+        detail::for_tokens(call.ws.executor(), tokens, flops(), [&](Index t, int) {
+            for (Index e = 0; e < n; ++e)
+                if (z(t, e) != dead)
+                    dlogits(t, e) =
+                        std::fma(shares[e * tokens + t], dshares[e * tokens + t], dlogits(t, e));
+        });
+    }
+
+    ExpertChoice settings_;
+    detail::CombineRule rule_;
+};
+
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_GATES_EXPERT_CHOICE_HPP
