@@ -86,9 +86,10 @@ protected:
     /// @throws std::invalid_argument if there are no experts
     explicit TokenGate(Index num_experts) : num_experts_(num_experts) {
         if (num_experts < 1)
-            detail::fail(Gate::name,
-                         ": the layer has no experts to choose from; give the experts a count, e.g. "
-                         "moe::Swiglu{.count = 8, ...}; shared experts do not count");
+            detail::fail(
+                Gate::name,
+                ": the layer has no experts to choose from; give the experts a count, e.g. "
+                "moe::Swiglu{.count = 8, ...}; shared experts do not count");
     }
 
     static auto normalizes(const Context&, Index) {

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
+#include <span>
 #include <stdexcept>
 
 #include <moe/core/context.hpp>
@@ -36,6 +37,24 @@ enum class Placement {
 };
 
 namespace detail {
+
+/// @return  the gradients on the side of the weights, one per assignment
+/// @throws std::logic_error if there is another number of them
+/// @throws std::invalid_argument if dlogits is of another extent than logits
+template <class S>
+std::span<const S> check_weight_gradients(Placement placement, In<S> logits, const Routing& routing,
+                                          const WeightGradients<S>& dweights, In<S> dlogits) {
+    const auto given = placement == Placement::input ? dweights.input : dweights.output;
+    if (static_cast<Index>(given.size()) != routing.num_assignments())
+        fail<std::logic_error>("moe: a gate that weighs ",
+                               placement == Placement::input ? "inputs" : "outputs", " got ",
+                               given.size(), " gradients for ", routing.num_assignments(),
+                               " assignments; a gate around it must say weighs_input() as it does");
+    if (dlogits.rows() != logits.rows() || dlogits.cols() != logits.cols())
+        fail("moe: a gate's dlogits is [", dlogits.rows(), ", ", dlogits.cols(),
+             "], its logits are [", logits.rows(), ", ", logits.cols(), "]");
+    return given;
+}
 
 /// Combine weights of the assignments a token has, from its logits alone, and the way back.
 ///
@@ -93,15 +112,7 @@ struct CombineRule {
     template <class S, class Normalizes>
     void backward(In<S> logits, const Routing& routing, const WeightGradients<S>& dweights,
                   Out<S> dlogits, const Call<S>& call, Normalizes&& normalizes) const {
-        const auto given = placement == Placement::input ? dweights.input : dweights.output;
-        if (static_cast<Index>(given.size()) != routing.num_assignments())
-            fail<std::logic_error>(
-                "moe: a gate that weighs ", placement == Placement::input ? "inputs" : "outputs",
-                " got ", given.size(), " gradients for ", routing.num_assignments(),
-                " assignments; a gate around it must say weighs_input() as it does");
-        if (dlogits.rows() != logits.rows() || dlogits.cols() != logits.cols())
-            fail("moe: a gate's dlogits is [", dlogits.rows(), ", ", dlogits.cols(),
-                 "], its logits are [", logits.rows(), ", ", logits.cols(), "]");
+        const auto given = check_weight_gradients<S>(placement, logits, routing, dweights, dlogits);
         each_token(logits, routing, call, [&](Index t, Token<S>& token) {
             if (token.count == 0) return;
             S* dz = row_data(dlogits, t);
