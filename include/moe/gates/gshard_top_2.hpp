@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <span>
 
 #include <moe/core/concepts.hpp>
 #include <moe/core/memory.hpp>
@@ -16,6 +17,7 @@
 #include <moe/gates/select.hpp>
 #include <moe/gates/token_gate.hpp>
 #include <moe/gates/weights.hpp>
+#include <moe/kernels/dispatch.hpp>
 
 namespace moe::inline MOE_ABI {
 
@@ -27,18 +29,18 @@ class GShardTop2Module;
 ///
 /// Source: GShard (arXiv:2006.16668) algorithm 1, whose choices are the defaults.
 struct GShardTop2 {
-    /// Which second experts stay. s_2 is the second's part of the two, s_2 / (s_1 + s_2).
+    /// Which second experts stay, with p the second's part of the softmax of the two logits.
     enum class Second {
         all,         ///< every one
-        none,        ///< no one: top-1 that weighs like top-2
-        threshold,   ///< s_2 > threshold
-        random,      ///< with probability min(1, s_2 / threshold)
-        random_raw,  ///< the same of the score itself, not of its part of the two (NLLB)
+        none,        ///< no one: top-1 that may weigh like top-2
+        threshold,   ///< p > threshold
+        random,      ///< U(0, 1) < p / threshold
+        random_raw,  ///< the same with p the second's part of the softmax of all logits (NLLB)
     };
 
-    Second second = Second::random;         ///< in training
+    Second second = Second::random;  ///< in training
     Second second_at_inference = Second::all;
-    double threshold = 0.5;  ///< above 0; 0.5 in GShard: stays if 2 s_2 > U(0, 1); 0.2 in mesh-TF
+    double threshold = 0.5;  ///< above 0; 0.5: stays if U(0, 1) < 2 p (GShard); 0.2 in mesh-TF
     /// Whether training chooses the second by logits + Gumbel samples (DeepSpeed; "sampling" in
     /// NLLB). Weights come from the logits.
     bool gumbel = false;
@@ -72,8 +74,8 @@ struct GShardTop2 {
 ///
 ///     published gate            second (thresh.)  gumbel  weights
 ///     GShard                    random (0.5)      no      plain
-///     mesh-TF, lucidrains       random (0.2)      no      add_epsilon 1e-9; second_at_inference, too
-///     DeepSpeed top2            all               yes     clamp 1.2e-7, normalize_kept_only
+///     mesh-TF, lucidrains       random (0.2)      no      add_epsilon 1e-9; second_at_inference,
+///     too DeepSpeed top2            all               yes     clamp 1.2e-7, normalize_kept_only
 ///     NLLB (arXiv:2207.04672)   all, random_raw   option  clamp 1.2e-7, normalize_kept_only
 ///                               (0.5), none               if it normalises after dropping
 ///     OpenMoE                   all               no      none
@@ -83,9 +85,9 @@ struct GShardTop2 {
 /// it is the normalised one. Tokens of lower importance take mesh-TF's second slot, here the first.
 ///
 /// Ties go to the lower index; -inf is never chosen, so that a row may get one expert or none. A
-/// row that holds a NaN gets NaN weights and keeps its second. Null experts are left out of
-/// normalisation and weigh 0. Context::noise: [1 or 2, T, E], Gumbel samples if `gumbel`, then
-/// uniform ones, read in the column of the second, if the second is random.
+/// row that holds a NaN gets NaN weights. Null experts are left out of normalisation and weigh 0.
+/// Context::noise: [1 or 2, T, E], Gumbel samples if `gumbel`, then uniform ones, read in the
+/// column of the second, if the second is random.
 template <class S>
 class GShardTop2Module : public TokenGate<S, GShardTop2Module<S>> {
     using Base = TokenGate<S, GShardTop2Module>;
@@ -163,8 +165,8 @@ private:
         if (has_gumbel || has_uniform)
             samples.emplace(name, call, tokens, num_experts(), has_gumbel + has_uniform);
         Chosen* chosen = call.ws.template state<State>().chosen.resize(tokens).data();
-        return [=, this, importance = context.token_importance](
-                   Index t, const S* z, S* values, detail::Ranked<S>* ranked) {
+        return [=, this, importance = context.token_importance](Index t, const S* z, S* values,
+                                                                detail::Ranked<S>* ranked) {
             Index count = detail::rank_by_index(num_experts(), z, most(importance, t), ranked);
             if (count == 2 && has_gumbel) add_gumbel(z, *samples, t, values, ranked);
             const bool is_pruned =
@@ -179,6 +181,39 @@ private:
         if (!settings_.by_importance) return most_experts();
         const double value = importance[static_cast<std::size_t>(t)];
         return value >= 1 ? most_experts() : value > 0 ? 1 : 0;
+    }
+
+    /// Replaces the second by the best of the others with noise.
+    void add_gumbel(const S* z, const detail::Samples& samples, Index t, S* keys,
+                    detail::Ranked<S>* ranked) const {
+        constexpr S dead = -std::numeric_limits<S>::infinity();
+        const detail::Ranked<S> first = ranked[0];
+        for (Index e = 0; e < num_experts(); ++e)
+            keys[e] = z[e] == dead || e == first.index
+                          ? dead
+                          : z[e] + static_cast<S>(samples.gumbel(t, e));
+        detail::rank_by_index(num_experts(), keys, 1, ranked);
+        ranked[1] = ranked[0];
+        ranked[0] = first;
+    }
+
+    /// @param draw  of the uniform samples
+    bool stays(Second second, const S* z, const std::optional<detail::Samples>& samples, Index t,
+               std::uint32_t draw, S* values, const detail::Ranked<S>* ranked) const {
+        if (second == Second::all || second == Second::none) return second == Second::all;
+        const Index e = ranked[1].index;
+        S part;
+        if (second == Second::random_raw) {
+            kernels<S>().softmax(num_experts(), z, values);
+            part = values[e];
+        } else {
+            values[0] = z[ranked[0].index];
+            values[1] = z[e];
+            kernels<S>().softmax(2, values, values);
+            part = values[1];
+        }
+        if (second == Second::threshold) return part > static_cast<S>(settings_.threshold);
+        return samples->uniform(t, e, draw) < static_cast<double>(part) / settings_.threshold;
     }
 
     GShardTop2 settings_;
