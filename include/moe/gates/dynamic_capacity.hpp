@@ -28,7 +28,7 @@ class DynamicCapacityModule;
 ///                moe::Swiglu{.count = 4, .ffn_dim = 1408}, moe::Zero{.count = 1},
 ///                moe::Swiglu{.count = 2, .ffn_dim = 704}}
 ///
-/// Source: Uni-MoE-2.0-Omni (arXiv:2511.12609) section 3, and its code.
+/// Source: Uni-MoE 2.0 (arXiv:2511.12609) and its code.
 struct DynamicCapacity {
     double p = 0.7;        ///< 1 or more: every expert; 0 or less: k experts
     Index num_fixed = 0;   ///< experts that every token gets, the last of the layer; below E

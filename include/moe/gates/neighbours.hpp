@@ -30,7 +30,7 @@ namespace moe::inline MOE_ABI::detail {
 /// With a usual epsilon of 0.01 most often only the best is near, and its q is exactly 1. What is
 /// near does not change when z is multiplied by a positive number; it does when one is added.
 ///
-/// Source: SparseMixer-v2 (arXiv:2409.12136) section 2.2; Liu et al. (arXiv:2310.00811).
+/// Source: SparseMixer-v2 in GRIN (arXiv:2409.12136); SparseMixer (arXiv:2310.00811).
 template <class S>
 class Neighbours {
 public:

@@ -21,7 +21,7 @@ class SparseMixerModule;
 /// nearly as good as the best one, so that the router learns what another choice would have
 /// brought.
 ///
-/// Source: SparseMixer-v2 (arXiv:2409.12136) section 2.2, after Liu et al. (arXiv:2310.00811).
+/// Source: SparseMixer-v2 in GRIN (arXiv:2409.12136), after SparseMixer (arXiv:2310.00811).
 struct SparseMixer {
     Index k = 2;            ///< experts per token, 1 to E
     double epsilon = 0.01;  ///< an expert is near within 2 epsilon of the best one's size; >= 0
