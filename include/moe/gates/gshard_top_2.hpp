@@ -42,7 +42,7 @@ struct GShardTop2 {
     Second second_at_inference = Second::all;
     double threshold = 0.5;  ///< above 0; 0.5: stays if U(0, 1) < 2 p (GShard); 0.2 in mesh-TF
     /// Whether training chooses the second by logits + Gumbel samples (DeepSpeed; "sampling" in
-    /// NLLB). Weights come from the logits.
+    /// NLLB).
     bool gumbel = false;
 
     Score score = Score::softmax;  ///< softmax_of_selected in fastmoe
@@ -70,19 +70,22 @@ struct GShardTop2 {
 ///
 /// A second expert that does not stay is Dropped::pruned: it keeps its slot in the token's list and
 /// reaches no expert. It is no longer counted for capacity. With normalize_kept_only the first then
-/// weighs 1, as if alone; without, s_1 / (s_1 + s_2).
+/// weighs 1, as if alone; without, s_1 / (s_1 + s_2). Weights come from the logits, without noise.
 ///
-///     published gate            second (thresh.)  gumbel  weights
-///     GShard                    random (0.5)      no      plain
-///     mesh-TF, lucidrains       random (0.2)      no      add_epsilon 1e-9; second_at_inference,
-///     too DeepSpeed top2            all               yes     clamp 1.2e-7, normalize_kept_only
-///     NLLB (arXiv:2207.04672)   all, random_raw   option  clamp 1.2e-7, normalize_kept_only
-///                               (0.5), none               if it normalises after dropping
-///     OpenMoE                   all               no      none
-///     fastmoe                   random (0.5)      no      softmax_of_selected
+///     published gate           second (threshold)  gumbel  weights
+///     GShard, algorithm 1      random (0.5)        no      plain
+///     mesh-TF, lucidrains      random (0.2) (*)    no      add_epsilon 1e-9
+///     DeepSpeed top2           all                 yes     clamp 1.2e-7, normalize_kept_only
+///     NLLB (arXiv:2207.04672)  all, none, or       as set  clamp 1.2e-7, normalize_kept_only
+///                              random_raw (0.5)            if so set
+///     OpenMoE                  all                 no      none
+///     fastmoe                  random (0.5)        no      softmax_of_selected
 ///
-/// NLLB's code, where it normalises first, goes on with the raw score as the second's weight; here
-/// it is the normalised one. Tokens of lower importance take mesh-TF's second slot, here the first.
+/// (*) and at inference. The first has the larger logit, so that p is at most 1/2.
+///
+/// Where NLLB's code normalises before it drops, its random rule overwrites the second's weight by
+/// the raw score; here it stays normalised. Tokens of lower importance take the second slot in
+/// mesh-TF and the first here.
 ///
 /// Ties go to the lower index; -inf is never chosen, so that a row may get one expert or none. A
 /// row that holds a NaN gets NaN weights. Null experts are left out of normalisation and weigh 0.

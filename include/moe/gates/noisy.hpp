@@ -41,11 +41,11 @@ struct GateNoise {
 ///     sigma = as GateNoise::kind says
 ///     inner gate: selects and weighs by h
 ///
-/// Kind::learned takes 2 E logits of a token from the router, [z | noise logits]. At inference z
-/// alone is used. As L is not E then, this gate is who keeps experts out that a token may not go
-/// to. Losses that want one logit per expert do not take such logits.
+/// Kind::learned takes 2 E logits of a token from the router, [z | n] with noise logits n. At
+/// inference z alone is used. Experts that a token may not go to are masked in z. Losses that want
+/// one logit per expert refuse such logits.
 ///
-/// Backward goes to z, and to the noise logits n:
+/// Backward goes to z and to n, with the samples as constants:
 ///
 ///     dz = dh,   dn = dh noise sigmoid(n)
 ///
@@ -53,16 +53,17 @@ struct GateNoise {
 /// inner gate's. Context::noise: [1, T, E] normal or Gumbel samples; the inner gate then draws its
 /// own, if it draws.
 ///
-///     published gate                         noise                                  inner gate
-///     Shazeer (arXiv:1701.06538) eq. 3 to 5  learned, epsilon 0                     TopK
-///     fastmoe NoisyGate                      learned                                TopK
-///     LLaMA-MoE (arXiv:2406.16554)           learned                                TopK, scale
-///     E/k V-MoE (arXiv:2106.05974)               fixed_over_experts                     TopK, none
-///     M3ViT (arXiv:2210.14793)               fixed_over_experts                     TopK, none
-///     Tutel (arXiv:2206.03382)               fixed_over_experts                     TopK, clamp
-///     ShiftAddViT (arXiv:2306.06446)         learned, inference                     TopK, k = 1
-///     its NoisyGate_V2                       fixed_over_experts                     TopK, none
-///     its NaiveGate                          (no Noisy)                             TopK, k = 1
+///     published gate                     noise                inner gate
+///     Shazeer (arXiv:1701.06538) eq. 3   learned, epsilon 0   TopK
+///     fastmoe NoisyGate                  learned              TopK
+///     LLaMA-MoE (arXiv:2406.16554)       learned              TopK, scale = E / k
+///     V-MoE (arXiv:2106.05974)           fixed_over_experts   TopK, none
+///     M3ViT (arXiv:2210.14793)           fixed_over_experts   TopK, none
+///     Tutel (arXiv:2206.03382)           fixed_over_experts   TopK, clamp
+///     ShiftAddViT (arXiv:2306.06446)
+///       NaiveGate                        no Noisy             TopK, k = 1
+///       NoisyGate                        learned, inference   TopK, k = 1
+///       NoisyGate_V2                     fixed_over_experts   TopK, none
 ///
 /// "none" and "clamp" are TopK::normalize. LLaMA-MoE's routers are MLPs.
 template <class S, class Inner>
