@@ -63,7 +63,9 @@ struct Batch {
     moe::Call<S> call() { return {context, ws}; }
 
     void select(moe::In<S> logits) {
-        routing.reset(logits.rows(), logits.cols());
+        Index experts = logits.cols();
+        if constexpr (requires { gate.num_experts(); }) experts = gate.num_experts();
+        routing.reset(logits.rows(), experts);
         moe::hooks::select<S>(gate, logits, routing, call());
         routing.group();
     }

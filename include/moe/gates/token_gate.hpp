@@ -16,7 +16,8 @@ namespace moe::inline MOE_ABI {
 ///         friend class TokenGate<S, FirstModule<S>>;
 ///         static constexpr const char* name = "moe::First";          // for messages
 ///         Index most_experts() const { return 1; }                   // that a token can get
-///         const detail::CombineRule& rule() const { return rule_; }  // scores to weights
+///         const detail::CombineRule& rule() const { return rule_; }  // scores to weights, or
+///                                                                    // what has its members
 ///         auto choice(const Call<S>& call, Index tokens) const {     // checks the dial
 ///             return [](Index t, const S* z, S* values, detail::Ranked<S>* ranked) {
 ///                 ranked[0].index = 0;  // in slot order; z [L] logits, values [3 L] scratch
@@ -76,13 +77,13 @@ public:
     void reserve(Index tokens, Index, Workspace<S>& ws) const {
         const Index most = gate().most_experts();
         detail::reserve_selection<S>(ws, tokens, num_experts_, most);
-        detail::CombineRule::reserve<S>(ws, num_experts_, most);
+        gate().rule().template reserve<S>(ws, num_experts_, most);
     }
     /// Bytes of workspace.
     Index workspace_bytes(Index tokens, Index, Keep, int workers) const {
         const Index most = gate().most_experts();
         return detail::selection_bytes<S>(tokens, num_experts_, most, workers) +
-               detail::CombineRule::bytes<S>(num_experts_, most, workers);
+               gate().rule().template bytes<S>(num_experts_, most, workers);
     }
 
     Index num_experts() const { return num_experts_; }

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_GATES_NOISY_HPP
+#define MOE_GATES_NOISY_HPP
+
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <utility>
+
+#include <moe/core/concepts.hpp>
+#include <moe/core/memory.hpp>
+#include <moe/gates/samples.hpp>
+#include <moe/gates/score.hpp>
+#include <moe/gates/tokens.hpp>
+#include <moe/gates/wrapper.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// The noise of Noisy.
+struct GateNoise {
+    enum class Kind {
+        fixed,               ///< sigma = std
+        fixed_over_experts,  ///< sigma = std / E (V-MoE, Tutel)
+        learned,             ///< sigma = softplus(noise logits) + epsilon (Shazeer, fastmoe)
+        gumbel,              ///< sigma = std, samples are Gumbel's instead of normal
+    };
+
+    Kind kind = Kind::learned;
+    double std = 1;          ///< finite and >= 0; not for `learned`
+    double epsilon = 1e-2;   ///< for `learned`: the least sigma; finite and >= 0
+    bool inference = false;  ///< whether there is noise outside of training, too
+    /// Whether weights come from the noisy logits, too. Otherwise noise chooses only, and z weighs
+    /// (DeepSpeed's RSample).
+    bool weighs = true;
+};
+
+/// A gate whose inner gate sees noisy logits, in training only. It explores: an expert that is
+/// nearly good enough gets its chance.
+///
+///     h     = z + noise * sigma      z: [E] the token's logits, noise: N(0, 1) or Gumbel
+///     sigma = as GateNoise::kind says
+///     inner gate: selects and weighs by h
+///
+/// Kind::learned takes 2 E logits of a token from the router, [z | n] with noise logits n. At
+/// inference z alone is used. Experts that a token may not go to are masked in z. Losses that want
+/// one logit per expert refuse such logits.
+///
+/// Backward goes to z and to n, with the samples as constants:
+///
+///     dz = dh,   dn = dh noise sigmoid(n)
+///
+/// An expert at -inf stays there, with no gradient. Everything else about rows and experts is the
+/// inner gate's. Context::noise: [1, T, E] normal or Gumbel samples; the inner gate then draws its
+/// own, if it draws.
+///
+///     published gate                     noise                inner gate
+///     Shazeer (arXiv:1701.06538) eq. 3   learned, epsilon 0   TopK
+///     fastmoe NoisyGate                  learned              TopK
+///     LLaMA-MoE (arXiv:2406.16554)       learned              TopK, scale = E / k
+///     V-MoE (arXiv:2106.05974)           fixed_over_experts   TopK, none
+///     M3ViT (arXiv:2210.14793)           fixed_over_experts   TopK, none
+///     Tutel (arXiv:2206.03382)           fixed_over_experts   TopK, clamp
+///     ShiftAddViT (arXiv:2306.06446)
+///       NaiveGate                        no Noisy             TopK, k = 1
+///       NoisyGate                        learned, inference   TopK, k = 1
+///       NoisyGate_V2                     fixed_over_experts   TopK, none
+///
+/// "none" and "clamp" are TopK::normalize. LLaMA-MoE's routers are MLPs.
+template <class S, class Inner>
+class NoisyModule : public GateWrapper<S, Inner> {
+public:
+    using GateWrapper<S, Inner>::inner;
+
+    NoisyModule() = default;
+    /// @param num_experts  of the layer
+    /// @throws std::invalid_argument if a setting is out of range
+    NoisyModule(Inner gate, const GateNoise& noise, Index num_experts)
+        : GateWrapper<S, Inner>{std::move(gate)}, noise_(noise), num_experts_(num_experts) {
+        detail::check_choice(name, "kind", noise.kind, GateNoise::Kind::gumbel);
+        if (!(noise.std >= 0 && std::isfinite(noise.std)))
+            detail::fail(name, ": std is ", noise.std, ", it must be finite and >= 0");
+        if (!(noise.epsilon >= 0 && std::isfinite(noise.epsilon)))
+            detail::fail(name, ": epsilon is ", noise.epsilon, ", it must be finite and >= 0");
+    }
+
+    const GateNoise& noise() const { return noise_; }
+    Index num_experts() const { return num_experts_; }
+    /// Twice as many as the inner gate's for Kind::learned.
+    Index num_logits(Index experts) const {
+        return (is_learned() ? 2 : 1) * hooks::num_logits(inner, experts);
+    }
+    bool is_causal() const { return hooks::is_causal(inner); }
+
+    /// @param logits  [T, L]
+    void select(In<S> logits, Routing& routing, const Call<S>& call) const {
+        within(logits, call, is_on(call.context), [&](In<S> h, const Call<S>& inner_call) {
+            hooks::select<S>(inner, h, routing, inner_call);
+        });
+    }
+
+    void weigh(In<S> logits, Routing& routing, const Call<S>& call) const {
+        within(logits, call, weighs(call.context), [&](In<S> h, const Call<S>& inner_call) {
+            hooks::weigh<S>(inner, h, routing, inner_call);
+        });
+    }
+
+    /// Adds to dlogits [T, L]. Noise is drawn again rather than kept.
+    void backward(In<S> logits, const Routing& routing, const WeightGradients<S>& dweights,
+                  Out<S> dlogits, NoisyModule& grad,
+                  const Call<S>& call) const requires TrainableGate<Inner, S> {
+        const bool is_noisy = weighs(call.context);
+        within(logits, call, is_noisy, [&](In<S> h, const Call<S>& inner_call) {
+            const auto add = [&](Out<S> dh) {
+                hooks::backward<S>(inner, h, routing, dweights, dh, grad.inner, inner_call);
+            };
+            if (!is_noisy || !is_learned()) return add(dlogits.leftCols(h.cols()));  // dh/dz is 1
+            auto dh = call.ws.template state<State>().gradient.matrix(h.rows(), h.cols());
+            dh.setZero();
+            add(dh);
+            add_gradient(logits, h, dh, dlogits, call);
+        });
+    }
+
+    void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
+        auto& state = ws.template state<State>();
+        state.noisy.matrix(tokens, width());
+        if (is_learned() && ws.keeps()) state.gradient.matrix(tokens, width());
+        GateWrapper<S, Inner>::reserve(tokens, assignments, ws.child(0));
+    }
+    Index workspace_bytes(Index tokens, Index assignments, Keep keep, int workers) const {
+        const Index matrices = is_learned() && keep != Keep::nothing ? 2 : 1;
+        return matrices * tokens * width() * static_cast<Index>(sizeof(S)) +
+               GateWrapper<S, Inner>::workspace_bytes(tokens, assignments, keep, workers);
+    }
+
+private:
+    static constexpr const char* name = "moe::Noisy";
+    static constexpr S masked = -std::numeric_limits<S>::infinity();
+
+    struct State {
+        Buffer<S> noisy;     // [T, E] h
+        Buffer<S> gradient;  // [T, E] d(loss)/dh
+    };
+
+    bool is_learned() const { return noise_.kind == GateNoise::Kind::learned; }
+    bool is_on(const Context& context) const { return context.training || noise_.inference; }
+    bool weighs(const Context& context) const { return noise_.weighs && is_on(context); }
+    /// Logits that the inner gate reads.
+    Index width() const { return hooks::num_logits(inner, num_experts_); }
+
+    /// f(h, call of the inner gate); h is z where there is nothing to add and to mask.
+    template <class F>
+    void within(In<S> logits, const Call<S>& call, bool is_noisy, F&& f) const {
+        if (logits.cols() != num_logits(num_experts_))
+            detail::fail(name, ": logits is [", logits.rows(), ", ", logits.cols(),
+                         "], the gate wants ", num_logits(num_experts_), " logits per token");
+        Context context = call.context;
+        context.noise = {};
+        const Call<S> inner_call{context, call.ws.child(0), call.ids, call.expert};
+        // The layer masks experts where there is a logit for each; else that is done here.
+        const bool masks = is_learned() && !context.allowed.empty() && width() == num_experts_;
+        if (!is_noisy && !masks) return f(logits.leftCols(width()), inner_call);
+
+        auto h = call.ws.template state<State>().noisy.matrix(logits.rows(), width());
+        std::optional<detail::Samples> samples;
+        if (is_noisy) samples.emplace(name, call, logits.rows(), width());
+        each_row(logits, call, [&](Index t, Index e) {
+            const S z = logits(t, e);
+            const bool is_masked = z == masked || (masks && !context.is_allowed(t, e));
+            if (is_masked)
+                h(t, e) = masked;
+            else
+                h(t, e) = samples ? std::fma(sample(*samples, t, e), sigma(logits, t, e), z) : z;
+        });
+        f(h, inner_call);
+    }
+
+    /// f(token, logit) for each that the inner gate reads.
+    template <class F>
+    void each_row(In<S> logits, const Call<S>& call, F&& f) const {
+        const Index n = width();
+        detail::for_tokens(call.ws.executor(), logits.rows(), 200.0 * static_cast<double>(n),
+                           [&](Index t, int) {
+                               for (Index e = 0; e < n; ++e) f(t, e);
+                           });
+    }
+
+    S sample(const detail::Samples& samples, Index t, Index e) const {
+        const bool is_gumbel = noise_.kind == GateNoise::Kind::gumbel;
+        return static_cast<S>(is_gumbel ? samples.gumbel(t, e) : samples.normal(t, e));
+    }
+    S sigma(In<S> logits, Index t, Index e) const {
+        if (is_learned()) {
+            const auto n = static_cast<double>(logits(t, width() + e));
+            return static_cast<S>(detail::softplus(n) + noise_.epsilon);
+        }
+        const bool is_divided = noise_.kind == GateNoise::Kind::fixed_over_experts;
+        return static_cast<S>(is_divided ? noise_.std / static_cast<double>(num_experts_)
+                                         : noise_.std);
+    }
+
+    /// dz += dh, dn += dh noise sigmoid(n)
+    void add_gradient(In<S> logits, In<S> h, In<S> dh, Out<S> dlogits, const Call<S>& call) const {
+        const detail::Samples samples(name, call, logits.rows(), width());
+        each_row(logits, call, [&](Index t, Index e) {
+            if (h(t, e) == masked) return;
+            const auto n = static_cast<double>(logits(t, width() + e));
+            const double small = std::exp(-std::abs(n)), slope = (n < 0 ? small : 1) / (1 + small);
+            dlogits(t, e) += dh(t, e);
+            S& dn = dlogits(t, width() + e);
+            dn = std::fma(dh(t, e) * sample(samples, t, e), static_cast<S>(slope), dn);
+        });
+    }
+
+    GateNoise noise_{};
+    Index num_experts_ = 0;
+};
+
+/// Recipe: noise on the logits of another gate.
+///
+///     moe::Noisy{moe::TopK{.k = 2}, moe::GateNoise{.kind = moe::GateNoise::Kind::learned}}
+template <class Inner>
+struct Noisy {
+    Inner inner;
+    GateNoise noise{};
+
+    template <class S>
+    auto build(const Shape& shape, Random& random) const {
+        using Gate = detail::built_t<Inner, S>;
+        static_assert(moe::Gate<Gate, S>,
+                      "moe: moe::Noisy takes a gate, e.g. moe::Noisy{moe::TopK{.k = 2}}");
+        return NoisyModule<S, Gate>(detail::built<Inner, S>(inner, shape, random), noise,
+                                    shape.num_experts);
+    }
+};
+
+template <class Inner>
+Noisy(Inner) -> Noisy<Inner>;
+template <class Inner>
+Noisy(Inner, GateNoise) -> Noisy<Inner>;
+
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_GATES_NOISY_HPP
