@@ -266,6 +266,7 @@ class DynamicCapacityModule : public TokenGate<S, DynamicCapacityModule<S>> {
     friend Base;
 
 public:
+    static constexpr bool multiplies_scores = false;  // its weights are not CombineRule's
     using Base::num_experts;
     static constexpr bool reads_p = true;
 

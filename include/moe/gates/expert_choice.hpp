@@ -92,6 +92,7 @@ class ExpertChoiceModule : public TokenGate<S, ExpertChoiceModule<S>> {
     friend Base;
 
 public:
+    static constexpr bool multiplies_scores = false;  // its weights are not CombineRule's
     using Base::num_experts;
     static constexpr bool per_token = false;
 

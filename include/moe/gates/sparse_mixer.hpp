@@ -140,6 +140,7 @@ class SparseMixerModule : public TokenGate<S, SparseMixerModule<S>> {
     friend Base;
 
 public:
+    static constexpr bool multiplies_scores = false;  // its weights are not CombineRule's
     using Base::num_experts;
 
     SparseMixerModule() = default;
