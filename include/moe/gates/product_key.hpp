@@ -199,14 +199,14 @@ public:
     void reserve(Index tokens, Index, Workspace<S>& ws) const {
         auto& scratch = ws.template state<Scratch>();
         const auto rule = this->rule();
-        scratch.rooms.resize(rule, ws.executor().concurrency(), false, most_wanted());
+        scratch.rooms.resize(rule, ws.executor().concurrency(), false, rule.most_entries());
         scratch.chosen.resize(detail::checked_product(wave_of(tokens), rule.most_experts()));
         scratch.counts.resize(wave_of(tokens));
     }
     /// Bytes of workspace, without what calls with Context::allowed take.
     Index workspace_bytes(Index tokens, Index, Keep, int workers) const {
         const auto rule = this->rule();
-        return detail::ProductKeyScratch<S>::bytes(rule, workers, most_wanted()) +
+        return detail::ProductKeyScratch<S>::bytes(rule, workers, rule.most_entries()) +
                wave_of(tokens) * (rule.most_experts() + 1) *
                    static_cast<Index>(sizeof(std::int32_t));
     }
@@ -261,8 +261,6 @@ private:
                 .variance = has_statistics ? variance_.data() : nullptr,
                 .quantile = quantile_};
     }
-    /// Entries per worker that every call finds room in.
-    Index most_wanted() const { return std::max(rule().most_entries(), num_experts_); }
     /// Tokens that are chosen for at a time: as many as fit 4 MiB, within reason.
     Index wave_of(Index tokens) const {
         const Index fit = (Index(1) << 20) / rule().most_experts();
@@ -280,7 +278,8 @@ private:
     Scratch& reserve(const Call<S>& call, Index entries) const {
         auto& scratch = call.ws.template state<Scratch>();
         scratch.rooms.resize(rule(), call.ws.executor().concurrency(),
-                             !call.context.allowed.empty(), std::max(entries, most_wanted()));
+                             !call.context.allowed.empty(),
+                             std::max(entries, rule().most_entries()));
         return scratch;
     }
 
