@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <moe/gates/capacity_limit.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
