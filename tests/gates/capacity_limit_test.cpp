@@ -210,7 +210,7 @@ TEST(CapacityLimit, IsNeverMoreThanTheMostTokens) {
     EXPECT_EQ(of(CapacityLimit{.factor = 1e300}, 10, 4), most);
     EXPECT_EQ(of(CapacityLimit{.factor = infinity, .multiple_of = 4}, 10, 4), most);
     EXPECT_EQ(of(CapacityLimit::constant(huge), 10, 4), most);
-    EXPECT_EQ(of(CapacityLimit{.factor = 1, .minimum = huge, .multiple_of = 7}, 10, 4), most);
+    EXPECT_EQ(of(CapacityLimit{.factor = 1, .minimum = huge, .multiple_of = 4}, 10, 4), most);
     EXPECT_EQ(of(CapacityLimit{.factor = 1, .multiple_of = huge}, 10, 4), most);
     EXPECT_EQ(of(CapacityLimit::tutel(1e300, 1), 10, 4), most);
     EXPECT_EQ(of(CapacityLimit{.factor = 1}, most, 1), most);
