@@ -721,7 +721,11 @@ TEST(Capacity, SaysWhetherItIsCausal) {
     EXPECT_FALSE(
         is_causal(TopK{.k = 2}, {.priority = in_order, .overflow = Overflow::next_choice}));
     EXPECT_FALSE(is_causal(moe::ExpertChoice{}, {.priority = in_order}));
-    // Later tokens may raise N where a token's number of experts is its own.
+    // Later tokens may lower N where they are pruned.
+    const moe::OnlinePruning pruned{TopK{.k = 2}, 0.5, 0.0};
+    EXPECT_FALSE(is_causal(pruned, {.priority = in_order}));
+    EXPECT_TRUE(is_causal(pruned, {.limit = places(3), .priority = in_order}));
+    // And raise it where a token's number of experts is its own.
     EXPECT_FALSE(is_causal(TopP{}, {.priority = in_order}));
     EXPECT_TRUE(is_causal(TopP{}, {.limit = places(3), .priority = in_order}));
     EXPECT_TRUE(is_causal(TopP{}, {.limit = CapacityLimit::gshard(), .priority = in_order}));

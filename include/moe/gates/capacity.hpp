@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -20,6 +21,9 @@
 #include <moe/gates/wrapper.hpp>
 
 namespace moe::inline MOE_ABI {
+
+template <class S>
+class TopKModule;
 
 /// How many assignments an expert takes, who goes first, and what becomes of the others. Without
 /// it, layers are dropless.
@@ -78,11 +82,9 @@ struct Capacity {
 /// Where positions are counted from, requests or kept assignments of earlier slots (both are
 /// published), makes no difference: after C requests there is no place either way.
 ///
-/// Of the priorities only token_major never looks at what later tokens choose, as long as C does
-/// not either: it depends on T, and on N if the inner gate gives some tokens more experts than
-/// others and the limit has no k of its own. k_major is the same for gates that choose one expert.
-///
-/// A NaN comes last.
+/// Of the priorities only token_major never looks at what later tokens choose, nor does C then if
+/// the inner gate gives tokens equally many experts or the limit has a k of its own. k_major is the
+/// same for gates that choose one expert. A NaN comes last.
 ///
 /// Sources: GShard (arXiv:2006.16668) algorithm 1, Switch (arXiv:2101.03961) section 2.2; see
 /// CapacityLimit.
@@ -118,11 +120,11 @@ public:
 
     const Capacity& settings() const { return settings_; }
     Index num_experts() const { return num_experts_; }
-    /// For batches of one size: C depends on it.
+    /// For batches of one size, which C depends on. Of the inner gates only TopK is known to give
+    /// tokens equally many experts.
     bool is_causal() const {
-        // A gate with a k gives every token so many experts.
         const auto is_fixed = [](const CapacityLimit& limit) {
-            return limit.k != 0 || limit.factor == 0 || hooks::reads_k<Inner>;
+            return limit.k != 0 || limit.factor == 0 || std::is_same_v<Inner, TopKModule<S>>;
         };
         return settings_.priority == Capacity::Priority::token_major &&
                settings_.overflow != Capacity::Overflow::next_choice && is_fixed(settings_.limit) &&
@@ -237,6 +239,7 @@ private:
         }
     }
 
+    Index limited(Index experts) const { return experts - settings_.unlimited_last; }
     /// Where the places of an expert are counted.
     Index device(Index expert) const {
         return expert / settings_.experts_per_device * settings_.experts_per_device;
@@ -259,8 +262,6 @@ private:
         if (settings_.overflow == Capacity::Overflow::next_choice)
             try_next(first, last, begin, logits, routing, state);
     }
-
-    Index limited(Index experts) const { return experts - settings_.unlimited_last; }
 
     /// Fills state.order by priority: the assignments of the scope, without what is dropped already
     /// and what crosses a mask, which the layer takes out.
