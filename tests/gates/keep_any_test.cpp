@@ -62,8 +62,7 @@ template <class S>
 auto with_masks(const KeepAny& recipe, Index experts, const Context& context) {
     auto tokens = batch<S>(recipe, experts);
     tokens.context = context;
-    tokens.gate.mask_weight.view() =
-        random_matrix<S>(recipe.inner.k, recipe.inner.k, 91, 1).eval();
+    tokens.gate.mask_weight.view() = random_matrix<S>(recipe.inner.k, recipe.inner.k, 91, 1).eval();
     return tokens;
 }
 
@@ -122,9 +121,8 @@ TYPED_TEST(KeepAnyGate, IsTheFormula) {
                         m.push_back(static_cast<double>(z(t, 6 + i)));
                         if (trains) samples.push_back(random.gumbel(20 + t, i));
                     }
-                    const auto c =
-                        kept_by(g, m, tokens.gate.mask_weight.view().template cast<double>(),
-                                samples, 1.4);
+                    const auto c = kept_by(
+                        g, m, tokens.gate.mask_weight.view().template cast<double>(), samples, 1.4);
                     double all = 0, kept = 0;
                     for (std::size_t i = 0; i < g.size(); ++i) {
                         all += g[i];
@@ -339,6 +337,17 @@ TYPED_TEST(KeepAnyGate, ShowsANaN) {
     }
 }
 
+TYPED_TEST(KeepAnyGate, RanksAMaskThatIsNotANumberLast) {
+    using S = TypeParam;
+    auto tokens = batch<S>(KeepAny{TopK{.k = 3}}, 3);
+    tokens.route(
+        rows<S>({{3, 2, 1, nan<S>, 1, 2}, {3, 2, 1, 1, nan<S>, 2}, {3, 2, 1, 0, 1, nan<S>}}));
+    const std::vector<Index> kept{3, 3, 2};
+    for (Index t = 0; t < 3; ++t)
+        for (Index i = 0; i < 3; ++i)
+            EXPECT_EQ(tokens.routing.of(t)[at(i)].dropped == Dropped::no, i < kept[at(t)]);
+}
+
 TYPED_TEST(KeepAnyGate, OfNoTokensOfOneExpertAndOfEqualLogits) {
     using S = TypeParam;
     for (const bool trains : {false, true}) {
@@ -433,6 +442,30 @@ TEST(KeepAnyGradient, IsExactForEveryScore) {
                                 TemperatureSchedule::constant(0.7)},
                         random_matrix<double>(6, 5 + k, 8, 1), 5,
                         {.training = trains, .step = 2, .seed = 4});
+}
+
+TEST(KeepAnyGradient, OfAReplayInTrainingKeepsOutWhatIsPruned) {
+    Matrix<double> z = random_matrix<double>(6, 9, 8, 1);
+    auto tokens = with_masks<double>(KeepAny{TopK{.k = 4}}, 5, training);
+    tokens.route(z);
+    for (Index t = 0; t < 6; ++t) {
+        tokens.routing.set_dropped(4 * t + t % 4, Dropped::pruned);
+        tokens.routing.set_dropped(4 * t + 3, Dropped::pruned);
+    }
+    tokens.routing.group();
+    tokens.weigh(z);
+    for (const moe::Assignment& a : tokens.routing.assignments())
+        EXPECT_EQ(a.weight == 0, a.dropped == Dropped::pruned);
+    const auto c = derivatives<double>(24);
+    const Matrix<double> dz = tokens.backward(z, c);
+    const auto loss = [&] {
+        tokens.weigh(z);
+        double sum = 0;
+        for (std::size_t a = 0; a < c.size(); ++a)
+            sum += c[a] * tokens.routing.assignments()[a].weight;
+        return sum;
+    };
+    EXPECT_TRUE(moe::testing::check_gradient(loss, z, dz, {.scale = 0.01}));
 }
 
 /// The layer's gradients at x and at every parameter, in training.
