@@ -603,6 +603,36 @@ TEST(Capacity, GradientsOnInputWeightsOfWhatPassesThroughAreExact) {
     EXPECT_TRUE(moe::testing::check_gradients(layer, {.rows = 9, .columns = 4, .scale = 0.01}));
 }
 
+TEST(Capacity, BothWeightsOfWhatPassesThroughHaveGradients) {
+    const auto layer = make(TopK{.k = 1});
+    Routing plan;
+    plan.reset(1, 4);
+    plan.add(0, 2, 0.5, 3);
+    plan.set_dropped(0, Dropped::pass_through);
+    plan.group();
+    const Matrix<double> x = rows<double>({{1, 2, 3, 4}}), dy = rows<double>({{2, 0, -1, 1}});
+    Matrix<double> y(1, 4), dx(1, 4);
+    moe::Workspace<double> ws;
+    auto grad = layer.bank();
+    std::vector<double> dweight(1), dinput(1);
+    layer.bank().apply(x, plan, y, ws);
+    layer.bank().apply_backward(x, plan, dy, dx, dweight, dinput, grad, ws);
+    EXPECT_EQ(y, Matrix<double>(1.5 * x));
+    EXPECT_EQ(dx, Matrix<double>(1.5 * dy));
+    EXPECT_EQ(dweight[0], 3 * 3.0);  // dy x is 3
+    EXPECT_EQ(dinput[0], 0.5 * 3.0);
+}
+
+TEST(Capacity, ComparesWeightsOnTheSideWhereTheyAre) {
+    const Matrix<double> z = random_matrix<double>(30, 4, 8, 2);
+    const Capacity likeliest{.limit = places(6), .priority = Priority::probability};
+    const TopK output{.k = 2, .score = moe::Score::sigmoid, .normalize = Normalize::none};
+    TopK input = output;
+    input.placement = moe::Placement::input;
+    EXPECT_EQ(kept(routed(WithCapacity{output, likeliest}, z, 4, {})),
+              kept(routed(WithCapacity{input, likeliest}, z, 4, {})));
+}
+
 TEST(Capacity, GradientsAreExact) {
     for (const Overflow overflow : {Overflow::drop, Overflow::next_choice})
         for (const bool anew : {false, true})
