@@ -30,7 +30,9 @@ namespace moe::inline MOE_ABI {
 ///     y[t] = sum over groups in argument order, over experts ascending, of
 ///            multiplier * weight * expert(input_scale * input_weight * x[t])
 ///
-/// with the context's gate_multiplier of the expert, or 1. The global number of an expert is its
+/// with the context's gate_multiplier of the expert, or 1. An assignment that is
+/// Dropped::pass_through adds weight * input_weight * x[t] after all of them, with neither factor.
+/// The global number of an expert is its
 /// position in the order of the arguments. A group that owns no routed expert (Shared) works on
 /// every token that is not padding, with weight 1.
 ///
@@ -87,7 +89,7 @@ public:
 
     /// Writes y from x and a plan.
     /// @param x  [T, D]   @param y  [T, O], overwritten; must not overlap x
-    /// @throws std::invalid_argument if extents disagree
+    /// @throws std::invalid_argument if extents disagree, or a token passes through and O is not D
     void apply(In<S> x, const Routing& routing, Out<S> y, Workspace<S>& ws,
                const Context& context = {}) const {
         check("forward", x, routing, y, "y", context);
@@ -110,7 +112,8 @@ public:
 
     /// The way back.
     /// @param dx       [T, D], overwritten; must not overlap x or dy
-    /// @param dweight  [N] d(loss)/d(weight) by assignment number, overwritten; 0 where dropped
+    /// @param dweight  [N] d(loss)/d(weight) by assignment number, overwritten; 0 where dropped,
+    ///                 unless the token passes through
     /// @param dinput   [N] the same for input weights; empty: not wanted
     /// @throws std::logic_error if ws was not last filled by apply() with these arguments
     /// @throws std::invalid_argument if an extent is wrong or grad is of another layer

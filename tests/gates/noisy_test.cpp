@@ -222,6 +222,24 @@ TYPED_TEST(NoisyGate, NeverLetsAMaskedExpertIn) {
         }
 }
 
+TYPED_TEST(NoisyGate, NeverLetsAnExpertInThatASequenceMayNotHave) {
+    using S = TypeParam;
+    const auto z = moe::testing::random_matrix<S>(12, 8, 4, 1);
+    const std::vector<moe::ExpertFacts> facts(4);
+    const std::vector<std::uint8_t> allowed{0, 1, 1, 0, 1, 1, 0, 1};
+    const std::vector<Index> offsets{0, 5, 12};
+    for (const bool trains : {false, true}) {
+        auto tokens = batch<S>(Noisy{TopK{.k = 2}}, 4);
+        tokens.context = {.training = trains, .experts = facts};
+        tokens.context.sequence_offsets = offsets;
+        tokens.context.dial.allowed_per_sequence = allowed;
+        tokens.route(z);
+        EXPECT_EQ(tokens.routing.num_assignments(), 24);
+        for (const moe::Assignment& a : tokens.routing.assignments())
+            EXPECT_TRUE(tokens.context.is_allowed(a.token, a.expert));
+    }
+}
+
 TYPED_TEST(NoisyGate, ShowsANaN) {
     using S = TypeParam;
     moe::Matrix<S> z = moe::testing::random_matrix<S>(3, 8, 4, 1);

@@ -19,7 +19,7 @@ enum class Dropped : std::uint8_t {
     no,            ///< it does
     capacity,      ///< the expert was full
     pruned,        ///< removed after selection, e.g. by an edit or a run-time rule
-    pass_through,  ///< the expert was full and the token stands in for what it returns
+    pass_through,  ///< the expert was full; the token itself stands for what it would return
 };
 
 /// One (token, expert) pair and the factors it is computed with:

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -21,10 +22,14 @@
 
 namespace moe::inline MOE_ABI {
 
+template <class S>
+class TopKModule;
+
 /// How many assignments an expert takes, who goes first, and what becomes of the others. Without
 /// it, layers are dropless.
 struct Capacity {
-    /// Tokens that share the places of an expert. T of the formula counts them without padding.
+    /// Tokens that share the places of an expert. The formula's T counts them, its N their
+    /// assignments to experts that can be full; padding and what is dropped already is in neither.
     enum class Scope {
         batch,
         sequence,  ///< of Context::sequence_offsets; the batch if there are none
@@ -39,21 +44,25 @@ struct Capacity {
         /// Tokens in falling order of their largest softmax probability, or of
         /// Context::token_importance if it is given, k-major (V-MoE, arXiv:2106.05974)
         batch_prioritized,
-        random,  ///< by draws keyed by token and expert (DeepSpeed's random token selection)
+        /// By draws keyed by token and expert, in training and out of it (DeepSpeed's random token
+        /// selection)
+        random,
     };
     /// What becomes of an assignment for which there is no place.
     enum class Overflow {
-        drop,          ///< it adds nothing
-        pass_through,  ///< it adds weight * x (Switch in Hugging Face transformers)
-        /// The token gets the best other expert that has a place, beside the dropped assignment:
-        /// all those without a place try their next choice, then all the one after it (mesh-TF's
-        /// "no token left behind")
+        drop,  ///< it adds nothing
+        /// It adds weight * x, not input_scale * x (Switch in Hugging Face transformers). Needs an
+        /// output_dim that is model_dim.
+        pass_through,
+        /// The token gets the best other expert, by logits, that has a place, beside the dropped
+        /// assignment: all those without a place try their next choice, then all the one after it
+        /// (mesh-TF's "no token left behind")
         next_choice,
     };
 
     CapacityLimit limit{};
-    std::optional<CapacityLimit>
-        inference_limit{};  ///< for calls that are not training; unset: limit
+    /// For calls that are not training; unset: limit
+    std::optional<CapacityLimit> inference_limit{};
     Scope scope = Scope::batch;
     Index group_size = 0;  ///< tokens, for Scope::group
     Priority priority = Priority::k_major;
@@ -65,15 +74,17 @@ struct Capacity {
 
 /// A gate whose experts have a capacity: chooses as the inner gate does, then drops what is too
 /// much with Dropped::capacity. Weights of what is left are the inner gate's: as before the drop,
-/// or normalised over what is kept if that gate is built with normalize_kept_only.
+/// or normalised over what is kept if that gate is built with normalize_kept_only. What passes
+/// through counts as kept there.
 ///
 ///     C(e) = limit(T, N) of the scope;  kept: the first C(e) assignments to e by priority
 ///
 /// Where positions are counted from, requests or kept assignments of earlier slots (both are
 /// published), makes no difference: after C requests there is no place either way.
 ///
-/// Of the priorities only token_major never looks at what later tokens choose; k_major is the same
-/// for gates that choose one expert.
+/// Of the priorities only token_major never looks at what later tokens choose, nor does C then if
+/// the inner gate gives tokens equally many experts or the limit has a k of its own. k_major is the
+/// same for gates that choose one expert. A NaN comes last.
 ///
 /// Sources: GShard (arXiv:2006.16668) algorithm 1, Switch (arXiv:2101.03961) section 2.2; see
 /// CapacityLimit.
@@ -85,7 +96,7 @@ public:
     CapacityModule() = default;
     /// @throws std::invalid_argument if a setting is out of range
     CapacityModule(Inner gate, const Capacity& settings, Index experts)
-        : GateWrapper<S, Inner>{std::move(gate)}, settings_(settings) {
+        : GateWrapper<S, Inner>{std::move(gate)}, settings_(settings), num_experts_(experts) {
         using C = Capacity;
         settings.limit.check(name);
         if (settings.inference_limit) settings.inference_limit->check(name);
@@ -108,23 +119,43 @@ public:
     }
 
     const Capacity& settings() const { return settings_; }
+    Index num_experts() const { return num_experts_; }
+    /// For batches of one size, which C depends on. Of the inner gates only TopK is known to give
+    /// tokens equally many experts.
     bool is_causal() const {
+        const auto is_fixed = [](const CapacityLimit& limit) {
+            return limit.k != 0 || limit.factor == 0 || std::is_same_v<Inner, TopKModule<S>>;
+        };
         return settings_.priority == Capacity::Priority::token_major &&
-               settings_.overflow != Capacity::Overflow::next_choice &&
+               settings_.overflow != Capacity::Overflow::next_choice && is_fixed(settings_.limit) &&
+               is_fixed(settings_.inference_limit.value_or(settings_.limit)) &&
                hooks::is_causal(this->inner);
     }
 
-    /// @throws std::invalid_argument if the inner gate does not fit, or has another number of
-    ///         logits than experts where logits are compared
+    /// @throws std::invalid_argument if the inner gate does not fit, has another number of logits
+    ///         than experts where logits are compared, or if tokens cannot pass through
     void check(const Shape& shape) const {
         GateWrapper<S, Inner>::check(shape);
         if (compares_logits() && shape.num_logits != shape.num_experts)
             detail::fail(name, ": the gate inside has ", shape.num_logits, " logits for ",
                          shape.num_experts,
                          " experts; take Priority::probability and not Overflow::next_choice");
+        if (settings_.overflow == Capacity::Overflow::pass_through &&
+            shape.output_dim != shape.model_dim)
+            detail::fail(name, ": overflow is pass_through, but output_dim is ", shape.output_dim,
+                         " and model_dim ", shape.model_dim, "; they must be equal");
     }
 
+    /// Adds the assignments of every token, dropped ones with their reason.
+    /// @throws std::invalid_argument if Priority::batch_prioritized lacks Context::token_importance
+    ///         where there is not one logit per expert
     void select(In<S> logits, Routing& routing, const Call<S>& call) const {
+        if (settings_.priority == Capacity::Priority::batch_prioritized &&
+            call.context.token_importance.empty() && logits.cols() != routing.num_experts())
+            detail::fail(name,
+                         ": token_importance is empty, batch_prioritized wants one per token "
+                         "of a gate with ",
+                         logits.cols(), " logits for ", routing.num_experts(), " experts");
         hooks::select<S>(this->inner, logits, routing, call);
         routing.group();
         const CapacityLimit& limit = settings_.inference_limit && !call.context.training
@@ -153,11 +184,20 @@ public:
         State& state = ws.template state<State>();
         state.order.reserve(at(assignments));
         state.refused.reserve(at(assignments));
+        state.free.reserve(at(num_experts_));
+        if (settings_.overflow != Capacity::Overflow::next_choice) return;
+        state.added.reserve(at(assignments));
+        state.seekers.reserve(at(assignments));
+        state.tried.reserve(at(detail::checked_product(tokens, num_experts_)));
     }
     Index workspace_bytes(Index tokens, Index assignments, Keep keep, int workers) const {
+        const bool seeks = settings_.overflow == Capacity::Overflow::next_choice;
+        const std::size_t of_each =
+            sizeof(Ranked) + sizeof(Index) + (seeks ? 2 : 0) * sizeof(Place);
         return GateWrapper<S, Inner>::workspace_bytes(tokens, assignments, keep, workers) +
-               detail::checked_product(assignments,
-                                       static_cast<Index>(sizeof(Ranked) + sizeof(Index)));
+               detail::checked_product(assignments, static_cast<Index>(of_each)) +
+               num_experts_ * static_cast<Index>(sizeof(Index)) +
+               (seeks ? detail::checked_product(tokens, num_experts_) : 0);
     }
 
 private:
@@ -173,11 +213,11 @@ private:
     };
     struct State {
         std::vector<Ranked> order;
-        std::vector<Index> refused;  // assignments without a place, first who goes first
-        std::vector<Place> added;
+        std::vector<Index> refused;       // assignments without a place, first who goes first
         std::vector<Index> free;          // [E] places left, of a device at its first expert
+        std::vector<Place> added;         // next choices that got a place
+        std::vector<Place> seekers;       // tokens that look for one, and what they tried last
         std::vector<std::uint8_t> tried;  // [tokens of the scope, E]
-        std::vector<Place> last;          // what each of them tried last
     };
 
     static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
@@ -199,6 +239,7 @@ private:
         }
     }
 
+    Index limited(Index experts) const { return experts - settings_.unlimited_last; }
     /// Where the places of an expert are counted.
     Index device(Index expert) const {
         return expert / settings_.experts_per_device * settings_.experts_per_device;
@@ -207,7 +248,7 @@ private:
     void limit_scope(const CapacityLimit& limit, Index first, Index last, In<S> logits,
                      const Routing& routing, const Call<S>& call, State& state) const {
         rank(first, last, logits, routing, call, state);
-        fill_places(limit, first, last, routing.num_experts(), call.context, state);
+        fill_places(limit, first, last, routing, call.context, state);
         const auto begin = static_cast<std::ptrdiff_t>(state.refused.size());
         for (const Ranked& ranked : state.order) {
             const Index expert = routing.assignments()[at(ranked.assignment)].expert;
@@ -222,9 +263,8 @@ private:
             try_next(first, last, begin, logits, routing, state);
     }
 
-    Index limited(Index experts) const { return experts - settings_.unlimited_last; }
-
-    /// Fills state.order: the assignments of the scope that are not dropped, by priority.
+    /// Fills state.order by priority: the assignments of the scope, without what is dropped already
+    /// and what crosses a mask, which the layer takes out.
     void rank(Index first, Index last, In<S> logits, const Routing& routing, const Call<S>& call,
               State& state) const {
         using Priority = Capacity::Priority;
@@ -233,11 +273,12 @@ private:
         constexpr std::uint32_t draw = 0x43415043;  // apart from those of the gate inside
         state.order.clear();
         for (Index t = first; t < last; ++t) {
+            if (call.context.is_padding(t)) continue;
             const double rank_of_token =
                 priority == Priority::batch_prioritized ? importance(t, logits, call.context) : 0;
             for (Index a = routing.first(t); a < routing.first(t + 1); ++a) {
                 const Assignment& own = routing.assignments()[at(a)];
-                if (own.dropped != Dropped::no) continue;
+                if (own.dropped != Dropped::no || !call.context.is_allowed(t, own.expert)) continue;
                 Ranked entry{0, rank_of_token, a};
                 if (priority == Priority::k_major || priority == Priority::batch_prioritized)
                     entry.slot = own.slot;
@@ -269,16 +310,18 @@ private:
     }
 
     /// Fills state.free.
-    void fill_places(const CapacityLimit& limit, Index first, Index last, Index experts,
+    void fill_places(const CapacityLimit& limit, Index first, Index last, const Routing& routing,
                      const Context& context, State& state) const {
-        Index tokens = 0, classes[2] = {0, 0};
-        for (Index t = first; t < last; ++t) tokens += context.is_padding(t) ? 0 : 1;
         const auto computes = [&context](Index e) {
             return at(e) >= context.experts.size() || context.experts[at(e)].capacity_class == 0;
         };
+        const Index experts = routing.num_experts();
         const Index end = limited(experts), step = settings_.experts_per_device;
+        Index tokens = 0, made = 0, classes[2] = {0, 0};
+        for (Index t = first; t < last; ++t) tokens += context.is_padding(t) ? 0 : 1;
+        for (const Ranked& ranked : state.order)
+            made += routing.assignments()[at(ranked.assignment)].expert < end ? 1 : 0;
         for (Index e = 0; e < end; e += step) ++classes[computes(e) ? 0 : 1];
-        const auto made = static_cast<Index>(state.order.size());
         state.free.assign(at(experts), 0);
         for (Index e = 0; e < end; e += step)
             state.free[at(e)] = limit(tokens, made, classes[0], classes[1], computes(e));
@@ -292,12 +335,12 @@ private:
         for (Index t = first; t < last; ++t)
             for (const Assignment& own : routing.of(t))
                 state.tried[at((t - first) * experts + own.expert)] = 1;
-        state.last.clear();
+        state.seekers.clear();
         for (std::size_t i = static_cast<std::size_t>(begin); i < state.refused.size(); ++i)
-            state.last.push_back({routing.assignments()[at(state.refused[i])].token, -1});
+            state.seekers.push_back({routing.assignments()[at(state.refused[i])].token, -1});
         const Index rounds = settings_.next_choices == 0 ? experts : settings_.next_choices;
-        for (Index round = 0; round < rounds && !state.last.empty(); ++round) {
-            for (Place& seeker : state.last) {
+        for (Index round = 0; round < rounds && !state.seekers.empty(); ++round) {
+            for (Place& seeker : state.seekers) {
                 std::uint8_t* tried = state.tried.data() + (seeker.token - first) * experts;
                 seeker.expert = best_untried(row_data(logits, seeker.token), tried, experts);
                 if (seeker.expert < 0) continue;
@@ -309,7 +352,7 @@ private:
                 state.added.push_back(seeker);
                 seeker.expert = -1;  // is served
             }
-            std::erase_if(state.last, [](const Place& seeker) { return seeker.expert < 0; });
+            std::erase_if(state.seekers, [](const Place& seeker) { return seeker.expert < 0; });
         }
     }
 
@@ -325,6 +368,7 @@ private:
     }
 
     Capacity settings_;
+    Index num_experts_ = 0;
 };
 
 /// Recipe: another gate's choice, as far as experts have room.

@@ -166,7 +166,7 @@ private:
         context.noise = {};
         const Call<S> inner_call{context, call.ws.child(0), call.ids, call.expert};
         // The layer masks experts where there is a logit for each; else that is done here.
-        const bool masks = is_learned() && !context.allowed.empty() && width() == num_experts_;
+        const bool masks = is_learned() && context.restricts() && width() == num_experts_;
         if (!is_noisy && !masks) return f(logits.leftCols(width()), inner_call);
 
         auto h = call.ws.template state<State>().noisy.matrix(logits.rows(), width());

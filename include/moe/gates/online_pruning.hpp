@@ -21,10 +21,14 @@ namespace moe::inline MOE_ABI {
 ///
 ///     slot i >= keep is pruned where w_i < ratio w_0
 ///
-/// Pruned assignments stay in the token's list as Dropped::pruned and cost no product. Build the
-/// inner gate with normalize_kept_only, and what is left is normalised anew. Protected are the
-/// tokens with the largest Context::token_importance, a protected_fraction of the batch, if that
-/// context is given (the attention a token receives times |x|_1 in the source).
+/// Slots that the inner gate has dropped do not count; w is the weight on whichever side of the
+/// expert it is. Pruned assignments stay in the token's list as Dropped::pruned and cost no
+/// product. Build the inner gate with normalize_kept_only, and what is left is normalised anew.
+/// Protected are the tokens with the largest Context::token_importance, a protected_fraction of
+/// those that are not padding, rounded up, the lower one of equals, if that context is given (the
+/// attention a token receives times |x|_1 in the source). Nothing is pruned beside a NaN.
+///
+/// It prunes in training and out of it; the source does so at inference only.
 ///
 /// Source: MC-MoE (arXiv:2410.06270), online dynamic pruning: top-2, ratio = the median of w_1 /
 /// w_0 on calibration data, see median_weight_ratio(); 2 % of tokens protected.
@@ -59,23 +63,42 @@ public:
         find_protected(call.context, logits.rows(), state);
         state.pruned.clear();
         for (Index t = 0; t < logits.rows(); ++t) {
-            const auto own = routing.of(t);
-            if (own.empty() || state.is_protected[static_cast<std::size_t>(t)]) continue;
-            const double first = own[0].weight * own[0].input_weight;
-            for (auto i = static_cast<std::size_t>(keep_); i < own.size(); ++i)
-                if (own[i].weight * own[i].input_weight < ratio_ * first)
-                    state.pruned.push_back(routing.first(t) + static_cast<Index>(i));
+            if (state.is_protected[static_cast<std::size_t>(t)]) continue;
+            Index number = routing.first(t), slot = 0;
+            double first = 0;
+            for (const Assignment& own : routing.of(t)) {
+                const Index assignment = number++;
+                if (own.dropped != Dropped::no) continue;
+                const double weight = own.weight * own.input_weight;
+                if (slot == 0) first = weight;
+                if (slot++ >= keep_ && weight < ratio_ * first) state.pruned.push_back(assignment);
+            }
         }
         for (const Index a : state.pruned) routing.set_dropped(a, Dropped::pruned);
         routing.group();
+    }
+
+    void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
+        GateWrapper<S, Inner>::reserve(tokens, assignments, ws);
+        State& state = ws.template state<State>();
+        state.order.reserve(static_cast<std::size_t>(tokens));
+        state.pruned.reserve(static_cast<std::size_t>(assignments));
+        state.is_protected.reserve(static_cast<std::size_t>(tokens));
+    }
+    Index workspace_bytes(Index tokens, Index assignments, Keep keep, int workers) const {
+        constexpr auto number = static_cast<Index>(sizeof(Index));
+        return GateWrapper<S, Inner>::workspace_bytes(tokens, assignments, keep, workers) +
+               detail::checked_product(tokens, number + 1) +
+               detail::checked_product(assignments, number);
     }
 
 private:
     static constexpr const char* name = "moe::OnlinePruning";
 
     struct State {
-        std::vector<Index> order, pruned;
-        std::vector<std::uint8_t> is_protected;
+        std::vector<Index> order;                // tokens that are not padding, by importance
+        std::vector<Index> pruned;               // assignments
+        std::vector<std::uint8_t> is_protected;  // [T]
     };
 
     void find_protected(const Context& context, Index tokens, State& state) const {
@@ -109,7 +132,7 @@ template <class Inner>
 struct OnlinePruning {
     Inner inner;
     double ratio = 0.5;                ///< 0.40 to 0.62 in the source; 0 prunes nothing
-    double protected_fraction = 0.02;  ///< of the batch, by Context::token_importance
+    double protected_fraction = 0.02;  ///< of the tokens, by Context::token_importance
     Index keep = 1;                    ///< first slots that are never pruned
 
     template <class S>
@@ -132,9 +155,10 @@ OnlinePruning(Inner, double, double) -> OnlinePruning<Inner>;
 template <class Inner>
 OnlinePruning(Inner, double, double, Index) -> OnlinePruning<Inner>;
 
-/// The median over tokens of (weight of slot `slot`) / (weight of slot 0) in a routing: the ratio
-/// at which half of the calibration tokens lose that slot. Tokens without it do not count; 0 if
-/// there is none. The mean of the two in the middle, if they are two.
+/// The median over tokens of (weight of slot `slot`) / (weight of slot 0) in a routing without
+/// drops: the ratio at which half of the calibration tokens lose that slot. Tokens without it, or
+/// with a ratio of 0 / 0 or NaN, do not count; 0 if there is none. The mean of the two in the
+/// middle, if they are two. Weights are those on whichever side of the expert they are.
 /// @throws std::invalid_argument unless slot >= 1
 inline double median_weight_ratio(const Routing& routing, Index slot = 1) {
     if (slot < 1) detail::fail("moe::median_weight_ratio: slot is ", slot, ", it must be >= 1");
@@ -142,7 +166,9 @@ inline double median_weight_ratio(const Routing& routing, Index slot = 1) {
     for (Index t = 0; t < routing.num_tokens(); ++t) {
         const auto own = routing.of(t);
         if (static_cast<Index>(own.size()) <= slot) continue;
-        const double ratio = own[static_cast<std::size_t>(slot)].weight / own[0].weight;
+        const Assignment& other = own[static_cast<std::size_t>(slot)];
+        const double ratio =
+            other.weight * other.input_weight / (own[0].weight * own[0].input_weight);
         if (!std::isnan(ratio)) ratios.push_back(ratio);
     }
     if (ratios.empty()) return 0;

@@ -1,0 +1,400 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_GATES_KEEP_ANY_HPP
+#define MOE_GATES_KEEP_ANY_HPP
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <Eigen/Core>
+
+#include <moe/core/concepts.hpp>
+#include <moe/core/memory.hpp>
+#include <moe/core/parameters.hpp>
+#include <moe/core/views.hpp>
+#include <moe/gates/samples.hpp>
+#include <moe/gates/temperature.hpp>
+#include <moe/gates/tokens.hpp>
+#include <moe/gates/top_k.hpp>
+#include <moe/gates/weights.hpp>
+#include <moe/gates/wrapper.hpp>
+#include <moe/kernels/dispatch.hpp>
+#include <moe/losses/loss.hpp>
+
+namespace moe::inline MOE_ABI {
+
+template <class S>
+class KeepAnyModule;
+
+/// Recipe for a top-k gate that learns how many of a token's k experts it can do without.
+///
+///     moe::KeepAny{moe::TopK{.k = 4}, moe::TemperatureSchedule{.from = 4, .to = 0.1, .steps =
+///     500}}
+struct KeepAny {
+    TopK inner;  ///< without normalize_kept_only: what is kept is normalised here
+    /// Of the masks in training, at Context::step; > 0.
+    TemperatureSchedule temperature{.from = 4, .to = 0.1};
+
+    /// @throws std::invalid_argument if a setting is out of range
+    template <class S>
+    KeepAnyModule<S> build(const Shape& shape, Random& random) const {
+        return KeepAnyModule<S>(inner.template build<S>(shape, random), temperature,
+                                shape.num_experts);
+    }
+};
+
+/// The gate that KeepAny describes: k masks, of which mask j keeps the first j slots, and a choice
+/// of one mask for every token.
+///
+///     g_i  = the inner gate's weight of slot i          i = 1 .. k, in slot order
+///     a    = m + V g                                    [k] m: the last k of the E + k logits
+///     pi   = softmax((a + Gumbel samples) / tau(step))  in training
+///     pi   = 1 at the largest a, else 0                 at inference; the lower index of equals
+///     c_i  = sum of pi_j over j >= i                    so c_1 = 1
+///     w_i  = g_i c_i (sum of g) / (sum of g c)
+///
+/// In training all k experts run. At inference slots with c_i = 0 are Dropped::pruned and cost no
+/// product; what is left weighs what all did. A token that has fewer experts has as many masks.
+/// V [k, k] is trainable and starts at 0.
+///
+/// Backward is exact with the samples as constants: to all E + k logits and V in training, through
+/// g alone at inference. Make mask_loss() part of the loss, or masks learn to keep everything.
+///
+/// Weights are those on the inner gate's side of the expert. What anyone has pruned has c_i = 0:
+/// so a replay keeps the masks that were chosen. A sum of 0 makes weights of 0. A NaN among the
+/// logits of a token, its masks' included, makes all its weights NaN. Experts that a token may not
+/// go to are masked here. Losses that want one logit per expert refuse such logits. The dial may
+/// set a lower k. Context::noise: [1, T, k] Gumbel samples.
+///
+/// Source: MC# (arXiv:2510.10962), online top-any pruning. It reads x and g; here the router of the
+/// layer is what reads x.
+template <class S>
+class KeepAnyModule : public GateWrapper<S, TopKModule<S>> {
+    using Base = GateWrapper<S, TopKModule<S>>;
+
+public:
+    static constexpr bool skips_empty_gradients = true;
+
+    using Base::inner;
+
+    KeepAnyModule() = default;
+    /// @param num_experts  of the layer
+    /// @throws std::invalid_argument if a setting is out of range
+    KeepAnyModule(TopKModule<S> gate, const TemperatureSchedule& temperature, Index num_experts)
+        : Base{std::move(gate)}, temperature_(temperature), num_experts_(num_experts) {
+        temperature.check(name);
+        if (!(temperature.from > 0 && temperature.to > 0))
+            detail::fail(name, ": temperature goes from ", temperature.from, " to ", temperature.to,
+                         ", both must be > 0");
+        if (inner.settings().normalize_kept_only)
+            detail::fail(name,
+                         ": normalize_kept_only of the gate inside is set, it must not be: what "
+                         "is kept is normalised here");
+        mask_weight = Parameter<S>(num_masks(), num_masks());
+    }
+
+    Parameter<S> mask_weight;  // [k, k] V
+
+    const TemperatureSchedule& temperature() const { return temperature_; }
+    Index num_experts() const { return num_experts_; }
+    Index num_masks() const { return inner.settings().k; }
+    Index num_logits(Index experts) const { return experts + num_masks(); }
+
+    /// Adds the assignments of every token; at inference those beyond its mask are pruned.
+    /// @param logits  [T, E + k]
+    /// @throws std::invalid_argument if an extent or the dial is out of range
+    void select(In<S> logits, Routing& routing, const Call<S>& call) const {
+        check_extents(logits);
+        check_dial(call.context, logits.rows());
+        const Eigen::Ref<const Matrix<S>> z = of_experts(logits, call);
+        inner.select(z, routing, call);
+        if (call.context.training) return;
+        routing.group();
+        State& state = take_weights(z, routing, call);
+        state.pruned.clear();
+        for (Index t = 0; t < logits.rows(); ++t) {
+            const Index first = routing.first(t), n = routing.first(t + 1) - first;
+            S* const a = row(state.masks, t);
+            score_masks(row_data(logits, t), n, state.weights.data() + first, a);
+            Index best = 0;
+            for (Index j = 1; j < n; ++j)
+                if (a[j] > a[best] || (std::isnan(a[best]) && !std::isnan(a[j]))) best = j;
+            for (Index i = best + 1; i < n; ++i) state.pruned.push_back(first + i);
+        }
+        for (const Index a : state.pruned) routing.set_dropped(a, Dropped::pruned);
+        routing.group();
+    }
+
+    /// Sets the weights of the assignments that are there, whoever chose them.
+    /// @throws std::invalid_argument if an extent is wrong or a token has more than k of them
+    void weigh(In<S> logits, Routing& routing, const Call<S>& call) const {
+        check_extents(logits);
+        for (Index t = 0; t < logits.rows(); ++t)
+            if (routing.first(t + 1) - routing.first(t) > num_masks())
+                detail::fail(name, ": token ", t, " has ", routing.of(t).size(),
+                             " experts, there are ", num_masks(), " masks");
+        State& state = take_weights(of_experts(logits, call), routing, call);
+        std::optional<detail::Samples> samples;
+        if (call.context.training) samples.emplace(name, call, logits.rows(), num_masks());
+        const double tau = temperature_.at(call.context.step);
+        const bool on_input = inner.weighs_input();
+        state.kept.resize(routing.num_assignments());
+        detail::for_tokens(call.ws.executor(), logits.rows(), flops(), [&](Index t, int) {
+            const Index first = routing.first(t), n = routing.first(t + 1) - first;
+            const S* const g = state.weights.data() + first;
+            S* const c = state.kept.data() + first;
+            const S* const z = row_data(logits, t);
+            if (samples)
+                fill_soft(*samples, tau, t, n, z, g, row(state.masks, t), c);
+            else
+                fill_hard(n, z, c);
+            for (Index i = 0; i < n; ++i)
+                if (is_pruned(routing, first + i)) c[i] = 0;
+            const Sums sums(n, g, c);
+            for (Index i = 0; i < n; ++i) {
+                const auto w = static_cast<double>(g[i] * c[i] * sums.ratio());
+                on_input ? routing.set_input_weight(first + i, w)
+                         : routing.set_weight(first + i, w);
+            }
+        });
+    }
+
+    /// Adds to dlogits [T, E + k] and to grad. Follows weigh() of the same batch.
+    /// @throws std::logic_error unless there is one gradient per assignment
+    void backward(In<S> logits, const Routing& routing, const WeightGradients<S>& dweights,
+                  Out<S> dlogits, KeepAnyModule& grad, const Call<S>& call) const {
+        check_extents(logits);
+        const auto given =
+            detail::gradients_at<S>(inner.settings().placement, dweights, routing, logits, dlogits);
+        const State& state = call.ws.template state<State>();
+        // With A = (sum of h g c) / (sum of g c), u_i = ratio (h_i - A):
+        //     dg_i = c_i u_i + A,  dc_i = g_i u_i
+        through(logits, routing, dlogits, grad, call, [&](Index first, Index n, S* dg, S* dc) {
+            const S *h = given.data() + first, *g = state.weights.data() + first,
+                    *c = state.kept.data() + first;
+            const Sums sums(n, g, c);
+            S mean = 0;
+            for (Index i = 0; i < n; ++i) mean = std::fma(h[i], g[i] * c[i], mean);
+            mean = sums.kept == 0 ? S(0) : mean / sums.kept;
+            for (Index i = 0; i < n; ++i) {
+                const S u = sums.ratio() * (h[i] - mean);
+                dg[i] = std::fma(c[i], u, mean);
+                dc[i] = g[i] * u;
+            }
+        });
+    }
+
+    /// The mean over tokens of (sum of c_i); see losses/mask.hpp. Follows weigh() of the same
+    /// batch.
+    Loss mask_loss(In<S> logits, const Routing& routing, double weight, Out<S> dlogits,
+                   KeepAnyModule& grad, const Call<S>& call) const {
+        check_extents(logits);
+        const State& state = call.ws.template state<State>();
+        double sum = 0;
+        Index tokens = 0;
+        for (Index t = 0; t < logits.rows(); ++t) {
+            if (routing.of(t).empty()) continue;
+            ++tokens;
+            for (Index a = routing.first(t); a < routing.first(t + 1); ++a)
+                sum += static_cast<double>(state.kept[a]);
+        }
+        if (tokens == 0) return {"mask", 0};
+        const auto slope = static_cast<S>(weight / static_cast<double>(tokens));
+        if (slope != 0 && call.context.training)
+            through(logits, routing, dlogits, grad, call, [&](Index, Index n, S* dg, S* dc) {
+                std::fill_n(dg, n, S(0));
+                std::fill_n(dc, n, slope);
+            });
+        return {"mask", sum / static_cast<double>(tokens)};
+    }
+
+    void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
+        Base::reserve(tokens, assignments, ws);
+        State& state = ws.template state<State>();
+        state.experts.matrix(tokens, num_experts_);
+        state.masks.matrix(tokens, num_masks());
+        state.weights.resize(assignments);
+        state.kept.resize(assignments);
+        state.pruned.reserve(at(assignments));
+        if (!ws.keeps()) return;
+        state.dmasks.matrix(tokens, num_masks());
+        state.dweights.resize(assignments);
+        state.dkept.resize(assignments);
+    }
+    Index workspace_bytes(Index tokens, Index assignments, Keep keep, int workers) const {
+        const Index times = keep == Keep::nothing ? 1 : 2;
+        const Index of_token = num_experts_ + times * num_masks();
+        return Base::workspace_bytes(tokens, assignments, keep, workers) +
+               (detail::checked_product(tokens, of_token) + 2 * times * assignments) *
+                   static_cast<Index>(sizeof(S)) +
+               assignments * static_cast<Index>(sizeof(Index));
+    }
+
+    /// what the inner gate has; mask_weight
+    void visit_parameters(auto&& visit) {
+        Base::visit_parameters(visit);
+        visit("mask_weight", mask_weight);
+    }
+
+private:
+    static constexpr const char* name = "moe::KeepAny";
+
+    struct State {
+        Buffer<S> experts;          // [T, E] their logits, masked; only where there are masks
+        Buffer<S> masks;            // [T, k] pi; a while masks are chosen
+        Buffer<S> weights, kept;    // [N] g, c
+        Buffer<S> dmasks;           // [T, k] d(loss)/da
+        Buffer<S> dweights, dkept;  // [N] d(loss)/dg, d(loss)/dc
+        std::vector<Index> pruned;  // assignments
+    };
+
+    /// The sums of g and of g c.
+    struct Sums {
+        S all = 0, kept = 0;
+
+        Sums(Index n, const S* g, const S* c) {
+            for (Index i = 0; i < n; ++i) {
+                all += g[i];
+                kept = std::fma(g[i], c[i], kept);
+            }
+        }
+        S ratio() const { return kept == 0 ? S(0) : all / kept; }
+    };
+
+    static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
+    S* row(Buffer<S>& of_masks, Index t) const { return of_masks.data() + t * num_masks(); }
+    double flops() const { return 40.0 * static_cast<double>(num_masks() * num_masks()); }
+    static bool is_pruned(const Routing& routing, Index a) {
+        return routing.assignments()[at(a)].dropped == Dropped::pruned;
+    }
+
+    void check_extents(In<S> logits) const {
+        if (logits.cols() != num_logits(num_experts_))
+            detail::fail(name, ": logits is [", logits.rows(), ", ", logits.cols(),
+                         "], the gate wants ", num_logits(num_experts_), " logits per token");
+    }
+    void check_dial(const Context& context, Index tokens) const {
+        const Dial& dial = context.dial;
+        detail::dialled<Index>(name, "dial.k_per_sequence", dial.k.value_or(1), dial.k_per_sequence,
+                               context, tokens)
+            .for_each("dial.k", "dial.k_per_sequence", [&](const char* field, Index k) {
+                if (k > num_masks())
+                    detail::fail(name, ": ", field, " is ", k, ", there are ", num_masks(),
+                                 " masks; it must be at most that");
+            });
+    }
+
+    /// [T, E] the logits of experts. The layer masks them only where there are no others.
+    Eigen::Ref<const Matrix<S>> of_experts(In<S> logits, const Call<S>& call) const {
+        if (!call.context.restricts()) return logits.leftCols(num_experts_);
+        auto z = call.ws.template state<State>().experts.matrix(logits.rows(), num_experts_);
+        for (Index t = 0; t < logits.rows(); ++t)
+            for (Index e = 0; e < num_experts_; ++e)
+                z(t, e) = call.context.is_allowed(t, e) ? logits(t, e)
+                                                        : -std::numeric_limits<S>::infinity();
+        return z;
+    }
+
+    /// Weighs as the inner gate does; leaves g in the state and room for the masks.
+    State& take_weights(In<S> z, Routing& routing, const Call<S>& call) const {
+        inner.weigh(z, routing, call);
+        State& state = call.ws.template state<State>();
+        state.masks.matrix(z.rows(), num_masks());
+        state.weights.resize(routing.num_assignments());
+        for (Index a = 0; a < routing.num_assignments(); ++a)
+            state.weights[a] = inner.weighs_input() ? routing.template input_weight<S>(a)
+                                                    : routing.template weight<S>(a);
+        return state;
+    }
+
+    /// a of a token with n experts.
+    /// @param z  [E + k] its logits
+    void score_masks(const S* z, Index n, const S* g, S* a) const {
+        for (Index j = 0; j < n; ++j) {
+            a[j] = z[num_experts_ + j];
+            for (Index i = 0; i < n; ++i) a[j] = std::fma(mask_weight(j, i), g[i], a[j]);
+        }
+    }
+
+    /// pi and c of a token in training.
+    void fill_soft(const detail::Samples& samples, double tau, Index t, Index n, const S* z,
+                   const S* g, S* pi, S* c) const {
+        if (n == 0) return;
+        score_masks(z, n, g, pi);
+        for (Index j = 0; j < n; ++j)
+            pi[j] = static_cast<S>((static_cast<double>(pi[j]) + samples.gumbel(t, j)) / tau);
+        kernels<S>().softmax(n, pi, pi);
+        S sum = 0;
+        for (Index i = n; i-- > 0;) c[i] = sum += pi[i];
+        if (!std::isnan(sum)) c[0] = 1;
+    }
+    /// c of a token at inference, before what is pruned.
+    void fill_hard(Index n, const S* z, S* c) const {
+        S kept = 1;
+        for (Index j = 0; j < n; ++j)
+            if (std::isnan(z[num_experts_ + j])) kept = z[num_experts_ + j];
+        std::fill_n(c, n, kept);
+    }
+
+    /// From the slots back: slots(first assignment, n, dg, dc) writes what reaches the weights of
+    /// the inner gate directly, and c, for each token.
+    template <class F>
+    void through(In<S> logits, const Routing& routing, Out<S> dlogits, KeepAnyModule& grad,
+                 const Call<S>& call, F&& slots) const {
+        State& state = call.ws.template state<State>();
+        const bool trains = call.context.training, on_input = inner.weighs_input();
+        const auto tau = static_cast<S>(temperature_.at(call.context.step));
+        state.dweights.resize(routing.num_assignments());
+        state.dkept.resize(routing.num_assignments());
+        state.dmasks.matrix(logits.rows(), num_masks());
+        detail::for_tokens(call.ws.executor(), logits.rows(), flops(), [&](Index t, int) {
+            const Index first = routing.first(t), n = routing.first(t + 1) - first;
+            S *dg = state.dweights.data() + first, *dc = state.dkept.data() + first;
+            slots(first, n, dg, dc);
+            if (!trains) return;
+            const S* const pi = row(state.masks, t);
+            S* const da = row(state.dmasks, t);
+            S sum = 0, mean = 0;  // of dc over i <= j: d(loss)/dpi_j; c_1 does not move
+            for (Index j = 0; j < n; ++j) {
+                if (j > 0 && !is_pruned(routing, first + j)) sum += dc[j];
+                da[j] = sum;
+                mean = std::fma(pi[j], sum, mean);
+            }
+            S* const dm = row_data(dlogits, t) + num_experts_;
+            for (Index j = 0; j < n; ++j) {
+                da[j] = pi[j] * (da[j] - mean) / tau;
+                dm[j] += da[j];
+                for (Index i = 0; i < n; ++i) dg[i] = std::fma(mask_weight(j, i), da[j], dg[i]);
+            }
+        });
+        if (trains && !grad.mask_weight.empty()) add_mask_gradient(routing, state, grad);
+        const std::span<const S> given(state.dweights.data(), at(routing.num_assignments())), none;
+        const WeightGradients<S> of_inner{on_input ? none : given, on_input ? given : none};
+        inner.backward(of_experts(logits, call), routing, of_inner, dlogits.leftCols(num_experts_),
+                       grad.inner, call);
+    }
+
+    /// dV_ji += da_j g_i, tokens in order.
+    void add_mask_gradient(const Routing& routing, State& state, KeepAnyModule& grad) const {
+        for (Index t = 0; t < routing.num_tokens(); ++t) {
+            const Index first = routing.first(t), n = routing.first(t + 1) - first;
+            const S* const da = row(state.dmasks, t);
+            for (Index j = 0; j < n; ++j)
+                for (Index i = 0; i < n; ++i)
+                    grad.mask_weight(j, i) =
+                        std::fma(da[j], state.weights[first + i], grad.mask_weight(j, i));
+        }
+    }
+
+    TemperatureSchedule temperature_{};
+    Index num_experts_ = 0;
+};
+
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_GATES_KEEP_ANY_HPP
