@@ -176,6 +176,7 @@ def finish(rng, z, ids, weights, *, is_set=False, parameters=(), **extra):
     leaves = [z, *parameters.values()]
     grads = torch.autograd.grad(loss, leaves, allow_unused=True)
     grads = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, grads)]
+    need((array(grads[0]).round(9) != 0).mean() > 0.105)  # a comparison of zeros proves nothing
     if is_set:
         order = np.argsort(np.where(keep, ids, 1 << 20), axis=1, kind="stable")
         take = lambda a: np.take_along_axis(a, order, axis=1)
@@ -934,7 +935,6 @@ def uni_moe(rng, capacity):
             running[best] = -torch.inf
         weights = weights.index_put((torch.tensor([t]),), torch.stack(row).unsqueeze(0))
     need(shared)
-    rw = weights / (weights.sum(1, keepdim=True) + 1e-6)
     chosen = mask_of(ids, dynamic)
     if capacity:
         keys, before = array(zd), chosen.copy()
@@ -944,8 +944,8 @@ def uni_moe(rng, capacity):
             takers = np.flatnonzero(chosen[:, e])
             chosen[takers[np.argsort(-keys[takers, e])][most:], e] = False
         need((before != chosen).any())
-        rw = rw * torch.tensor(chosen)
-        rw = rw / (rw.sum(1, keepdim=True) + 1e-6)
+        weights = weights * torch.tensor(chosen)
+    rw = weights / (weights.sum(1, keepdim=True) + 1e-6)
     work = np.concatenate([chosen, np.ones((tokens, fixed), bool)], axis=1)
     g = z.masked_fill(torch.tensor(~work), -torch.inf).softmax(1)
     final = torch.cat([rw * g[:, :dynamic].sum(1, keepdim=True), g[:, dynamic:]], 1)
@@ -957,6 +957,8 @@ def uni_moe_dynamic(rng):
     return uni_moe(rng, False)
 
 
+# The released code normalises before it drops and again after, adding 1e-6 both times, so that the weights of a token are
+# smaller by a part in a million. Here they are normalised once, over what is kept.
 @case("formula: torch, Uni-MoE 2.0's dynamic capacity, tokens dropped by logits")
 def uni_moe_dropping(rng):
     return uni_moe(rng, True)
@@ -1254,15 +1256,20 @@ def hash_function(rng):
 # Routers
 
 
+def of_gradient(name):
+    """grad.x, or 1.grad.x for the second of two layers."""
+    return name[:2] + "grad." + name[2:] if name[0].isdigit() else "grad." + name
+
+
 def finish_router(rng, inputs, logits, weights):
     """inputs and weights: name -> leaf; logits: name -> result."""
     leaves, tensors, loss = inputs | weights, {}, 0.0
     for name, value in logits.items():
         grad = rng.standard_normal(value.shape)
         loss = loss + (value * torch.tensor(grad)).sum()
-        tensors |= {name: array(value), "grad." + name: grad}
+        tensors |= {name: array(value), of_gradient(name): grad}
     for (name, leaf), grad in zip(leaves.items(), torch.autograd.grad(loss, list(leaves.values()))):
-        tensors |= {name: array(leaf).astype(np.float32), "grad." + name: array(grad)}
+        tensors |= {name: array(leaf).astype(np.float32), of_gradient(name): array(grad)}
     return {name: value.reshape(1, -1) if value.ndim < 2 else value for name, value in tensors.items()}
 
 

@@ -683,14 +683,15 @@ class RoutingGolden : public testing::TestWithParam<Case> {};
 TEST_P(RoutingGolden, AgreesInDouble) { GetParam().in_double(Tensors(GetParam().name)); }
 TEST_P(RoutingGolden, AgreesInFloat) { GetParam().in_float(Tensors(GetParam().name)); }
 
-/// "MixtralPublishedTransformers..." of what a case is called and made by.
-INSTANTIATE_TEST_SUITE_P(Rule, RoutingGolden, testing::ValuesIn(cases()), [](const auto& info) {
-    std::string name = info.param.name + "_by_" + info.param.source;
+/// Test names are of letters, digits and underscores.
+std::string name_of(const testing::TestParamInfo<Case>& of) {
+    std::string name = of.param.name + "_by_" + of.param.source;
     std::replace_if(
         name.begin(), name.end(),
         [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
     return name;
-});
+}
+INSTANTIATE_TEST_SUITE_P(Rule, RoutingGolden, testing::ValuesIn(cases()), name_of);
 
 TEST(RoutingGoldenFile, HasTheCasesOfTheTableAndTheirSources) {
     std::string about;
