@@ -33,6 +33,8 @@ struct FreezeOptions;
 struct Context;
 struct ContextGradients;
 struct Dial;
+enum class OffsetUnit;
+enum class MultiplierOrder;
 struct ExpertFacts;
 class SideVectors;
 class SideGradients;
@@ -78,10 +80,76 @@ struct WeightView;
 class Random;
 class CounterRandom;
 
-// Routers and gates
+// Routers
 struct LinearRouter;
 template <class S>
 class LinearRouterModule;
+template <class S>
+class AttentionRouterModule;
+struct AttentionRouter;
+template <class S>
+class BalancedRouterModule;
+struct BalancedRouter;
+enum class RouterInput;
+template <class S, class Inner>
+class ConditionedModule;
+template <class Inner>
+struct Conditioned;
+template <class S>
+class CosineRouterModule;
+struct CosineRouter;
+template <class S>
+class ExternalRouterModule;
+struct ExternalRouter;
+template <class S>
+class HashRouterModule;
+struct HashRouter;
+template <class S, class Inner>
+class JitterModule;
+template <class Inner>
+struct Jitter;
+struct KMeans;
+struct KMeansFit;
+template <class S>
+class LabelRouterModule;
+struct LabelRouter;
+enum class RouterActivation;
+template <class S>
+class MlpRouterModule;
+struct MlpRouter;
+template <class S, class Inner>
+class PerModalityModule;
+template <class Inner>
+struct PerModality;
+enum class PoolScope;
+template <class S, class Inner>
+class PooledModule;
+template <class Inner>
+struct Pooled;
+enum class PreGatePlace;
+template <class S, class Inner>
+class PreGatedModule;
+template <class Inner>
+struct PreGated;
+template <class S>
+class RandomRouterModule;
+struct RandomRouter;
+template <class S, class Inner>
+class GatingResidualModule;
+template <class Inner>
+struct GatingResidual;
+struct ExpertRange;
+template <class S, class Inner>
+class PerTaskModule;
+template <class Inner>
+struct PerTask;
+template <class S>
+class TokenTableModule;
+struct TokenTable;
+template <class S, class Inner>
+struct RouterWrapper;
+
+// Gates
 struct TopK;
 template <class S>
 class TopKModule;
@@ -96,8 +164,77 @@ enum class Placement;
 enum class TieBreak;
 enum class GroupScore;
 enum class GroupMask;
+template <class S>
+class AuctionModule;
+struct Auction;
+struct Capacity;
+template <class S, class Inner>
+class CapacityModule;
+template <class Inner>
+struct WithCapacity;
+struct CapacityLimit;
+template <class S>
+class DenseToSparseModule;
+struct DenseToSparse;
+template <class S>
+class DynamicCapacityModule;
+struct DynamicCapacity;
+template <class S>
+class ExpertChoiceModule;
+struct ExpertChoice;
+template <class S>
+class GShardTop2Module;
+struct GShardTop2;
+template <class S>
+class HybridEntropyModule;
+struct HybridEntropy;
+enum class MassRule;
+template <class S>
+class MinPModule;
+struct MinP;
+struct GateNoise;
+template <class S, class Inner>
+class NoisyModule;
+template <class Inner>
+struct Noisy;
+template <class S, class Inner>
+class OnlinePruningModule;
+template <class Inner>
+struct OnlinePruning;
+template <class S>
+class ProductKeyTopKModule;
+struct ProductKeyTopK;
+template <class S>
+class RanksModule;
+struct Ranks;
+template <class S>
+class ReluModule;
+struct Relu;
+template <class S>
+class SequenceBudgetModule;
+struct SequenceBudget;
+template <class S>
+class SinkhornModule;
+struct Sinkhorn;
+template <class S>
+class SparseMixerModule;
+struct SparseMixer;
+struct TemperatureSchedule;
+template <class S>
+class ThresholdModule;
+struct Threshold;
+template <class S, class Gate>
+class TokenGate;
+template <class S>
+class TopAnyModule;
+struct TopAny;
+
+// Balance
 struct SignUpdate;
 struct ProportionalUpdate;
+class ActivationRecord;
+struct ExpertChanges;
+struct QuantileUpdate;
 
 // Experts
 struct Swiglu;
@@ -133,6 +270,17 @@ template <class E>
 struct Each;
 template <class S, class E>
 class EachModule;
+
+// Compositions
+struct CompetitionRule;
+template <class S, class R, class G, class... Groups>
+class Competition;
+template <class S, class... Groups>
+class SoftMoe;
+template <class S>
+class SoftSlotsModule;
+enum class SlotNorm;
+struct SoftSlots;
 
 // Losses and statistics
 struct Loss;

@@ -59,7 +59,8 @@ class Head {
 public:
     using Scalar = S;
     /// Whether a token's choice is its own, whatever else is in the batch.
-    static constexpr bool per_token = hooks::per_token<GateModule>;
+    static constexpr bool per_token =
+        hooks::per_token<GateModule> && hooks::per_token<RouterModule>;
 
     /// Holds nothing; a gradient like this is not wanted.
     Head() = default;
@@ -99,7 +100,7 @@ public:
     GateModule& gate() { return gate_; }
     const std::vector<ExpertFacts>& facts() const { return facts_; }
     /// Whether no token's choice depends on what comes after it in the batch: safe in a decoder.
-    bool is_causal() const { return hooks::is_causal(gate_); }
+    bool is_causal() const { return hooks::is_causal(gate_) && hooks::is_causal(router_); }
     /// Floating-point operations of the router per token, forward; 0 if it does not say.
     double flops_per_token() const {
         if constexpr (requires { router_.flops_per_token(); })

@@ -2,8 +2,10 @@
 #ifndef MOE_MOE_HPP
 #define MOE_MOE_HPP
 
-/// Everything to build, run, train, freeze and count a layer. What fewer programs want is included
-/// by name, since parsing it takes time: files (moe/io), text reports and pictures
+/// Everything to build, run, train, freeze and count a layer of the usual parts. What fewer programs
+/// want is included by name, since parsing it takes time: routers and gates besides those here
+/// (moe/routers/mlp.hpp, moe/gates/expert_choice.hpp, ...; all of them: moe/routers.hpp,
+/// moe/gates.hpp), compositions of layers (moe/compose), files (moe/io), text reports and pictures
 /// (moe/stats/report.hpp, moe/stats/svg.hpp), measurements of a machine (moe/tune.hpp), tools for
 /// tests (moe/testing).
 
@@ -44,6 +46,8 @@
 #include <moe/experts/swiglu.hpp>
 #include <moe/experts/zero.hpp>
 #include <moe/frozen.hpp>
+#include <moe/gates/capacity.hpp>
+#include <moe/gates/token_gate.hpp>
 #include <moe/gates/top_k.hpp>
 #include <moe/gates/top_p.hpp>
 #include <moe/gates/wrapper.hpp>
@@ -51,6 +55,7 @@
 #include <moe/kernels/dispatch.hpp>
 #include <moe/layer.hpp>
 #include <moe/losses/entropy.hpp>
+#include <moe/losses/label.hpp>
 #include <moe/losses/load_balance.hpp>
 #include <moe/losses/z_loss.hpp>
 #include <moe/routers/linear.hpp>

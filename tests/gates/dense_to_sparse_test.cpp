@@ -142,7 +142,7 @@ TYPED_TEST(DenseToSparseGate, FollowsTheTemperatureOfTheStep) {
     const DenseToSparse recipe{
         .temperature = {.from = 4, .to = 0.25, .steps = 100}, .threshold = 0.05, .hard_from = 200};
     const auto noise = gumbel(50, 9);
-    for (const std::uint64_t step : {0, 40, 100, 150}) {
+    for (const std::uint64_t step : {0u, 40u, 100u, 150u}) {
         Context context = training;
         context.step = step;
         context.noise = noise;

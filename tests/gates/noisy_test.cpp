@@ -330,6 +330,23 @@ TEST(NoisySettings, AreCheckedOnceWithASentence) {
     }
 }
 
+TEST(NoisyExtents, AreChecked) {
+    auto tokens = batch<double>(Noisy{TopK{.k = 1}}, 4);
+    const moe::Matrix<double> z = moe::Matrix<double>::Zero(2, 8);
+    tokens.route(z);
+    moe::Matrix<double> narrow = moe::Matrix<double>::Zero(2, 4);
+    auto grad = tokens.gate;
+    const std::vector<double> c(2, 1.0);
+    try {
+        tokens.gate.backward(z, tokens.routing, {c, {}}, narrow, grad, tokens.call());
+        ADD_FAILURE();
+    } catch (const std::invalid_argument& error) {
+        EXPECT_STREQ(error.what(), "moe::Noisy: dlogits is [2, 4], logits are [2, 8]");
+    }
+    EXPECT_NO_THROW(tokens.gate.check({.num_experts = 4}));
+    EXPECT_THROW(tokens.gate.check({.num_experts = 8}), std::invalid_argument);
+}
+
 TYPED_TEST(NoisyGate, GivesTheSameBitsForAnyThreadCountAndAllocatesOnce) {
     using S = TypeParam;
     for (const Kind kind : {Kind::fixed, Kind::learned}) {

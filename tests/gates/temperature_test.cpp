@@ -45,7 +45,7 @@ TEST(Temperature, MayRiseAndMayCrossZeroInAStraightLine) {
 TEST(Temperature, IsConstantWithoutSteps) {
     EXPECT_EQ(TemperatureSchedule{}.at(0), 0.3);
     const auto schedule = TemperatureSchedule::constant(0.7);
-    for (const std::uint64_t step : {0, 1, 100}) EXPECT_EQ(schedule.at(step), 0.7);
+    for (const std::uint64_t step : {0u, 1u, 100u}) EXPECT_EQ(schedule.at(step), 0.7);
 }
 
 TEST(Temperature, IsCheckedWithASentence) {

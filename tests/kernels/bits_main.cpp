@@ -200,7 +200,7 @@ void elementwise(Isa isa) {
     random.fill(n, u.data());
     random.fill(n, d.data());
 
-    Hash sigmoid, softmax, log_sum_exp, scale;
+    Hash sigmoid, softmax, log_sum_exp, scale, top_k;
     t.sigmoid(n, x.data(), y.data());
     sigmoid.add(n, y.data());
     t.scale(n, 0.7f, x.data(), y.data());
@@ -210,11 +210,18 @@ void elementwise(Isa isa) {
         softmax.add(width, y.data());
         const float e = t.log_sum_exp(width, x.data() + from);
         log_sum_exp.add(1, &e);
+        std::int32_t best[16];
+        const Index found = t.top_k(width, x.data() + from, 16, best);
+        for (Index i = 0; i < found; ++i) {
+            const auto index = static_cast<float>(best[i]);
+            top_k.add(1, &index);
+        }
     }
     print("sigmoid", "f32", isa, sigmoid);
     print("scale", "f32", isa, scale);
     print("softmax", "f32", isa, softmax);
     print("log_sum_exp", "f32", isa, log_sum_exp);
+    print("top_k", "f32", isa, top_k);
 
     const std::pair<Activation, std::string> activations[] = {
         {Activation::relu, "relu"},

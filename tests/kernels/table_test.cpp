@@ -3,8 +3,12 @@
 
 #include <moe/kernels/table.hpp>
 
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -587,6 +591,110 @@ TYPED_TEST(Table, ActivationsHaveTheirLimits) {
         t.sigmoid(2, ends, s);
         EXPECT_EQ(s[0], S(0));
         EXPECT_EQ(s[1], S(1));
+    });
+}
+
+/// Rows to choose from, by kind: no ties, few values, zeros of both signs, holes of -inf, NaN and
+/// infinities among them, all equal, rising, falling, and large keys in one column of 16 only.
+template <class S>
+void fill_keys(int kind, Index n, S* keys, Numbers& random) {
+    constexpr S inf = std::numeric_limits<S>::infinity();
+    constexpr S nan = std::numeric_limits<S>::quiet_NaN();
+    for (Index i = 0; i < n; ++i) {
+        const auto value = static_cast<S>(random.uniform(-3, 3));
+        const double dice = random.uniform(0, 1);
+        const auto place = static_cast<S>(i);
+        keys[i] = kind == 0    ? value
+                  : kind == 1  ? std::round(value)
+                  : kind == 2  ? (dice < 0.4   ? S(0)
+                                  : dice < 0.8 ? -S(0)
+                                               : value)
+                  : kind == 3  ? (dice < 0.7 ? -inf : value)
+                  : kind == 4  ? (dice < 0.3   ? nan
+                                  : dice < 0.5 ? -inf
+                                  : dice < 0.6 ? inf
+                                               : value)
+                  : kind == 5  ? (dice < 0.9    ? nan
+                                  : dice < 0.95 ? -inf
+                                                : std::round(value))
+                  : kind == 6  ? S(-7)
+                  : kind == 7  ? place
+                  : kind == 8  ? -place
+                  : kind == 9  ? (i % 16 == 5 ? 100 + value : value)
+                  : dice < 0.5 ? std::numeric_limits<S>::lowest()
+                               : (dice < 0.8 ? -inf : nan);
+    }
+}
+constexpr int key_kinds = 11;
+
+TYPED_TEST(Table, TopKIsTheHeadOfTheOrder) {
+    using S = TypeParam;
+    Guarded<S> memory(2000);
+    Guarded<std::int32_t> best_memory(2000);
+    this->each_isa([&](const KernelTable<S>& t) {
+        Numbers random(12);
+        for (const Index n : lengths)
+            for (int kind = 0; kind < key_kinds; ++kind)
+                for (const Index k : {0, 1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 300}) {
+                    if (n > 300 && k > 17) continue;  // the reference takes its time
+                    S* keys = k % 2 == 0 ? memory.last(n) : memory.first(n);
+                    fill_keys(kind, n, keys, random);
+                    const Index room = std::min(n, k);
+                    std::vector<std::int32_t> want(static_cast<std::size_t>(room));
+                    const Index count = moe::exact::top_k(n, keys, k, want.data());
+                    std::int32_t* best = best_memory.last(room);
+                    std::fill(best, best + room, -1);
+                    ASSERT_EQ(t.top_k(n, keys, k, best), count)
+                        << "n " << n << " k " << k << " kind " << kind;
+                    for (Index i = 0; i < count; ++i)
+                        ASSERT_EQ(best[i], want[static_cast<std::size_t>(i)])
+                            << "place " << i << " n " << n << " k " << k << " kind " << kind;
+                }
+    });
+}
+
+TYPED_TEST(Table, TopTwoAreThoseOfEachRun) {
+    using S = TypeParam;
+    Guarded<S> memory(2000), first_memory(200), second_memory(200);
+    this->each_isa([&](const KernelTable<S>& t) {
+        Numbers random(13);
+        for (const Index runs : {0, 1, 2, 3, 7, 8, 16, 17, 32})
+            for (const Index size : {0, 1, 2, 15, 16, 17, 20, 32, 48, 53})
+                for (int kind = 0; kind < key_kinds; ++kind) {
+                    const Index n = runs * size;
+                    S* keys = kind % 2 == 0 ? memory.last(n) : memory.first(n);
+                    fill_keys(kind, n, keys, random);
+                    std::vector<S> want(static_cast<std::size_t>(2 * runs));
+                    moe::exact::top_two(runs, size, keys, want.data(), want.data() + runs);
+                    S* first = first_memory.last(runs);
+                    S* second = second_memory.last(runs);
+                    t.top_two(runs, size, keys, first, second);
+                    for (Index r = 0; r < runs; ++r) {  // as numbers: 0 and -0 may stand for each
+                        ASSERT_EQ(first[r], want[static_cast<std::size_t>(r)])
+                            << "run " << r << " of " << runs << " x " << size << " kind " << kind;
+                        ASSERT_EQ(second[r], want[static_cast<std::size_t>(runs + r)])
+                            << "run " << r << " of " << runs << " x " << size << " kind " << kind;
+                    }
+                }
+    });
+}
+
+TYPED_TEST(Table, OneElementThatIsNotFiniteIsFoundAnywhere) {
+    using S = TypeParam;
+    Guarded<S> memory(2000);
+    this->each_isa([&](const KernelTable<S>& t) {
+        for (const Index n : lengths) {
+            S* x = memory.last(n);
+            std::fill(x, x + n, std::numeric_limits<S>::max());
+            ASSERT_TRUE(t.is_finite(n, x)) << n;
+            for (Index at = 0; at < n; ++at)
+                for (const S bad : {this->nan, this->inf, -this->inf}) {
+                    const S good = std::exchange(x[at], bad);
+                    ASSERT_FALSE(t.is_finite(n, x)) << at << " of " << n;
+                    ASSERT_EQ(t.is_finite(n, x), moe::exact::is_finite(n, x));
+                    x[at] = good;
+                }
+        }
     });
 }
 

@@ -26,6 +26,18 @@ const std::vector<Index> in_sequences{0, 0, 0, 0, 1, 2, 2, 2, 2, 2, 2};
 const std::vector<Index> in_one_run_of_3{0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3};
 const std::vector<Index> in_one(tokens, 0);
 
+using Head = moe::Head<double, Pooled<LinearRouter>, moe::TopK>;
+static_assert(!Head::per_token && moe::Head<double, LinearRouter, moe::TopK>::per_token);
+static_assert(!moe::Head<double, moe::Jitter<Pooled<LinearRouter>>, moe::TopK>::per_token);
+
+TEST(PooledRouter, IsNotCausalForTheWholeBlockDecides) {
+    const std::vector<moe::ExpertFacts> facts(experts);
+    const moe::Config config{.model_dim = dim};
+    EXPECT_FALSE(Head(config, Pooled{LinearRouter{}}, moe::TopK{.k = 1}, facts).is_causal());
+    EXPECT_TRUE((moe::Head<double, LinearRouter, moe::TopK>(config, {}, {.k = 1}, facts))
+                    .is_causal());
+}
+
 template <class S>
 class PooledRouters : public testing::Test {};
 using Scalars = testing::Types<float, double>;

@@ -90,7 +90,7 @@ struct ExpertChanges {
 /// weights, if it is not to take up those it has. Nothing changes if nothing was recorded, and no
 /// expert is added where none is masked. direction is 0 if the tokens sum to 0.
 ///
-/// Source: DynMoE (arXiv:2405.14297), section 3.2: after every 300 steps that were recorded.
+/// Source: DynMoE (arXiv:2405.14297), whose code records 300 calls of every 900.
 /// @throws std::invalid_argument if the record is of another number of experts
 template <class S>
 ExpertChanges update_experts(TopAnyModule<S>& gate, const ActivationRecord& record) {

@@ -63,6 +63,8 @@ concept Recipe = requires(const X recipe, const Shape& shape, Random& random) {
 
 /// Tokens to logits. A router without any backward is good for inference. Optional:
 ///     flops_per_token() const           for statistics; 0
+///     per_token, is_causal() const      as of a gate: whether a token's logits are its own, or
+///                                       depend on no later token
 template <class R, class S = float>
 concept Router =
     requires(const R router, R& grad, In<S> x, In<S> dlogits, Out<S> logits, Out<S> dx) {

@@ -92,21 +92,8 @@ public:
     ///         assignments
     void group() {
         if (grouped_) return;
-        const auto tokens = static_cast<std::size_t>(num_tokens_);
+        sort_by_token();
         const auto experts = static_cast<std::size_t>(num_experts_);
-        token_offsets_.assign(tokens + 1, 0);
-        for (const Assignment& a : assignments_) ++token_offsets_[at(a.token) + 1];
-        for (std::size_t t = 0; t < tokens; ++t) token_offsets_[t + 1] += token_offsets_[t];
-        cursor_.assign(token_offsets_.begin(), token_offsets_.end());
-        sorted_.resize(assignments_.size());
-        for (const Assignment& a : assignments_) {
-            const Index place = cursor_[at(a.token)]++;
-            sorted_[at(place)] = a;
-            sorted_[at(place)].slot =
-                static_cast<std::int32_t>(place - token_offsets_[at(a.token)]);
-        }
-        assignments_.swap(sorted_);
-
         expert_offsets_.assign(experts + 1, 0);
         for (const Assignment& a : assignments_)
             if (a.dropped == Dropped::no) ++expert_offsets_[at(a.expert) + 1];
@@ -225,6 +212,32 @@ private:
             detail::fail("moe::Routing: assignment is ", assignment, ", there are ",
                          num_assignments());
         return at(assignment);
+    }
+    /// Sorts assignments by token and numbers their slots. Gates add tokens in order: one pass
+    /// then.
+    void sort_by_token() {
+        const auto tokens = static_cast<std::size_t>(num_tokens_);
+        token_offsets_.assign(tokens + 1, 0);
+        bool is_sorted = true;
+        std::int32_t last = -1, slot = 0;
+        for (Assignment& a : assignments_) {
+            is_sorted &= a.token >= last;
+            slot = a.token == last ? slot + 1 : 0;
+            last = a.token;
+            a.slot = slot;
+            ++token_offsets_[at(a.token) + 1];
+        }
+        for (std::size_t t = 0; t < tokens; ++t) token_offsets_[t + 1] += token_offsets_[t];
+        if (is_sorted) return;
+        cursor_.assign(token_offsets_.begin(), token_offsets_.end());
+        sorted_.resize(assignments_.size());
+        for (const Assignment& a : assignments_) {
+            const Index place = cursor_[at(a.token)]++;
+            sorted_[at(place)] = a;
+            sorted_[at(place)].slot =
+                static_cast<std::int32_t>(place - token_offsets_[at(a.token)]);
+        }
+        assignments_.swap(sorted_);
     }
     [[noreturn]] void fail_token(const char* function, Index token) const {
         detail::fail("moe::Routing::", function, ": token is ", token, ", there are ", num_tokens_);

@@ -27,8 +27,8 @@ class DenseToSparseModule;
 /// temperature falls while the layer is trained, so that the router sees every expert before it
 /// has to choose.
 ///
-/// Source: EvoMoE (arXiv:2112.14397), section 3.2; its code leaves experts below 0.001 out. That
-/// code may keep the noise at inference; here there is none.
+/// Source: EvoMoE (arXiv:2112.14397), whose code has these defaults. It may keep the noise at
+/// inference; here there is none.
 struct DenseToSparse {
     TemperatureSchedule temperature{};  ///< at Context::step; 0 or less: all experts, no noise
     double threshold = 0.001;           ///< finite; experts above it work, and the best always

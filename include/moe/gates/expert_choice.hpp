@@ -13,6 +13,7 @@
 #include <moe/gates/score.hpp>
 #include <moe/gates/select.hpp>
 #include <moe/gates/sequences.hpp>
+#include <moe/gates/share_rule.hpp>
 #include <moe/gates/token_gate.hpp>
 #include <moe/gates/weights.hpp>
 
@@ -130,21 +131,10 @@ public:
     void weigh(In<S> logits, Routing& routing, const Call<S>& call) const {
         detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts());
         const auto z = with_noise(logits, call);
-        if (!over_tokens()) {
+        if (over_tokens())
+            detail::ShareRule{}.weigh<S>(z, routing, runs(call.context, z.rows()), call);
+        else
             rule_.weigh(In<S>(z), routing, call, normalizes(call.context, z.rows()));
-            return;
-        }
-        const S* shares = softmax_over_tokens(z, call);
-        const auto assignments = routing.assignments();
-        detail::for_tokens(call.ws.executor(), z.rows(), flops(), [&](Index t, int) {
-            const S choosers = count_choosers(t, routing, call.context);
-            for (Index a = routing.first(t); a < routing.first(t + 1); ++a) {
-                const Index e = assignments[static_cast<std::size_t>(a)].expert;
-                const S w = is_null(e, call.context) ? S(0) : shares[e * z.rows() + t] / choosers;
-                routing.set_weight(a, static_cast<double>(w));
-                routing.set_input_weight(a, 1);
-            }
-        });
     }
 
     void backward(In<S> logits, const Routing& routing, const WeightGradients<S>& dweights,
@@ -152,7 +142,8 @@ public:
         detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts());
         const auto z = with_noise(logits, call);
         if (over_tokens())
-            backward_over_tokens(z, routing, dweights, dlogits, call);
+            detail::ShareRule{}.backward<S>(z, routing, dweights, dlogits,
+                                            runs(call.context, z.rows()), call);
         else
             rule_.backward(In<S>(z), routing, dweights, dlogits, call,
                            normalizes(call.context, z.rows()));
@@ -166,13 +157,13 @@ public:
         scratch.taken.resize(pairs);
         scratch.ranked.resize(ranked_size(tokens, ws.executor().concurrency()));
         if (settings_.noise != ExpertChoice::Noise::none) scratch.noisy.resize(pairs);
-        if (over_tokens()) scratch.dcolumns.resize(pairs);
+        if (over_tokens()) detail::ShareRule::reserve<S>(ws, tokens, num_experts());
     }
     Index workspace_bytes(Index tokens, Index assignments, Keep keep, int workers) const {
         const Index pairs = detail::checked_product(tokens, num_experts());
-        const Index matrices =
-            1 + (settings_.noise != ExpertChoice::Noise::none) + (over_tokens() ? 1 : 0);
-        return Base::workspace_bytes(tokens, assignments, keep, workers) +
+        const Index matrices = settings_.noise == ExpertChoice::Noise::none ? 1 : 2;
+        const Index shares = over_tokens() ? detail::ShareRule::bytes<S>(tokens, num_experts()) : 0;
+        return Base::workspace_bytes(tokens, assignments, keep, workers) + shares +
                pairs * (matrices * static_cast<Index>(sizeof(S)) + 1) +
                ranked_size(tokens, workers) * static_cast<Index>(sizeof(detail::Ranked<S>));
     }
@@ -183,7 +174,7 @@ private:
 
     struct Scratch {
         Buffer<S> noisy;                   // [T, E] logits with noise
-        Buffer<S> columns, dcolumns;       // [E, T]
+        Buffer<S> columns;                 // [E, T] what is ranked
         Buffer<detail::Ranked<S>> ranked;  // [workers, T]
         Buffer<std::uint8_t> taken;        // [T, E]
     };
@@ -233,15 +224,6 @@ private:
                 ": the tokens of a sequence compete, so Context::sequence_offsets must say "
                 "where each begins");
         return detail::sequences(name, context, tokens);
-    }
-
-    /// f(run, expert, worker) for all of both.
-    template <class F>
-    void each_column(const detail::Sequences& runs, const Call<S>& call, F&& f) const {
-        detail::parallel_for(
-            call.ws.executor(), detail::checked_product(runs.count(), num_experts()),
-            flops() * static_cast<double>(runs.tokens),
-            [&](Index i, int worker) { f(i / num_experts(), i % num_experts(), worker); });
     }
 
     /// [T, E] logits and the noise of this call.
@@ -303,7 +285,7 @@ private:
                 if (row[e] == dead) values[e] = dead;
         });
         scratch.ranked.resize(ranked_size(tokens, call.ws.executor().concurrency()));
-        each_column(runs, call, [&](Index run, Index e, int worker) {
+        detail::each_column(runs, n, call.ws.executor(), [&](Index run, Index e, int worker) {
             const Index first = runs.first(run), last = runs.last(run);
             Index live = 0;
             for (Index t = first; t < last; ++t) live += detail::is_live(n, row_data(z, t)) ? 1 : 0;
@@ -327,65 +309,6 @@ private:
             for (Index e = 0; e < n; ++e) columns[e * tokens + t] = row[e];
         });
         return columns;
-    }
-
-    /// [E, T], each row a softmax within each run.
-    S* softmax_over_tokens(In<S> z, const Call<S>& call) const {
-        const Index n = num_experts(), tokens = z.rows();
-        const auto runs = this->runs(call.context, tokens);
-        S* shares = transpose(z, call.ws.template state<Scratch>(), call,
-                              [n](const S* row, S* values) { std::copy_n(row, n, values); });
-        each_column(runs, call, [&](Index run, Index e, int) {
-            S* column = shares + e * tokens + runs.first(run);
-            kernels<S>().softmax(runs.last(run) - runs.first(run), column, column);
-        });
-        return shares;
-    }
-
-    static bool is_null(Index expert, const Context& context) {
-        const auto e = static_cast<std::size_t>(expert);
-        return e < context.experts.size() && context.experts[e].is_null;
-    }
-    /// Experts that chose a token, at least 1.
-    static S count_choosers(Index t, const Routing& routing, const Context& context) {
-        Index count = 0;
-        for (const Assignment& a : routing.of(t)) count += is_null(a.expert, context) ? 0 : 1;
-        return static_cast<S>(std::max(count, Index(1)));
-    }
-
-    /// With w = p h, h = 1 / choosers where chosen: dz_te = p_te (g_te h_t - sum_u p_ue g_ue h_u).
-    void backward_over_tokens(In<S> z, const Routing& routing, const WeightGradients<S>& dweights,
-                              Out<S> dlogits, const Call<S>& call) const {
-        const auto given =
-            detail::gradients_at<S>(Placement::output, dweights, routing, z, dlogits);
-        const Index n = num_experts(), tokens = z.rows();
-        const auto runs = this->runs(call.context, tokens);
-        const S* shares = softmax_over_tokens(z, call);
-        auto& scratch = call.ws.template state<Scratch>();
-        S* dshares = scratch.dcolumns.assign(detail::checked_product(tokens, n), S(0)).data();
-        const auto assignments = routing.assignments();
-        detail::for_tokens(call.ws.executor(), tokens, flops(), [&](Index t, int) {
-            const S choosers = count_choosers(t, routing, call.context);
-            for (Index a = routing.first(t); a < routing.first(t + 1); ++a) {
-                const Index e = assignments[static_cast<std::size_t>(a)].expert;
-                if (!is_null(e, call.context))
-                    dshares[e * tokens + t] = given[static_cast<std::size_t>(a)] / choosers;
-            }
-        });
-        each_column(runs, call, [&](Index run, Index e, int) {
-            const S* p = shares + e * tokens;
-            S* dp = dshares + e * tokens;
-            S mean = 0;
-            for (Index t = runs.first(run); t < runs.last(run); ++t)
-                mean = std::fma(p[t], dp[t], mean);
-            for (Index t = runs.first(run); t < runs.last(run); ++t) dp[t] = dp[t] - mean;
-        });
-        detail::for_tokens(call.ws.executor(), tokens, flops(), [&](Index t, int) {
-            for (Index e = 0; e < n; ++e)
-                if (z(t, e) != dead)
-                    dlogits(t, e) =
-                        std::fma(shares[e * tokens + t], dshares[e * tokens + t], dlogits(t, e));
-        });
     }
 
     ExpertChoice settings_;

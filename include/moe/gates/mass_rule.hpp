@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include <moe/core/context.hpp>
 #include <moe/core/error.hpp>
@@ -40,40 +41,42 @@ inline Dialled<double> dialled_mass(const char* gate, double own, const Context&
     return p;
 }
 
-/// How many of the ranked experts the rule takes. Sums are compared with p as numbers of type S.
+/// Whether the rule goes no further than the expert that brings the sum to c.
 template <class S>
-Index mass_prefix(Index found, S p, MassRule rule, const S* probabilities,
-                  const Ranked<S>* ranked) {
-    double sum = 0;
-    for (Index j = 0; j < found; ++j) {
-        sum += static_cast<double>(probabilities[ranked[j].index]);
-        const auto c = static_cast<S>(sum);
-        if (rule == MassRule::exceed && c > p) return j + 1;
-        if (rule == MassRule::reach && c >= p) return j + 1;
-        if (rule == MassRule::below && !(c <= p)) return j;
-    }
-    return found;
+bool is_enough(MassRule rule, S c, S p) {
+    return rule == MassRule::exceed ? c > p : rule == MassRule::reach ? c >= p : !(c <= p);
 }
 
 /// Ranks the experts that the rule takes, `least` to `most` of them. p >= 1, rounded to S, takes
-/// `most` and p <= 0 `least` without summing.
+/// `most` and p <= 0 `least` without summing. Sums are compared with p as numbers of type S.
 /// @param z              [n] logits
-/// @param probabilities  [n] scratch
+/// @param probabilities  [2 n] scratch
 /// @param ranked         [n]
 template <class S>
 Index rank_mass(Index n, const S* z, double p, MassRule rule, Index least, Index most,
                 S* probabilities, Ranked<S>* ranked) {
-    constexpr Index few = 16;  // most tokens stop early; ranking few is cheap
+    constexpr Index few = 16;  // ranked at a time: most tokens stop early
     // The first comparison keeps what no float can hold from the conversion.
     if (p >= 1 || static_cast<S>(p) >= 1) return rank_by_index(n, z, most, ranked);
     if (p <= 0) return rank_by_index(n, z, least, ranked);
     kernels<S>().softmax(n, z, probabilities);
-    for (Index tried = std::min(std::max(few, least), most);; tried = std::min(4 * tried, most)) {
-        const Index found = rank_by_index(n, z, tried, ranked);
-        const Index count = mass_prefix(found, static_cast<S>(p), rule, probabilities, ranked);
-        if (count < found || found < tried || tried == most)
-            return std::min(found, std::max(count, least));
+    S* left = probabilities + n;  // logits of those that are not ranked yet
+    std::copy_n(z, n, left);
+    Index found = 0, count = 0;  // how many are ranked, and the rule takes
+    double sum = 0;
+    for (bool ends = false; !ends && found < most;) {
+        const Index wanted = std::min(found == 0 ? std::max(few, least) : few, most - found);
+        const Index last = found + rank_by_index(n, left, wanted, ranked + found);
+        for (Index j = found; j < last && !ends; ++j) {
+            sum += static_cast<double>(probabilities[ranked[j].index]);
+            ends = is_enough(rule, static_cast<S>(sum), static_cast<S>(p));
+            if (!ends || rule != MassRule::below) ++count;
+        }
+        ends = ends || last - found < wanted;
+        for (; found < last; ++found)
+            left[ranked[found].index] = -std::numeric_limits<S>::infinity();
     }
+    return std::min(found, std::max(count, least));
 }
 
 }  // namespace detail

@@ -18,8 +18,8 @@ class MinPModule;
 
 /// Recipe for a gate that gives every token the experts that are at least so probable, compared
 /// with its best one. Like TopP it takes few where the router is sure and many where it is not,
-/// but an expert's place depends on its distance from the best alone: the others do not matter,
-/// and there is nothing to sort or to sum.
+/// but whether an expert is taken depends on its distance from the best alone: how many others
+/// there are, and how good, does not matter.
 ///
 /// Source: the rule by which language models sample words (arXiv:2407.01082), here for experts; as
 /// there, what is left is normalised.

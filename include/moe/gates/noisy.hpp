@@ -90,6 +90,11 @@ public:
         return (is_learned() ? 2 : 1) * hooks::num_logits(inner, experts);
     }
     bool is_causal() const { return hooks::is_causal(inner); }
+    /// @throws std::invalid_argument if the layer has another number of experts
+    void check(const Shape& shape) const {
+        detail::check_gate(name, num_experts_, shape);
+        GateWrapper<S, Inner>::check(shape);
+    }
 
     /// @param logits  [T, L]
     void select(In<S> logits, Routing& routing, const Call<S>& call) const {
@@ -108,6 +113,9 @@ public:
     void backward(In<S> logits, const Routing& routing, const WeightGradients<S>& dweights,
                   Out<S> dlogits, NoisyModule& grad,
                   const Call<S>& call) const requires TrainableGate<Inner, S> {
+        if (dlogits.rows() != logits.rows() || dlogits.cols() != logits.cols())
+            detail::fail(name, ": dlogits is [", dlogits.rows(), ", ", dlogits.cols(),
+                         "], logits are [", logits.rows(), ", ", logits.cols(), "]");
         const bool is_noisy = weighs(call.context);
         within(logits, call, is_noisy, [&](In<S> h, const Call<S>& inner_call) {
             const auto add = [&](Out<S> dh) {

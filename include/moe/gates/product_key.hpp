@@ -6,15 +6,14 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <span>
 
 #include <moe/core/concepts.hpp>
 #include <moe/core/parameters.hpp>
 #include <moe/core/random.hpp>
+#include <moe/gates/product_key_rule.hpp>
 #include <moe/gates/score.hpp>
 #include <moe/gates/select.hpp>
 #include <moe/gates/weights.hpp>
-#include <moe/kernels/dispatch.hpp>
 
 namespace moe::inline MOE_ABI {
 
@@ -101,15 +100,16 @@ public:
     void select(In<S> logits, Routing& routing, const Call<S>& call) const {
         check_extents(logits, routing);
         Executor& executor = call.ws.executor();
-        const Index tokens = logits.rows(), most = most_experts(), wave = wave_of(tokens);
-        auto& scratch = reserve(call, entries_of_heads());
+        const auto rule = this->rule();
+        const Index tokens = logits.rows(), most = rule.most_experts(), wave = wave_of(tokens);
+        auto& scratch = reserve(call, rule.most_entries());
         scratch.chosen.resize(detail::checked_product(wave, most));
         scratch.counts.resize(wave);
         for (Index first = 0; first < tokens; first += wave) {
             const Index here = std::min(wave, tokens - first);
-            detail::for_tokens(executor, here, flops(), [&](Index i, int worker) {
-                const Room room = scratch.room(worker);
-                const Index count = merge(row_data(logits, first + i), first + i, call, room);
+            detail::for_tokens(executor, here, rule.flops(), [&](Index i, int worker) {
+                const auto room = scratch.rooms.room(worker);
+                const Index count = rule.merge(row_data(logits, first + i), first + i, call, room);
                 scratch.counts[i] = static_cast<std::int32_t>(count);
                 for (Index s = 0; s < count; ++s)
                     scratch.chosen[i * most + s] = room.entries[s].expert;
@@ -123,18 +123,21 @@ public:
     /// Sets the weights of the assignments that are there, whoever made them.
     void weigh(In<S> logits, Routing& routing, const Call<S>& call) const {
         check_extents(logits, routing);
-        auto& scratch = reserve(call, entries_of_heads());
+        const auto rule = this->rule();
+        auto& rooms = reserve(call, rule.most_entries()).rooms;
         const auto assignments = routing.assignments();
-        detail::for_tokens(call.ws.executor(), logits.rows(), flops(), [&](Index t, int worker) {
-            const Room room = scratch.room(worker);
-            const Index count = merge(row_data(logits, t), t, call, room);
-            for (Index a = routing.first(t); a < routing.first(t + 1); ++a) {
-                const auto& own = assignments[static_cast<std::size_t>(a)];
-                const S w = find(room.entries, count, own.expert);
-                routing.set_weight(a, is_null(own.expert, call) ? 0 : static_cast<double>(w));
-                routing.set_input_weight(a, 1);
-            }
-        });
+        detail::for_tokens(
+            call.ws.executor(), logits.rows(), rule.flops(), [&](Index t, int worker) {
+                const auto room = rooms.room(worker);
+                const Index count = rule.merge(row_data(logits, t), t, call, room);
+                for (Index a = routing.first(t); a < routing.first(t + 1); ++a) {
+                    const auto& own = assignments[static_cast<std::size_t>(a)];
+                    const S w = rule.find(room.entries, count, own.expert);
+                    routing.set_weight(a,
+                                       rule.is_null(own.expert, call) ? 0 : static_cast<double>(w));
+                    routing.set_input_weight(a, 1);
+                }
+            });
     }
 
     /// Adds d(loss)/d(logits) to dlogits [T, H 2 n].
@@ -146,34 +149,22 @@ public:
         Index longest = 0;
         for (Index t = 0; t < logits.rows(); ++t)
             longest = std::max(longest, routing.first(t + 1) - routing.first(t));
-        auto& scratch = reserve(call, longest);
+        const auto rule = this->rule();
+        auto& rooms = reserve(call, longest).rooms;
         const auto assignments = routing.assignments();
-        detail::for_tokens(call.ws.executor(), logits.rows(), flops(), [&](Index t, int worker) {
-            const Room room = scratch.room(worker);
-            const S* z = row_data(logits, t);
-            S* dz = row_data(dlogits, t);
-            if (is_broken(z)) {
-                for (Index l = 0; l < logits.cols(); ++l)
-                    if (z[l] != dead) dz[l] = std::numeric_limits<S>::quiet_NaN();
-                return;
-            }
-            Index count = 0;
-            for (Index a = routing.first(t); a < routing.first(t + 1); ++a) {
-                const auto& own = assignments[static_cast<std::size_t>(a)];
-                if (is_null(own.expert, call)) continue;
-                room.entries[count] = {own.expert, static_cast<std::int32_t>(count),
-                                       given[static_cast<std::size_t>(a)]};
-                ++count;
-            }
-            std::sort(room.entries, room.entries + count);
-            for (Index h = 0; h < settings_.heads; ++h) {
-                const Head head = choose(z, h, t, call, room, false);
-                if (is_sum())
-                    add_sum_gradient(head, room, count, dz + h * 2 * n_);
-                else
-                    add_axis_gradient(head, room, count, t, call, dz + h * 2 * n_);
-            }
-        });
+        detail::for_tokens(
+            call.ws.executor(), logits.rows(), rule.flops(), [&](Index t, int worker) {
+                const auto room = rooms.room(worker);
+                Index count = 0;
+                for (Index a = routing.first(t); a < routing.first(t + 1); ++a) {
+                    const auto& own = assignments[static_cast<std::size_t>(a)];
+                    if (rule.is_null(own.expert, call)) continue;
+                    room.entries[count] = {own.expert, static_cast<std::int32_t>(count),
+                                           given[static_cast<std::size_t>(a)]};
+                    ++count;
+                }
+                rule.add_gradient(row_data(logits, t), t, count, call, room, row_data(dlogits, t));
+            });
     }
 
     /// Moves the mean and variance of ProductKeyTopK::by_quantile towards those of a batch, as
@@ -207,15 +198,17 @@ public:
 
     void reserve(Index tokens, Index, Workspace<S>& ws) const {
         auto& scratch = ws.template state<Scratch>();
-        scratch.resize(*this, ws.executor().concurrency(), false,
-                       std::max(entries_of_heads(), num_experts_));
-        scratch.chosen.resize(detail::checked_product(wave_of(tokens), most_experts()));
+        const auto rule = this->rule();
+        scratch.rooms.resize(rule, ws.executor().concurrency(), false, rule.most_entries());
+        scratch.chosen.resize(detail::checked_product(wave_of(tokens), rule.most_experts()));
         scratch.counts.resize(wave_of(tokens));
     }
     /// Bytes of workspace, without what calls with Context::allowed take.
     Index workspace_bytes(Index tokens, Index, Keep, int workers) const {
-        return Scratch::bytes(*this, workers, std::max(entries_of_heads(), num_experts_)) +
-               wave_of(tokens) * (most_experts() + 1) * static_cast<Index>(sizeof(std::int32_t));
+        const auto rule = this->rule();
+        return detail::ProductKeyScratch<S>::bytes(rule, workers, rule.most_entries()) +
+               wave_of(tokens) * (rule.most_experts() + 1) *
+                   static_cast<Index>(sizeof(std::int32_t));
     }
 
     /// mean and variance [H, 2], state, of ProductKeyTopK::by_quantile
@@ -227,77 +220,11 @@ public:
 
 private:
     static constexpr const char* name = "moe::ProductKeyTopK";
-    static constexpr S dead = -std::numeric_limits<S>::infinity();
-
-    /// A weight, or the gradient at one, of an expert.
-    struct Entry {
-        std::int32_t expert, order;  // order: head
-        S value;
-
-        bool operator<(const Entry& other) const {
-            return expert < other.expert || (expert == other.expert && order < other.order);
-        }
-    };
-
-    /// What one worker works in.
-    struct Room {
-        Entry* entries;
-        detail::Ranked<S>* ranked;  // [max(n, pairs)]
-        S *axis[2], *daxis[2];      // [kept]
-        std::int32_t* index[2];     // [kept]
-        S *sums, *weights;          // [pairs]
-        std::int32_t* expert;       // [pairs]
-    };
 
     struct Scratch {
-        Buffer<Entry> all_entries;
-        Buffer<detail::Ranked<S>> all_ranked;
-        Buffer<S> values;
-        Buffer<std::int32_t> indices;
-        Buffer<std::int32_t> chosen, counts;
-        Index entries = 0, ranked = 0, kept = 0, pairs = 0;  // per worker
-
-        void resize(const ProductKeyTopKModule& gate, Index workers, bool masks, Index wanted) {
-            const auto round = detail::round_up_16;
-            entries = round(wanted);
-            kept = round(gate.most_kept());
-            pairs = gate.is_sum()
-                        ? round(masks ? gate.num_experts_ : gate.most_kept() * gate.most_kept())
-                        : 0;
-            ranked = std::max(round(gate.n_), pairs);
-            all_entries.resize(detail::checked_product(workers, entries));
-            all_ranked.resize(detail::checked_product(workers, ranked));
-            values.resize(detail::checked_product(workers, 4 * kept + 2 * pairs));
-            indices.resize(detail::checked_product(workers, 2 * kept + pairs));
-        }
-        static Index bytes(const ProductKeyTopKModule& gate, Index workers, Index wanted) {
-            const auto round = detail::round_up_16;
-            const Index kept = round(gate.most_kept());
-            const Index pairs = gate.is_sum() ? round(gate.most_kept() * gate.most_kept()) : 0;
-            const auto size = [](std::size_t each) { return static_cast<Index>(each); };
-            return workers * (round(wanted) * size(sizeof(Entry)) +
-                              std::max(round(gate.n_), pairs) * size(sizeof(detail::Ranked<S>)) +
-                              (4 * kept + 2 * pairs) * size(sizeof(S)) +
-                              (2 * kept + pairs) * size(sizeof(std::int32_t)));
-        }
-        Room room(int worker) {
-            S* v = values.data() + worker * (4 * kept + 2 * pairs);
-            std::int32_t* i = indices.data() + worker * (2 * kept + pairs);
-            return {.entries = all_entries.data() + worker * entries,
-                    .ranked = all_ranked.data() + worker * ranked,
-                    .axis = {v, v + kept},
-                    .daxis = {v + 2 * kept, v + 3 * kept},
-                    .index = {i, i + kept},
-                    .sums = v + 4 * kept,
-                    .weights = v + 4 * kept + pairs,
-                    .expert = i + 2 * kept};
-        }
-    };
-
-    /// What a head chose; the rest is in the room.
-    struct Head {
-        Index kept[2];  // axis_softmax: axis, index
-        Index pairs;    // sum_top_k: sums, weights, expert, experts ascending
+        detail::ProductKeyScratch<S> rooms;
+        Buffer<std::int32_t> chosen;  // [wave, most experts]
+        Buffer<std::int32_t> counts;  // [wave]
     };
 
     void check_settings() const {
@@ -323,22 +250,22 @@ private:
     }
 
     bool is_sum() const { return settings_.combine == ProductKeyTopK::Combine::sum_top_k; }
-    Index most_kept() const { return settings_.by_quantile ? n_ : settings_.k; }
-    Index entries_of_heads() const {
-        return settings_.heads * (is_sum() ? settings_.k : most_kept() * most_kept());
+    detail::ProductKeyRule<S> rule() const {
+        const bool has_statistics = settings_.by_quantile;
+        return {.n = n_,
+                .heads = settings_.heads,
+                .k = settings_.k,
+                .is_sum = is_sum(),
+                .is_sigmoid = settings_.score == Score::sigmoid,
+                .mean = has_statistics ? mean_.data() : nullptr,
+                .variance = has_statistics ? variance_.data() : nullptr,
+                .quantile = quantile_};
     }
-    Index most_experts() const { return std::min(num_experts_, entries_of_heads()); }
     /// Tokens that are chosen for at a time: as many as fit 4 MiB, within reason.
     Index wave_of(Index tokens) const {
-        const Index fit = (Index(1) << 20) / most_experts();
+        const Index fit = (Index(1) << 20) / rule().most_experts();
         return std::min(std::max(Index(64), std::min(fit, detail::selection_wave)), tokens);
     }
-    double flops() const {
-        return static_cast<double>(settings_.heads) *
-               (40.0 * static_cast<double>(n_) +
-                20.0 * static_cast<double>(settings_.k * settings_.k));
-    }
-
     void check_extents(In<S> logits, const Routing& routing) const {
         if (logits.rows() != routing.num_tokens() || logits.cols() != num_logits(num_experts_) ||
             routing.num_experts() != num_experts_)
@@ -350,23 +277,10 @@ private:
 
     Scratch& reserve(const Call<S>& call, Index entries) const {
         auto& scratch = call.ws.template state<Scratch>();
-        scratch.resize(*this, call.ws.executor().concurrency(), !call.context.allowed.empty(),
-                       std::max(entries, num_experts_));
+        scratch.rooms.resize(rule(), call.ws.executor().concurrency(),
+                             !call.context.allowed.empty(),
+                             std::max(entries, rule().most_entries()));
         return scratch;
-    }
-
-    static bool is_null(Index expert, const Call<S>& call) {
-        const auto e = static_cast<std::size_t>(expert);
-        return e < call.context.experts.size() && call.context.experts[e].is_null;
-    }
-    bool is_allowed(Index t, Index expert, const Call<S>& call) const {
-        const auto& allowed = call.context.allowed;
-        return allowed.empty() || allowed[static_cast<std::size_t>(t * num_experts_ + expert)] != 0;
-    }
-    bool is_broken(const S* z) const {
-        bool broken = false;
-        for (Index l = 0; l < settings_.heads * 2 * n_; ++l) broken |= std::isnan(z[l]);
-        return broken;
     }
 
     template <class F>
@@ -375,171 +289,6 @@ private:
             for (Index i = 0; i < n_; ++i)
                 if (const auto z = static_cast<double>(logits(t, axis * n_ + i)); std::isfinite(z))
                     f(z);
-    }
-
-    /// The value of an expert among [count] ascending entries, 0 if it is not there.
-    static S find(const Entry* entries, Index count, Index expert) {
-        const auto at = std::lower_bound(
-            entries, entries + count, expert,
-            [](const Entry& entry, Index wanted) { return entry.expert < wanted; });
-        return at != entries + count && at->expert == expert ? at->value : S(0);
-    }
-
-    /// The experts of a token and their weights, ascending, in room.entries.
-    Index merge(const S* z, Index t, const Call<S>& call, const Room& room) const {
-        const bool broken = is_broken(z);
-        Index count = 0;
-        const auto add = [&](Index expert, Index h, S weight) {
-            room.entries[count++] = {static_cast<std::int32_t>(expert),
-                                     static_cast<std::int32_t>(h),
-                                     broken ? std::numeric_limits<S>::quiet_NaN() : weight};
-        };
-        for (Index h = 0; h < settings_.heads; ++h) {
-            const Head head = choose(z, h, t, call, room, broken);
-            for (Index p = 0; p < head.pairs; ++p) add(room.expert[p], h, room.weights[p]);
-            if (is_sum()) continue;
-            for (Index a = 0; a < head.kept[0]; ++a)
-                for (Index b = 0; b < head.kept[1]; ++b) {
-                    const Index expert = room.index[0][a] * n_ + room.index[1][b];
-                    // An fma with 0, because a bare product could be fused into the sum of heads.
-                    if (is_allowed(t, expert, call))
-                        add(expert, h, std::fma(room.axis[0][a], room.axis[1][b], S(0)));
-                }
-        }
-        if (settings_.heads == 1) return count;
-        std::sort(room.entries, room.entries + count);
-        Index merged = 0;
-        for (Index i = 0; i < count; ++i) {
-            if (merged > 0 && room.entries[merged - 1].expert == room.entries[i].expert)
-                room.entries[merged - 1].value += room.entries[i].value;
-            else
-                room.entries[merged++] = room.entries[i];
-        }
-        return merged;
-    }
-
-    /// What head h of token t chooses, with weights.
-    Head choose(const S* z, Index h, Index t, const Call<S>& call, const Room& room,
-                bool broken) const {
-        Head head{{0, 0}, 0};
-        if (is_sum() && !call.context.allowed.empty()) {
-            head.pairs = rank_pairs(offer_allowed(z + h * 2 * n_, t, call, room), call, room);
-            return head;
-        }
-        for (Index a = 0; a < 2; ++a) {
-            head.kept[a] = keep(z, 2 * h + a, broken, room, room.index[a]);
-            for (Index i = 0; i < head.kept[a]; ++i)
-                room.axis[a][i] = z[(2 * h + a) * n_ + room.index[a][i]];
-        }
-        if (is_sum()) {
-            Index count = 0;
-            for (Index a = 0; a < head.kept[0]; ++a)
-                for (Index b = 0; b < head.kept[1]; ++b) {
-                    room.sums[count] = room.axis[0][a] + room.axis[1][b];
-                    room.expert[count++] =
-                        static_cast<std::int32_t>(room.index[0][a] * n_) + room.index[1][b];
-                }
-            head.pairs = rank_pairs(count, call, room);
-        } else {
-            for (Index a = 0; a < 2; ++a)
-                kernels<S>().softmax(head.kept[a], room.axis[a], room.axis[a]);
-        }
-        return head;
-    }
-
-    /// The half-keys that an axis keeps, ascending.
-    Index keep(const S* z, Index axis, bool broken, const Room& room, std::int32_t* index) const {
-        const S* own = z + axis * n_;
-        if (settings_.by_quantile && !broken) {
-            const auto mean = static_cast<double>(mean_.data()[axis]);
-            const double spread = std::sqrt(static_cast<double>(variance_.data()[axis]) + 1e-5);
-            const auto normal = [&](Index i) {
-                return (static_cast<double>(own[i]) - mean) / spread;
-            };
-            double best = -std::numeric_limits<double>::infinity();
-            for (Index i = 0; i < n_; ++i) best = std::max(best, normal(i));
-            Index count = 0;
-            for (Index i = 0; i < n_; ++i)
-                if (own[i] != dead && normal(i) >= std::min(quantile_, best))
-                    index[count++] = static_cast<std::int32_t>(i);
-            return count;
-        }
-        const Index count = detail::rank_by_index(n_, own, settings_.k, room.ranked);
-        for (Index i = 0; i < count; ++i) index[i] = room.ranked[i].index;
-        std::sort(index, index + count);
-        return count;
-    }
-
-    /// All pairs that a token may have, as candidates.
-    Index offer_allowed(const S* z, Index t, const Call<S>& call, const Room& room) const {
-        Index count = 0;
-        for (Index i = 0; i < n_; ++i)
-            for (Index j = 0; j < n_; ++j) {
-                if (z[i] == dead || z[n_ + j] == dead || !is_allowed(t, i * n_ + j, call)) continue;
-                room.sums[count] = z[i] + z[n_ + j];
-                room.expert[count++] = static_cast<std::int32_t>(i * n_ + j);
-            }
-        return count;
-    }
-
-    /// Leaves the k best of [count] candidates, whose experts ascend; fills their weights.
-    Index rank_pairs(Index count, const Call<S>& call, const Room& room) const {
-        const Index found = detail::rank_by_index(count, room.sums, settings_.k, room.ranked);
-        std::sort(room.ranked, room.ranked + found,
-                  [](const auto& a, const auto& b) { return a.index < b.index; });
-        for (Index p = 0; p < found; ++p) {
-            room.sums[p] = room.sums[room.ranked[p].index];
-            room.expert[p] = room.expert[room.ranked[p].index];
-            room.weights[p] = is_null(room.expert[p], call) ? dead : room.sums[p];
-        }
-        if (settings_.score == Score::sigmoid)
-            kernels<S>().sigmoid(found, room.weights, room.weights);
-        else
-            kernels<S>().softmax(found, room.weights, room.weights);
-        return found;
-    }
-
-    /// softmax: dz = w (g - sum of w g); sigmoid: dz = w (1 - w) g; at both half-keys of a pair.
-    void add_sum_gradient(const Head& head, const Room& room, Index count, S* dz) const {
-        const bool is_sigmoid = settings_.score == Score::sigmoid;
-        S mean = 0;
-        for (Index p = 0; p < head.pairs && !is_sigmoid; ++p)
-            mean = std::fma(room.weights[p], find(room.entries, count, room.expert[p]), mean);
-        if (is_sigmoid) {
-            for (Index p = 0; p < head.pairs; ++p) room.sums[p] = -room.sums[p];
-            kernels<S>().sigmoid(head.pairs, room.sums, room.sums);  // 1 - w, without cancelling
-        }
-        for (Index p = 0; p < head.pairs; ++p) {
-            const S g = find(room.entries, count, room.expert[p]);
-            const S slope = is_sigmoid ? room.sums[p] * g : g - mean;
-            S &first = dz[room.expert[p] / n_], &second = dz[n_ + room.expert[p] % n_];
-            first = std::fma(room.weights[p], slope, first);
-            second = std::fma(room.weights[p], slope, second);
-        }
-    }
-
-    /// With w = p q: dp_i = sum of q_j g_ij over j, dz1_i = p_i (dp_i - sum of p dp); the same for
-    /// q.
-    void add_axis_gradient(const Head& head, const Room& room, Index count, Index t,
-                           const Call<S>& call, S* dz) const {
-        for (Index a = 0; a < 2; ++a) std::fill_n(room.daxis[a], head.kept[a], S(0));
-        for (Index i = 0; i < head.kept[0]; ++i)
-            for (Index j = 0; j < head.kept[1]; ++j) {
-                const Index expert = room.index[0][i] * n_ + room.index[1][j];
-                if (!is_allowed(t, expert, call)) continue;
-                const S g = find(room.entries, count, expert);
-                room.daxis[0][i] = std::fma(room.axis[1][j], g, room.daxis[0][i]);
-                room.daxis[1][j] = std::fma(room.axis[0][i], g, room.daxis[1][j]);
-            }
-        for (Index a = 0; a < 2; ++a) {
-            S mean = 0;
-            for (Index i = 0; i < head.kept[a]; ++i)
-                mean = std::fma(room.axis[a][i], room.daxis[a][i], mean);
-            for (Index i = 0; i < head.kept[a]; ++i) {
-                S& slot = dz[a * n_ + room.index[a][i]];
-                slot = std::fma(room.axis[a][i], room.daxis[a][i] - mean, slot);
-            }
-        }
     }
 
     ProductKeyTopK settings_;

@@ -18,7 +18,7 @@ class ReluModule;
 /// gradient have no jump there, as they have with a fixed number of experts. How many experts a
 /// token gets is up to the router and to a loss on the sum of the weights.
 ///
-/// Source: ReMoE (arXiv:2412.14711), section 3.
+/// Source: ReMoE (arXiv:2412.14711).
 struct Relu {
     Index max_experts = 0;  ///< most experts per token, 1 to E; 0: E, which keeps the output smooth
 
@@ -40,8 +40,8 @@ struct Relu {
 ///     S_t = experts with z > 0, in falling order, max_experts at most    z [L], the logits
 ///     w_t = scale * relu(z_t)[S_t] / normaliser
 ///
-/// Ties go to the lower index. A token without a logit above 0 goes to no expert: the layer does
-/// not change it, and it sends no gradient. Experts at -inf are never selected. A logit that is NaN
+/// Ties go to the lower index. A token without a logit above 0 goes to no expert: its
+/// output is 0 and it sends no gradient. Experts at -inf are never selected. A logit that is NaN
 /// counts as chosen, so that its weights, all NaN, show in the output. Null experts may be chosen,
 /// are left out of normalisation, and weigh 0. A routing that is replayed weighs 0 where the logit
 /// is no longer above 0.

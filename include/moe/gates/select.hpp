@@ -13,6 +13,7 @@
 #include <moe/core/views.hpp>
 #include <moe/core/workspace.hpp>
 #include <moe/gates/tokens.hpp>
+#include <moe/kernels/dispatch.hpp>
 
 namespace moe::inline MOE_ABI {
 
@@ -46,7 +47,7 @@ struct Ranked {
 };
 
 /// The `k` best live entries, best first: higher keys first, of equal ones the lower index, NaN
-/// last. -inf is not alive. O(n + k^2) for few, O(n + k log k) for many.
+/// last. -inf is not alive. A kernel for few, O(n + k log k) for many.
 /// @param ranked  [n] scratch
 /// @return        how many were found; they are ranked[0], ranked[1], ...
 template <class S>
@@ -68,18 +69,9 @@ Index rank_by_index(Index n, const S* keys, Index k, Ranked<S>* ranked) {
         std::sort(ranked, ranked + k, before);
         return k;
     }
-    const auto insert = [&](Index e, Index free) {
-        const S key = comparable(keys[e]);
-        Index place = free;
-        for (; place > 0 && ranked[place - 1].key < key; --place) ranked[place] = ranked[place - 1];
-        ranked[place] = {key, static_cast<std::int32_t>(e)};
-    };
-    Index e = 0;
-    for (; e < n && count < k; ++e)
-        if (keys[e] != dead) insert(e, count++);
-    if (count == 0) return 0;
-    for (; e < n; ++e)
-        if (keys[e] > ranked[count - 1].key) insert(e, count - 1);
+    std::int32_t best[few];
+    count = kernels<S>().top_k(n, keys, k, best);
+    for (Index i = 0; i < count; ++i) ranked[i] = {comparable(keys[best[i]]), best[i]};
     return count;
 }
 
@@ -138,7 +130,7 @@ struct GroupLimit {
     /// @param k       experts wanted, for GroupScore::top_sum
     /// @param scores  [n] what groups are compared by
     /// @param keys    [n] what experts are compared by; may be scores
-    /// @param values  [num_groups] scratch
+    /// @param values  [n] scratch
     /// @param ranked  [n] scratch
     template <class S>
     void apply(Index n, Index k, const S* scores, S* keys, TieBreak tie_break, S* values,
@@ -149,7 +141,15 @@ struct GroupLimit {
                             : score == GroupScore::top_two_sum
                                 ? 2
                                 : std::max(k / groups_kept, Index(1));
+        // One or two best of each group at once. Where there are none, they may be NaN.
+        const bool quick = tie_break == TieBreak::lower_index && terms <= 2 && size >= 2;
+        S* seconds = values + num_groups;
+        if (quick) kernels<S>().top_two(num_groups, size, scores, values, seconds);
         for (Index g = 0; g < num_groups; ++g) {
+            if (quick && (terms == 1 ? values[g] : seconds[g]) != dead) {
+                if (terms == 2) values[g] += seconds[g];
+                continue;
+            }
             const S* group = scores + g * size;
             const Index found = rank(size, group, std::min(terms, size), tie_break, ranked);
             values[g] = found == 0 ? dead : group[ranked[0].index];
@@ -160,8 +160,12 @@ struct GroupLimit {
         for (Index i = 0; i < found; ++i) values[ranked[i].index] = 1;
         for (Index g = 0; g < num_groups; ++g) {
             if (values[g] != 0) continue;
-            for (Index e = g * size; e < (g + 1) * size; ++e)
-                if (keys[e] != dead) keys[e] = mask == GroupMask::zero ? S(0) : dead;
+            S* group = keys + g * size;
+            if (mask == GroupMask::minus_infinity)
+                std::fill_n(group, size, dead);
+            else
+                std::replace_if(
+                    group, group + size, [](S key) { return key != dead; }, S(0));
         }
     }
 };

@@ -47,7 +47,7 @@ struct Threshold {
 ///
 /// Ties go to the lower index. Scores are compared as numbers of type S, so that 0.6 and 0.6f are
 /// the same. If fewer than min_experts exceed it, the best of z_t are taken. A token that nobody is
-/// chosen for is not changed by the layer, and sends no gradient. Experts at -inf are never
+/// chosen for gets an output of 0 and sends no gradient. Experts at -inf are never
 /// selected; a row of -inf routes nowhere. A score that is NaN counts as chosen, so that its
 /// weights, all NaN, show in the output. Null experts may be chosen, are left out of normalisation,
 /// and weigh 0.

@@ -26,7 +26,7 @@ class TopAnyModule;
 /// theirs, which is learned, share the token equally. How many there are is not set anywhere; with
 /// adaptive_experts.hpp neither is the number of experts. Meant for a router of scaled cosines.
 ///
-/// Source: DynMoE (arXiv:2405.14297), section 3.1.
+/// Source: top-any gating of DynMoE (arXiv:2405.14297).
 struct TopAny {
     double scale = 1;  ///< of the thresholds: the router's, 1 where a temperature starts at 1; > 0
 
@@ -49,13 +49,14 @@ struct TopAny {
 ///
 ///     du_e = dw_e / k,  dthr_e = -dw_e / k                      if u_e > thr_e, else 0
 ///
-/// Thresholds a start at 0 and are trained. The mask m, state, starts at 1; 0 takes an expert out.
+/// Thresholds a start at 0 and are trained. The mask m, state, is 1, or 0 for an expert that
+/// is taken out.
 ///
-/// Slots are in falling order of z_t, ties go to the lower index. A token without an expert is not
-/// changed by the layer. Experts at -inf are never selected; a row of -inf routes nowhere. A logit
+/// Slots are in falling order of z_t, ties go to the lower index. A token without an expert gets an
+/// output of 0. Experts at -inf are never selected; a row of -inf routes nowhere. A logit
 /// that is NaN counts as chosen, and its row gets NaN weights; logits that m takes out are not
-/// read. Null experts may be chosen, do not count in k, and weigh 0. A routing that is replayed is
-/// weighed by its own k.
+/// read. Null experts may be chosen, do not count in k, and weigh 0. Dropped assignments
+/// keep their share. A routing that is replayed is weighed by its own k.
 template <class S>
 class TopAnyModule {
 public:

@@ -204,15 +204,15 @@ private:
             std::copy_n(z, n, scores);
         else
             detail::selection_scores(settings_.score, n, z, scores);
-        for (Index e = 0; e < n; ++e) {
-            if (has_bias()) scores[e] += bias_.data()[e];
-            if (z[e] == dead) scores[e] = dead;
-        }
+        if (has_bias()) kernels<S>().axpy(n, S(1), bias_.data(), scores);
+        if (!kernels<S>().is_finite(n, z))
+            for (Index e = 0; e < n; ++e)
+                if (z[e] == dead) scores[e] = dead;
         for (Index e = 0; e < n && context.forces(); ++e)
             if (scores[e] != dead && context.is_forced(t, e)) scores[e] = -dead;
         if (!groups_.is_active()) return scores;
-        S* keys = values + n;
-        std::copy_n(by_logits ? z : scores, n, keys);
+        S* keys = by_logits ? values + n : scores;
+        if (by_logits) std::copy_n(z, n, keys);
         groups_.apply(n, k, scores, keys, settings_.tie_break, values + 2 * n, ranked);
         return keys;
     }

@@ -3,6 +3,7 @@
 #define MOE_GATES_TOP_P_HPP
 
 #include <cmath>
+#include <limits>
 
 #include <moe/core/concepts.hpp>
 #include <moe/gates/mass_rule.hpp>

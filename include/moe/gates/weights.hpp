@@ -289,7 +289,7 @@ private:
         if (is_dense) {
             table.softmax(token.num_logits, token.z, token.all);
             is_broken = std::isnan(token.all[0]);
-        } else {
+        } else if (!table.is_finite(token.num_logits, token.z)) {
             for (Index e = 0; e < token.num_logits; ++e) is_broken |= std::isnan(token.z[e]);
         }
         if (is_broken) {
@@ -387,10 +387,10 @@ private:
             const S z = token.logit(i);
             const bool is_still =
                 left_out(token.list[i], context) || (score == Score::relu && z <= 0);
-            const S factor = multiplies(context)
-                                 ? static_cast<S>(context.multiplier(token.list[i].token,
-                                                                     token.expert(i)))
-                                 : S(1);
+            const S factor =
+                multiplies(context)
+                    ? static_cast<S>(context.multiplier(token.list[i].token, token.expert(i)))
+                    : S(1);
             token.slope[i] = !is_linear() ? z : is_still ? S(0) : factor / q;
         }
         if (!is_linear()) score_slopes(score, token.count, token.slope, token.slope);

@@ -297,6 +297,10 @@ inline void gate_backward(Activation act, Index n, const S* g, const S* u, const
     finish();
 }
 
+// ---- choosing ----
+
+#include <moe/kernels/top_k.inl>
+
 template <class All>
 inline constexpr KernelTable<S> table{.name = table_name,
                                       .panel_width = panel_width,
@@ -312,6 +316,9 @@ inline constexpr KernelTable<S> table{.name = table_name,
                                       .softmax = softmax,
                                       .log_sum_exp = log_sum_exp,
                                       .sigmoid = sigmoid,
+                                      .is_finite = is_finite,
+                                      .top_k = top_k<All>,
+                                      .top_two = top_two<All>,
                                       .activate = activate,
                                       .activate_backward = activate_backward,
                                       .gate = gate,

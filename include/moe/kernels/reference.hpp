@@ -358,6 +358,47 @@ void gate_backward(Activation act, Index n, const S* g, const S* u, const S* dh,
     }
 }
 
+template <class S>
+bool is_finite(Index n, const S* x) {
+    for (Index i = 0; i < n; ++i)
+        if (!std::isfinite(x[i])) return false;
+    return true;
+}
+
+/// In each turn the first of the best that are left.
+template <class S>
+Index top_k(Index n, const S* keys, Index k, std::int32_t* best) {
+    constexpr S dead = -std::numeric_limits<S>::infinity();
+    const auto before = [&](Index a, Index b) {  // a comes before b
+        if (std::isnan(keys[a]) || std::isnan(keys[b]))
+            return std::isnan(keys[a]) == std::isnan(keys[b]) ? a < b : std::isnan(keys[b]);
+        return keys[a] > keys[b] || (keys[a] == keys[b] && a < b);
+    };
+    Index count = 0;
+    for (; count < k; ++count) {
+        Index next = -1;
+        for (Index i = 0; i < n; ++i)
+            if (keys[i] != dead && (count == 0 || before(best[count - 1], i)) &&
+                (next < 0 || before(i, next)))
+                next = i;
+        if (next < 0) break;
+        best[count] = static_cast<std::int32_t>(next);
+    }
+    return count;
+}
+
+template <class S>
+void top_two(Index runs, Index size, const S* keys, S* first, S* second) {
+    for (Index r = 0; r < runs; ++r) {
+        first[r] = second[r] = -std::numeric_limits<S>::infinity();
+        for (Index i = r * size; i < (r + 1) * size; ++i) {
+            if (!(keys[i] > second[r])) continue;
+            second[r] = keys[i] > first[r] ? first[r] : keys[i];
+            if (keys[i] > first[r]) first[r] = keys[i];
+        }
+    }
+}
+
 }  // namespace exact
 }  // namespace moe::inline MOE_ABI
 

@@ -97,6 +97,18 @@ struct KernelTable {
     /// y = 1 / (1 + exp(-x)); x may be y
     void (*sigmoid)(Index n, const S* x, S* y);
 
+    /// Whether no element is infinite or NaN
+    bool (*is_finite)(Index n, const S* x);
+    /// The k best keys, best first: higher ones first, of equal ones (0 and -0 are) the lower
+    /// index, NaN behind all numbers. -inf is never chosen.
+    /// @param best  [min(k, n)] their indices
+    /// @return      how many there are
+    Index (*top_k)(Index n, const S* keys, Index k, std::int32_t* best);
+    /// The two largest numbers of each run of `size` keys: first >= second. NaN is passed over;
+    /// -inf stands for what is not there.
+    /// @param first, second  [runs]
+    void (*top_two)(Index runs, Index size, const S* keys, S* first, S* second);
+
     /// h = act(a); h may be a
     void (*activate)(Activation act, Index n, const S* a, S* h);
     /// da = dh act'(a); da may be dh. relu' (0) = 0.

@@ -42,6 +42,8 @@ class PooledModule : public RouterWrapper<S, Inner> {
     using Base = RouterWrapper<S, Inner>;
 
 public:
+    static constexpr bool per_token = false;  // a block decides together, its last tokens too
+
     /// Holds nothing; a gradient like this is not wanted.
     PooledModule() = default;
     PooledModule(Inner router, PoolScope scope, Index chunk, const Shape& shape)

@@ -48,6 +48,7 @@ template <class S, class Inner>
 class RouterSet {
 public:
     using Scalar = S;
+    static constexpr bool per_token = hooks::per_token<Inner>;
     static constexpr bool skips_empty_gradients = true;  // it lends each router a whole one
 
     /// Holds nothing; a gradient like this is not wanted.

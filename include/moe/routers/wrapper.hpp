@@ -37,6 +37,7 @@ namespace moe::inline MOE_ABI {
 template <class S, class Inner>
 struct RouterWrapper {
     using Scalar = S;
+    static constexpr bool per_token = hooks::per_token<Inner>;
     static constexpr bool skips_empty_gradients = true;  // it lends the inner router a whole one
 
     Inner inner{};

@@ -148,6 +148,28 @@ inline void finish() {}
         x.part[i] = vbslq_f32(vcleq_f32(a.part[i], b.part[i]), x.part[i], y.part[i]);
     return x;
 }
+/// Bit l is set where a <= b in lane l.
+[[gnu::always_inline]] inline std::uint32_t where_le_bits(V a, V b) {
+    constexpr std::uint32_t bits_of_lanes[4] = {1, 2, 4, 8};
+    const uint32x4_t of_lane = vld1q_u32(bits_of_lanes);
+    std::uint32_t bits = 0;
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+        bits |= vaddvq_u32(vandq_u32(vcleq_f32(a.part[i], b.part[i]), of_lane)) << (4 * i);
+    return bits;
+}
+/// count + 1 where a < b; lanes of count are 32-bit integers.
+[[gnu::always_inline]] inline V count_less(V count, V a, V b) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+        count.part[i] = vreinterpretq_f32_u32(
+            vsubq_u32(vreinterpretq_u32_f32(count.part[i]), vcltq_f32(a.part[i], b.part[i])));
+    return count;
+}
+[[gnu::always_inline]] inline void store_words(std::int32_t* p, V x) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) vst1q_s32(p + 4 * i, vreinterpretq_s32_f32(x.part[i]));
+}
 
 /// low * high = 2^n, where shifted = n + round_shift.
 [[gnu::always_inline]] inline void powers_of_two(V shifted, V& low, V& high) {

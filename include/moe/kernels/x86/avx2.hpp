@@ -112,6 +112,23 @@ inline constexpr int mask_window[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 
     return {_mm256_blendv_ps(y.low, x.low, _mm256_cmp_ps(a.low, b.low, _CMP_LE_OQ)),
             _mm256_blendv_ps(y.high, x.high, _mm256_cmp_ps(a.high, b.high, _CMP_LE_OQ))};
 }
+/// Bit l is set where a <= b in lane l.
+[[gnu::always_inline]] inline std::uint32_t where_le_bits(V a, V b) {
+    const int low = _mm256_movemask_ps(_mm256_cmp_ps(a.low, b.low, _CMP_LE_OQ));
+    const int high = _mm256_movemask_ps(_mm256_cmp_ps(a.high, b.high, _CMP_LE_OQ));
+    return static_cast<std::uint32_t>(low | high << 8);
+}
+/// count + 1 where a < b; lanes of count are 32-bit integers.
+[[gnu::always_inline]] inline V count_less(V count, V a, V b) {
+    const __m256i low = _mm256_castps_si256(_mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ));
+    const __m256i high = _mm256_castps_si256(_mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ));
+    return {_mm256_castsi256_ps(_mm256_sub_epi32(_mm256_castps_si256(count.low), low)),
+            _mm256_castsi256_ps(_mm256_sub_epi32(_mm256_castps_si256(count.high), high))};
+}
+[[gnu::always_inline]] inline void store_words(std::int32_t* p, V x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_castps_si256(x.low));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), _mm256_castps_si256(x.high));
+}
 
 [[gnu::always_inline]] inline void powers_of_two(__m256 shifted, __m256& low, __m256& high) {
     const __m256i bias = _mm256_set1_epi32(127);

@@ -77,6 +77,19 @@ struct V {
 [[gnu::always_inline]] inline V where_le(V a, V b, V x, V y) {
     return {_mm512_mask_mov_ps(y.r, _mm512_cmp_ps_mask(a.r, b.r, _CMP_LE_OQ), x.r)};
 }
+/// Bit l is set where a <= b in lane l.
+[[gnu::always_inline]] inline std::uint32_t where_le_bits(V a, V b) {
+    return _mm512_cmp_ps_mask(a.r, b.r, _CMP_LE_OQ);
+}
+/// count + 1 where a < b; lanes of count are 32-bit integers.
+[[gnu::always_inline]] inline V count_less(V count, V a, V b) {
+    const __m512i n = _mm512_castps_si512(count.r);
+    return {_mm512_castsi512_ps(_mm512_mask_add_epi32(n, _mm512_cmp_ps_mask(a.r, b.r, _CMP_LT_OQ),
+                                                      n, _mm512_set1_epi32(1)))};
+}
+[[gnu::always_inline]] inline void store_words(std::int32_t* p, V x) {
+    _mm512_storeu_si512(p, _mm512_castps_si512(x.r));
+}
 
 /// low * high = 2^n, where shifted = n + round_shift.
 [[gnu::always_inline]] inline void powers_of_two(V shifted, V& low, V& high) {
