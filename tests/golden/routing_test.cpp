@@ -310,19 +310,33 @@ struct Case {
     friend void PrintTo(const Case& c, std::ostream* out) { *out << c.name << ": " << c.source; }
 };
 
-template <class Gate>
-Case gate(std::string name, std::string source, const Gate& recipe, const Options& options = {}) {
-    return {std::move(name), std::move(source),
-            [=](const Tensors& t) { check_gate<double>(t, recipe, options); },
-            [=](const Tensors& t) { check_gate<float>(t, recipe, options); }};
-}
-
-template <class Router>
-Case router(std::string name, std::string source, const Router& recipe, int weights) {
-    return {std::move(name), std::move(source),
+/// The table of cases. A source is given in two parts, what is common and what is not.
+class Table {
+public:
+    template <class Gate>
+    void gate(const char* name, const char* by, const char* what, const Gate& recipe,
+              const Options& options = {}) {
+        add(
+            name, by, what, [=](const Tensors& t) { check_gate<double>(t, recipe, options); },
+            [=](const Tensors& t) { check_gate<float>(t, recipe, options); });
+    }
+    /// @param weights  how many of the router's have a gradient
+    template <class Router>
+    void router(const char* name, const char* by, const char* what, const Router& recipe,
+                int weights) {
+        add(
+            name, by, what,
             [=](const Tensors& t) { RouterRun<double, Router>(t, recipe).go_back(weights); },
-            [=](const Tensors& t) { RouterRun<float, Router>(t, recipe).go_back(weights); }};
-}
+            [=](const Tensors& t) { RouterRun<float, Router>(t, recipe).go_back(weights); });
+    }
+    void add(const char* name, const char* by, const char* what,
+             std::function<void(const Tensors&)> in_double,
+             std::function<void(const Tensors&)> in_float) {
+        cases.push_back({name, std::string(by) + what, std::move(in_double), std::move(in_float)});
+    }
+
+    std::vector<Case> cases;
+};
 
 /// Both layers of MoE++: the second's backward adds to what the first's starts from.
 template <class S>
@@ -352,11 +366,12 @@ std::vector<Case> cases() {
     using Second = moe::GShardTop2::Second;
     const Options training{.training = true}, set{.is_set = true};
     const Options training_set{.training = true, .is_set = true};
-    const std::string hf = "published: transformers 5.24.0 ";
-    const std::string megatron = "published: megatron-core 0.16.1 ";
-    const std::string topk = megatron + "topk_routing_with_score_function, ";
-    const std::string deepspeed = "published: deepspeed 0.19.8 ";
-    const std::string formula = "formula: torch, ";
+    constexpr const char* hf = "published: transformers 5.24.0 ";
+    constexpr const char* megatron = "published: megatron-core 0.16.1 ";
+    constexpr const char* topk =
+        "published: megatron-core 0.16.1 topk_routing_with_score_function, ";
+    constexpr const char* deepspeed = "published: deepspeed 0.19.8 ";
+    constexpr const char* formula = "formula: torch, ";
     const TopK raw_2{.k = 2, .normalize = Normalize::none};
     const TopK raw_1{.k = 1, .normalize = Normalize::none};
     const TopK selected_2{.k = 2, .score = Score::softmax_of_selected};
@@ -435,247 +450,252 @@ std::vector<Case> cases() {
     const moe::DynamicCapacity uni_moe{.p = 0.7, .num_fixed = 2, .jitter = 0.05};
     using Scores = moe::ExpertChoice::Scores;
 
-    return {
-        gate("mixtral", hf + "mixtral", TopK{.k = 2}),
-        gate("qwen3_raw", hf + "qwen3_moe, norm_topk_prob false",
-             TopK{.k = 4, .normalize = Normalize::none}),
-        gate("qwen3_normalized", hf + "qwen3_moe, norm_topk_prob true", TopK{.k = 4}),
-        gate("deepseek_v2", hf + "deepseek_v2, group_limited_greedy",
-             TopK{.k = 3,
-                  .normalize = Normalize::none,
-                  .scale = 16,
-                  .num_groups = 4,
-                  .groups_kept = 2,
-                  .group_mask = moe::GroupMask::zero,
-                  .tie_break = TieBreak::torch_cpu_unsorted}),
-        gate("deepseek_v3", hf + "deepseek_v3", deepseek_v3),
-        gate("afmoe", hf + "afmoe",
-             TopK{.k = 3,
-                  .score = Score::sigmoid,
-                  .normalize = Normalize::add_epsilon,
-                  .scale = 1.75,
-                  .selection_bias = true}),
-        gate("longcat", hf + "longcat_flash",
-             TopK{.k = 4,
-                  .normalize = Normalize::none,
-                  .scale = 6,
-                  .selection_bias = true,
-                  .tie_break = TieBreak::torch_cpu_unsorted}),
-        gate("ernie4_5", hf + "ernie4_5_moe", ernie(1e-12)),
-        gate("ernie4_5_clamped", hf + "ernie4_5_moe, moe_norm_min 0.75", ernie(0.75)),
-        gate("gpt_oss", hf + "gpt_oss", TopK{.k = 4, .score = Score::softmax_of_selected}),
-        gate("granite", hf + "granitemoe", TopK{.k = 3, .score = Score::softmax_of_selected}),
-        gate("llama4", hf + "llama4", llama4(1), set),
-        gate("llama4_top_2", hf + "llama4, two experts", llama4(2), set),
-        gate("dbrx_1", hf + "dbrx, p = 1", TopK{.k = 4, .norm_power = 1}),
-        gate("dbrx_2", hf + "dbrx, p = 2", TopK{.k = 4, .norm_power = 2}),
-        gate("lfm2", hf + "lfm2_moe",
-             TopK{.k = 3,
-                  .score = Score::sigmoid,
-                  .normalize = Normalize::add_epsilon,
-                  .epsilon = 1e-6,
-                  .scale = 1.5,
-                  .selection_bias = true}),
-        gate("deepseek_v4", hf + "deepseek_v4", deepseek_v4),
-        gate("deepseek_v4_hash", hf + "deepseek_v4, hash layer", sqrt_softplus,
-             {.is_set = true, .restricts = true}),
-        gate("switch", hf + "switch_transformers: who comes too late is dropped",
-             switched(Capacity::Overflow::drop)),
-        gate("switch_pass_through",
-             formula + "switch_transformers 4.x: who comes too late passes with its weight",
-             switched(Capacity::Overflow::pass_through)),
-        gate("nllb_all", hf + "nllb_moe, all, normalised after dropping",
-             nllb(Second::all, false, true, first_come), training_set),
-        gate("nllb_before", hf + "nllb_moe, all, normalised before dropping",
-             nllb(Second::all, false, false, first_come), training_set),
-        gate("nllb_prioritized", hf + "nllb_moe, all, batch-prioritised",
-             nllb(Second::all, false, true, Priority::batch_prioritized), training_set),
-        gate("nllb_sampling", hf + "nllb_moe, sampling", nllb(Second::all, true, true, first_come),
-             training_set),
-        gate("nllb_random", hf + "nllb_moe, random",
-             nllb(Second::random_raw, false, true, first_come), training_set),
+    Table table;
+    table.gate("mixtral", hf, "mixtral", TopK{.k = 2});
+    table.gate("qwen3_raw", hf, "qwen3_moe, norm_topk_prob false",
+               TopK{.k = 4, .normalize = Normalize::none});
+    table.gate("qwen3_normalized", hf, "qwen3_moe, norm_topk_prob true", TopK{.k = 4});
+    table.gate("deepseek_v2", hf, "deepseek_v2, group_limited_greedy",
+               TopK{.k = 3,
+                    .normalize = Normalize::none,
+                    .scale = 16,
+                    .num_groups = 4,
+                    .groups_kept = 2,
+                    .group_mask = moe::GroupMask::zero,
+                    .tie_break = TieBreak::torch_cpu_unsorted});
+    table.gate("deepseek_v3", hf, "deepseek_v3", deepseek_v3);
+    table.gate("afmoe", hf, "afmoe",
+               TopK{.k = 3,
+                    .score = Score::sigmoid,
+                    .normalize = Normalize::add_epsilon,
+                    .scale = 1.75,
+                    .selection_bias = true});
+    table.gate("longcat", hf, "longcat_flash",
+               TopK{.k = 4,
+                    .normalize = Normalize::none,
+                    .scale = 6,
+                    .selection_bias = true,
+                    .tie_break = TieBreak::torch_cpu_unsorted});
+    table.gate("ernie4_5", hf, "ernie4_5_moe", ernie(1e-12));
+    table.gate("ernie4_5_clamped", hf, "ernie4_5_moe, moe_norm_min 0.75", ernie(0.75));
+    table.gate("gpt_oss", hf, "gpt_oss", TopK{.k = 4, .score = Score::softmax_of_selected});
+    table.gate("granite", hf, "granitemoe", TopK{.k = 3, .score = Score::softmax_of_selected});
+    table.gate("llama4", hf, "llama4", llama4(1), set);
+    table.gate("llama4_top_2", hf, "llama4, two experts", llama4(2), set);
+    table.gate("dbrx_1", hf, "dbrx, p = 1", TopK{.k = 4, .norm_power = 1});
+    table.gate("dbrx_2", hf, "dbrx, p = 2", TopK{.k = 4, .norm_power = 2});
+    table.gate("lfm2", hf, "lfm2_moe",
+               TopK{.k = 3,
+                    .score = Score::sigmoid,
+                    .normalize = Normalize::add_epsilon,
+                    .epsilon = 1e-6,
+                    .scale = 1.5,
+                    .selection_bias = true});
+    table.gate("deepseek_v4", hf, "deepseek_v4", deepseek_v4);
+    table.gate("deepseek_v4_hash", hf, "deepseek_v4, hash layer", sqrt_softplus,
+               {.is_set = true, .restricts = true});
+    table.gate("switch", hf, "switch_transformers: who comes too late is dropped",
+               switched(Capacity::Overflow::drop));
+    table.gate("switch_pass_through", formula,
+               "switch_transformers 4.x: who comes too late passes with its weight",
+               switched(Capacity::Overflow::pass_through));
+    table.gate("nllb_all", hf, "nllb_moe, all, normalised after dropping",
+               nllb(Second::all, false, true, first_come), training_set);
+    table.gate("nllb_before", hf, "nllb_moe, all, normalised before dropping",
+               nllb(Second::all, false, false, first_come), training_set);
+    table.gate("nllb_prioritized", hf, "nllb_moe, all, batch-prioritised",
+               nllb(Second::all, false, true, Priority::batch_prioritized), training_set);
+    table.gate("nllb_sampling", hf, "nllb_moe, sampling", nllb(Second::all, true, true, first_come),
+               training_set);
+    table.gate("nllb_random", hf, "nllb_moe, random",
+               nllb(Second::random_raw, false, true, first_come), training_set);
 
-        gate("megatron_softmax", topk + "softmax",
-             TopK{.k = 3, .score = Score::softmax_of_selected}, set),
-        gate("megatron_pre_softmax", topk + "softmax before top-k, scaled",
-             TopK{.k = 3, .normalize = Normalize::none, .scale = 2.5}, set),
-        gate("megatron_sigmoid", topk + "sigmoid", sigmoid(3), set),
-        gate("megatron_sigmoid_1", topk + "sigmoid, one expert", sigmoid(1), set),
-        gate("megatron_groups", topk + "sigmoid, bias, groups, scaled",
-             TopK{.k = 4,
-                  .score = Score::sigmoid,
-                  .normalize = Normalize::add_epsilon,
-                  .scale = 2.5,
-                  .selection_bias = true,
-                  .num_groups = 4,
-                  .groups_kept = 2,
-                  .group_score = GroupScore::top_sum},
-             set),
-        gate("megatron_softmax_groups", topk + "softmax, groups by the sum of 3",
-             TopK{.k = 3,
-                  .normalize = Normalize::none,
-                  .num_groups = 3,
-                  .groups_kept = 1,
-                  .group_score = GroupScore::top_sum},
-             set),
-        gate("megatron_drop_probs", megatron + "apply_router_token_dropping, probs",
-             WithCapacity{selected_2, Capacity{.limit = CapacityLimit::megatron(0.7),
-                                               .priority = Priority::probability}},
-             set),
-        gate("megatron_drop_position",
-             "formula: numpy, Megatron-LM's drop by position (whose own order is that of ties)",
-             WithCapacity{selected_2, Capacity{.limit = CapacityLimit::megatron(0.7),
-                                               .priority = Priority::token_major}}),
-        gate("sinkhorn_1", megatron + "sinkhorn, one expert", moe::Sinkhorn{.k = 1}, training),
-        gate("sinkhorn_2", megatron + "sinkhorn, two experts", moe::Sinkhorn{.k = 2}, training),
-        gate("torchtitan", "published: torchtitan 0.3.0 TokenChoiceTopKRouter, groups", titan),
-        gate("deepspeed_top_1", deepspeed + "top1gating, RSample, draws that fall with position",
-             r_sample(first_come), training),
-        gate("deepspeed_top_1_probabilities",
-             deepspeed + "top1gating, RSample, draws equal to probabilities",
-             r_sample(Priority::probability), training),
-        gate("deepspeed_top_2", deepspeed + "top2gating",
-             WithCapacity{moe::GShardTop2{.second = Second::all,
-                                          .gumbel = true,
-                                          .normalize = Normalize::clamp,
-                                          .epsilon = 1.2e-7,
-                                          .normalize_kept_only = true},
-                          Capacity{.limit = CapacityLimit::deepspeed(0.8, 1)}},
-             training),
-        gate("deepspeed_top_k_probabilities", deepspeed + "topkgating, probs",
-             deepspeed_top_k(Priority::probability), training),
-        gate("deepspeed_top_k_position", deepspeed + "topkgating, position",
-             deepspeed_top_k(Priority::token_major), training),
-        gate("st_moe", "published: st-moe-pytorch 0.1.8 TopNGating",
-             WithCapacity{
-                 moe::GShardTop2{
-                     .second = Second::random, .threshold = 0.4, .normalize = Normalize::clamp},
-                 Capacity{.limit = CapacityLimit::gshard(1.25, 4)}},
-             training_set),
+    table.gate("megatron_softmax", topk, "softmax",
+               TopK{.k = 3, .score = Score::softmax_of_selected}, set);
+    table.gate("megatron_pre_softmax", topk, "softmax before top-k, scaled",
+               TopK{.k = 3, .normalize = Normalize::none, .scale = 2.5}, set);
+    table.gate("megatron_sigmoid", topk, "sigmoid", sigmoid(3), set);
+    table.gate("megatron_sigmoid_1", topk, "sigmoid, one expert", sigmoid(1), set);
+    table.gate("megatron_groups", topk, "sigmoid, bias, groups, scaled",
+               TopK{.k = 4,
+                    .score = Score::sigmoid,
+                    .normalize = Normalize::add_epsilon,
+                    .scale = 2.5,
+                    .selection_bias = true,
+                    .num_groups = 4,
+                    .groups_kept = 2,
+                    .group_score = GroupScore::top_sum},
+               set);
+    table.gate("megatron_softmax_groups", topk, "softmax, groups by the sum of 3",
+               TopK{.k = 3,
+                    .normalize = Normalize::none,
+                    .num_groups = 3,
+                    .groups_kept = 1,
+                    .group_score = GroupScore::top_sum},
+               set);
+    table.gate("megatron_drop_probs", megatron, "apply_router_token_dropping, probs",
+               WithCapacity{selected_2, Capacity{.limit = CapacityLimit::megatron(0.7),
+                                                 .priority = Priority::probability}},
+               set);
+    table.gate("megatron_drop_position", "formula: numpy, ",
+               "Megatron-LM's drop by position (whose own order is that of ties)",
+               WithCapacity{selected_2, Capacity{.limit = CapacityLimit::megatron(0.7),
+                                                 .priority = Priority::token_major}});
+    table.gate("sinkhorn_1", megatron, "sinkhorn, one expert", moe::Sinkhorn{.k = 1}, training);
+    table.gate("sinkhorn_2", megatron, "sinkhorn, two experts", moe::Sinkhorn{.k = 2}, training);
+    table.gate("torchtitan", "published: torchtitan 0.3.0 ", "TokenChoiceTopKRouter, groups",
+               titan);
+    table.gate("deepspeed_top_1", deepspeed, "top1gating, RSample, draws that fall with position",
+               r_sample(first_come), training);
+    table.gate("deepspeed_top_1_probabilities", deepspeed,
+               "top1gating, RSample, draws equal to probabilities", r_sample(Priority::probability),
+               training);
+    table.gate("deepspeed_top_2", deepspeed, "top2gating",
+               WithCapacity{moe::GShardTop2{.second = Second::all,
+                                            .gumbel = true,
+                                            .normalize = Normalize::clamp,
+                                            .epsilon = 1.2e-7,
+                                            .normalize_kept_only = true},
+                            Capacity{.limit = CapacityLimit::deepspeed(0.8, 1)}},
+               training);
+    table.gate("deepspeed_top_k_probabilities", deepspeed, "topkgating, probs",
+               deepspeed_top_k(Priority::probability), training);
+    table.gate("deepspeed_top_k_position", deepspeed, "topkgating, position",
+               deepspeed_top_k(Priority::token_major), training);
+    table.gate(
+        "st_moe", "published: st-moe-pytorch 0.1.8 ", "TopNGating",
+        WithCapacity{moe::GShardTop2{
+                         .second = Second::random, .threshold = 0.4, .normalize = Normalize::clamp},
+                     Capacity{.limit = CapacityLimit::gshard(1.25, 4)}},
+        training_set);
 
-        gate("megatron_sqrt_softplus", formula + "Megatron-LM's sqrtsoftplus", sqrt_softplus),
-        gate("deepseek_v2_normalized", formula + "DeepSeek-V2 with norm_topk_prob",
-             TopK{.k = 3, .normalize = Normalize::add_epsilon, .num_groups = 4, .groups_kept = 2}),
-        gate("shazeer", formula + "Shazeer's noisy top-k",
-             moe::Noisy{TopK{.k = 3}, GateNoise{.epsilon = 0}}, {.training = true, .experts = 9}),
-        gate("fastmoe_noisy", formula + "fastmoe's noisy gate", moe::Noisy{TopK{.k = 3}},
-             {.training = true, .experts = 9}),
-        gate("v_moe", formula + "V-MoE: noise over experts, raw weights, batch-prioritised",
-             moe::Noisy{WithCapacity{raw_2, Capacity{.limit = CapacityLimit::vmoe(),
-                                                     .priority = Priority::batch_prioritized}},
-                        GateNoise{.kind = Kind::fixed_over_experts}},
-             training),
-        gate("flaxformer", formula + "flaxformer: raw weights, batch-prioritised",
-             WithCapacity{raw_2, Capacity{.limit = CapacityLimit::flaxformer(),
-                                          .priority = Priority::batch_prioritized}}),
-        gate("tutel", formula + "Tutel: noise over experts, normalised, its capacity",
-             WithCapacity{moe::Noisy{TopK{.k = 2, .normalize = Normalize::clamp},
-                                     GateNoise{.kind = Kind::fixed_over_experts}},
-                          Capacity{.limit = CapacityLimit::tutel(2)}},
-             training),
-        gate("openmoe", formula + "OpenMoE: two experts, raw weights, its capacity",
-             WithCapacity{moe::GShardTop2{.second = Second::all, .normalize = Normalize::none},
-                          Capacity{.limit = CapacityLimit::openmoe()}}),
-        gate("fastmoe_gshard", formula + "fastmoe's GShard gate",
-             moe::GShardTop2{.score = Score::softmax_of_selected}, training),
-        gate("switch_max", formula + "mesh-TF's switch-max",
-             WithCapacity{raw_1, Capacity{.limit = CapacityLimit::gshard(1.25, 2),
-                                          .priority = Priority::probability}}),
-        gate("no_token_left_behind", formula + "mesh-TF's no token left behind",
-             WithCapacity{raw_1, Capacity{.limit = CapacityLimit::constant(2),
-                                          .overflow = Capacity::Overflow::next_choice}},
-             set),
+    table.gate("megatron_sqrt_softplus", formula, "Megatron-LM's sqrtsoftplus", sqrt_softplus);
+    table.gate(
+        "deepseek_v2_normalized", formula, "DeepSeek-V2 with norm_topk_prob",
+        TopK{.k = 3, .normalize = Normalize::add_epsilon, .num_groups = 4, .groups_kept = 2});
+    table.gate("shazeer", formula, "Shazeer's noisy top-k",
+               moe::Noisy{TopK{.k = 3}, GateNoise{.epsilon = 0}}, {.training = true, .experts = 9});
+    table.gate("fastmoe_noisy", formula, "fastmoe's noisy gate", moe::Noisy{TopK{.k = 3}},
+               {.training = true, .experts = 9});
+    table.gate("v_moe", formula, "V-MoE: noise over experts, raw weights, batch-prioritised",
+               moe::Noisy{WithCapacity{raw_2, Capacity{.limit = CapacityLimit::vmoe(),
+                                                       .priority = Priority::batch_prioritized}},
+                          GateNoise{.kind = Kind::fixed_over_experts}},
+               training);
+    table.gate("flaxformer", formula, "flaxformer: raw weights, batch-prioritised",
+               WithCapacity{raw_2, Capacity{.limit = CapacityLimit::flaxformer(),
+                                            .priority = Priority::batch_prioritized}});
+    table.gate("tutel", formula, "Tutel: noise over experts, normalised, its capacity",
+               WithCapacity{moe::Noisy{TopK{.k = 2, .normalize = Normalize::clamp},
+                                       GateNoise{.kind = Kind::fixed_over_experts}},
+                            Capacity{.limit = CapacityLimit::tutel(2)}},
+               training);
+    table.gate("openmoe", formula, "OpenMoE: two experts, raw weights, its capacity",
+               WithCapacity{moe::GShardTop2{.second = Second::all, .normalize = Normalize::none},
+                            Capacity{.limit = CapacityLimit::openmoe()}});
+    table.gate("fastmoe_gshard", formula, "fastmoe's GShard gate",
+               moe::GShardTop2{.score = Score::softmax_of_selected}, training);
+    table.gate("switch_max", formula, "mesh-TF's switch-max",
+               WithCapacity{raw_1, Capacity{.limit = CapacityLimit::gshard(1.25, 2),
+                                            .priority = Priority::probability}});
+    table.gate("no_token_left_behind", formula, "mesh-TF's no token left behind",
+               WithCapacity{raw_1, Capacity{.limit = CapacityLimit::constant(2),
+                                            .overflow = Capacity::Overflow::next_choice}},
+               set);
 
-        gate("top_p_exceed", formula + "Dynamic_MoE's top-p: up to the expert that passes p",
-             moe::TopP{.p = 0.55, .rule = moe::MassRule::exceed}),
-        gate("top_p_reach", formula + "Uni-MoE's top-p: up to the expert that reaches p",
-             moe::TopP{.p = 0.7, .rule = moe::MassRule::reach}),
-        gate("top_p_below",
-             formula + "DynMoLE's top-p: before the expert that passes p, two at least",
-             moe::TopP{.p = 0.75, .rule = moe::MassRule::below, .min_experts = 2}),
-        gate("uni_moe_dynamic", formula + "Uni-MoE 2.0's dynamic capacity", uni_moe, set),
-        gate("uni_moe_dropping",
-             formula + "Uni-MoE 2.0's dynamic capacity, tokens dropped by logits",
-             WithCapacity{uni_moe, Capacity{.limit = CapacityLimit::uni_moe(1),
-                                            .priority = Priority::logit,
-                                            .unlimited_last = 2}},
-             set),
-        gate("dyn_mole", formula + "DynMoLE", moe::HybridEntropy{}),
-        gate("dyn_moe_training", formula + "DynMoE's top-any in training",
-             moe::TopAny{.scale = 1.25}, training_set),
-        gate("dyn_moe_inference", formula + "DynMoE's top-any at inference",
-             moe::TopAny{.scale = 1.25}, set),
-        gate("evo_moe_soft", formula + "EvoMoE, soft phase", dense_to_sparse(0.8, false, true),
-             training),
-        gate("evo_moe_clean", formula + "EvoMoE, soft phase, weights without noise",
-             dense_to_sparse(0.8, false, false), training),
-        gate("evo_moe_hard", formula + "EvoMoE, hard phase", dense_to_sparse(0.8, true, true),
-             training),
-        gate("evo_moe_dense", formula + "EvoMoE, dense phase", dense_to_sparse(0, false, true),
-             training),
-        gate("evo_moe_inference", formula + "EvoMoE, inference", dense_to_sparse(0.8, false, true)),
-        gate("threshold", formula + "MoMa's threshold at inference",
-             moe::Threshold{.threshold = 0.6}),
-        gate("relu", formula + "ReMoE", moe::Relu{}),
-        gate("min_p", formula + "min-p, normalised", moe::MinP{.min_p = 0.2}),
-        gate("ranks", formula + "the second and third expert, normalised",
-             moe::Ranks{.ranks = {1, 2}}),
+    table.gate("top_p_exceed", formula, "Dynamic_MoE's top-p: up to the expert that passes p",
+               moe::TopP{.p = 0.55, .rule = moe::MassRule::exceed});
+    table.gate("top_p_reach", formula, "Uni-MoE's top-p: up to the expert that reaches p",
+               moe::TopP{.p = 0.7, .rule = moe::MassRule::reach});
+    table.gate("top_p_below", formula,
+               "DynMoLE's top-p: before the expert that passes p, two at least",
+               moe::TopP{.p = 0.75, .rule = moe::MassRule::below, .min_experts = 2});
+    table.gate("uni_moe_dynamic", formula, "Uni-MoE 2.0's dynamic capacity", uni_moe, set);
+    table.gate("uni_moe_dropping", formula,
+               "Uni-MoE 2.0's dynamic capacity, tokens dropped by logits",
+               WithCapacity{uni_moe, Capacity{.limit = CapacityLimit::uni_moe(1),
+                                              .priority = Priority::logit,
+                                              .unlimited_last = 2}},
+               set);
+    table.gate("dyn_mole", formula, "DynMoLE", moe::HybridEntropy{});
+    table.gate("dyn_moe_training", formula, "DynMoE's top-any in training",
+               moe::TopAny{.scale = 1.25}, training_set);
+    table.gate("dyn_moe_inference", formula, "DynMoE's top-any at inference",
+               moe::TopAny{.scale = 1.25}, set);
+    table.gate("evo_moe_soft", formula, "EvoMoE, soft phase", dense_to_sparse(0.8, false, true),
+               training);
+    table.gate("evo_moe_clean", formula, "EvoMoE, soft phase, weights without noise",
+               dense_to_sparse(0.8, false, false), training);
+    table.gate("evo_moe_hard", formula, "EvoMoE, hard phase", dense_to_sparse(0.8, true, true),
+               training);
+    table.gate("evo_moe_dense", formula, "EvoMoE, dense phase", dense_to_sparse(0, false, true),
+               training);
+    table.gate("evo_moe_inference", formula, "EvoMoE, inference",
+               dense_to_sparse(0.8, false, true));
+    table.gate("threshold", formula, "MoMa's threshold at inference",
+               moe::Threshold{.threshold = 0.6});
+    table.gate("relu", formula, "ReMoE", moe::Relu{});
+    table.gate("min_p", formula, "min-p, normalised", moe::MinP{.min_p = 0.2});
+    table.gate("ranks", formula, "the second and third expert, normalised",
+               moe::Ranks{.ranks = {1, 2}});
 
-        gate("expert_choice_softmax", formula + "expert choice, softmax over experts",
-             moe::ExpertChoice{}, training_set),
-        gate("expert_choice_v_moe", formula + "V-MoE's expert choice with noise",
-             moe::ExpertChoice{.rounding = moe::ExpertChoice::Rounding::up,
-                               .multiple_of = 4,
-                               .noise = moe::ExpertChoice::Noise::normal},
-             training_set),
-        gate(
-            "expert_choice_moma", formula + "MoMa's expert choice, sigmoid and Gumbel noise",
-            moe::ExpertChoice{.scores = Scores::sigmoid, .noise = moe::ExpertChoice::Noise::gumbel},
-            training_set),
-        gate("expert_choice_mesh", formula + "mesh-TF's expert choice, softmax over tokens",
-             moe::ExpertChoice{.scores = Scores::softmax_over_tokens}, training_set),
-        gate("base", "formula: scipy's linear_sum_assignment, BASE",
-             moe::Auction{.resolution = 1e6}, training),
-        gate("quantile", formula + "Megatron-LM's quantile balancing",
-             TopK{.k = 3,
-                  .score = Score::softmax_of_selected,
-                  .selection_bias = true,
-                  .biases_logits = true}),
-        gate("product_keys", formula + "product keys: two heads, the best sums",
-             moe::ProductKeyTopK{.k = 3, .heads = 2}, {.is_set = true, .experts = 16}),
-        gate("monet",
-             formula + "Monet: two heads, half-keys above a quantile, products of softmaxes",
-             moe::ProductKeyTopK{.k = 2,
-                                 .heads = 2,
-                                 .combine = moe::ProductKeyTopK::Combine::axis_softmax,
-                                 .by_quantile = true},
-             {.is_set = true, .experts = 16}),
-        gate("mc_moe", formula + "MC-MoE's online pruning",
-             moe::OnlinePruning{TopK{.k = 2, .normalize_kept_only = true}, 0.5, 0.2}),
+    table.gate("expert_choice_softmax", formula, "expert choice, softmax over experts",
+               moe::ExpertChoice{}, training_set);
+    table.gate("expert_choice_v_moe", formula, "V-MoE's expert choice with noise",
+               moe::ExpertChoice{.rounding = moe::ExpertChoice::Rounding::up,
+                                 .multiple_of = 4,
+                                 .noise = moe::ExpertChoice::Noise::normal},
+               training_set);
+    table.gate(
+        "expert_choice_moma", formula, "MoMa's expert choice, sigmoid and Gumbel noise",
+        moe::ExpertChoice{.scores = Scores::sigmoid, .noise = moe::ExpertChoice::Noise::gumbel},
+        training_set);
+    table.gate("expert_choice_mesh", formula, "mesh-TF's expert choice, softmax over tokens",
+               moe::ExpertChoice{.scores = Scores::softmax_over_tokens}, training_set);
+    table.gate("base", "formula: ", "scipy's linear_sum_assignment, BASE",
+               moe::Auction{.resolution = 1e6}, training);
+    table.gate("quantile", formula, "Megatron-LM's quantile balancing",
+               TopK{.k = 3,
+                    .score = Score::softmax_of_selected,
+                    .selection_bias = true,
+                    .biases_logits = true});
+    table.gate("product_keys", formula, "product keys: two heads, the best sums",
+               moe::ProductKeyTopK{.k = 3, .heads = 2}, {.is_set = true, .experts = 16});
+    table.gate("monet", formula,
+               "Monet: two heads, half-keys above a quantile, products of softmaxes",
+               moe::ProductKeyTopK{.k = 2,
+                                   .heads = 2,
+                                   .combine = moe::ProductKeyTopK::Combine::axis_softmax,
+                                   .by_quantile = true},
+               {.is_set = true, .experts = 16});
+    table.gate("mc_moe", formula, "MC-MoE's online pruning",
+               moe::OnlinePruning{TopK{.k = 2, .normalize_kept_only = true}, 0.5, 0.2});
 
-        {"hash_table", "formula: python, hash layers: a table of experts by vocabulary id",
-         check_token_table<double>, check_token_table<float>},
-        {"hash_function",
-         "formula: python, hash layers without a table: splitmix64 of the vocabulary id",
-         [](const Tensors& t) { check_table<double>(t, moe::HashRouter{.slots = 3, .seed = 5}); },
-         [](const Tensors& t) { check_table<float>(t, moe::HashRouter{.slots = 3, .seed = 5}); }},
-        {"moe_plus_plus_routers",
-         formula + "MoE++: two layers of tanh routers, the second hears the first, scaled logits",
-         [](const Tensors&) { check_residual<double>("moe_plus_plus_routers"); },
-         [](const Tensors&) { check_residual<float>("moe_plus_plus_routers"); }},
-        router("tutel_cosine", formula + "Tutel's cosine router",
-               moe::CosineRouter{.projection_dim = 6, .bias = true}, 4),
-        router("xmoe", formula + "XMoE's router as released",
-               moe::CosineRouter{.projection_dim = 8,
-                                 .temperature = 1,
-                                 .learn_temperature = false,
-                                 .normalize_tokens = false,
-                                 .epsilon = 1e-4},
-               2),
-        router("dyn_moe_cosine", formula + "DynMoE's cosine router, its temperature learned",
-               moe::CosineRouter{.projection_dim = 0}, 2),
-        router("yuan", formula + "Yuan 2.0-M32's attention router", moe::AttentionRouter{}, 1),
-    };
+    table.add("hash_table", "formula: python, ", "hash layers: a table of experts by vocabulary id",
+              check_token_table<double>, check_token_table<float>);
+    table.add(
+        "hash_function", "formula: python, ",
+        "hash layers without a table: splitmix64 of the vocabulary id",
+        [](const Tensors& t) { check_table<double>(t, moe::HashRouter{.slots = 3, .seed = 5}); },
+        [](const Tensors& t) { check_table<float>(t, moe::HashRouter{.slots = 3, .seed = 5}); });
+    table.add(
+        "moe_plus_plus_routers", formula,
+        "MoE++: two layers of tanh routers, the second hears the first, scaled logits",
+        [](const Tensors&) { check_residual<double>("moe_plus_plus_routers"); },
+        [](const Tensors&) { check_residual<float>("moe_plus_plus_routers"); });
+    table.router("tutel_cosine", formula, "Tutel's cosine router",
+                 moe::CosineRouter{.projection_dim = 6, .bias = true}, 4);
+    table.router("xmoe", formula, "XMoE's router as released",
+                 moe::CosineRouter{.projection_dim = 8,
+                                   .temperature = 1,
+                                   .learn_temperature = false,
+                                   .normalize_tokens = false,
+                                   .epsilon = 1e-4},
+                 2);
+    table.router("dyn_moe_cosine", formula, "DynMoE's cosine router, its temperature learned",
+                 moe::CosineRouter{.projection_dim = 0}, 2);
+    table.router("yuan", formula, "Yuan 2.0-M32's attention router", moe::AttentionRouter{}, 1);
+    return table.cases;
 }
 
 class RoutingGolden : public testing::TestWithParam<Case> {};
