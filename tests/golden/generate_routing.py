@@ -3,7 +3,9 @@
 
     python3 -m venv v
     v/bin/pip install numpy scipy torch transformers safetensors megatron-core
-    v/bin/pip install --no-deps deepspeed torchtitan st-moe-pytorch  # and what their imports ask for
+    v/bin/pip install --no-deps deepspeed torchtitan st-moe-pytorch psutil hjson msgpack py-cpuinfo pydantic \\
+        pydantic_core annotated_types typing_inspection spmd_types tyro docstring_parser shtab typeguard beartype \\
+        colt5-attention local-attention hyper-connections einx frozendict torch-einops-utils
     v/bin/python generate_routing.py            # writes the file
     v/bin/python generate_routing.py --check    # compares it byte by byte, exits with 1 if it differs
 
@@ -16,13 +18,14 @@ tensors of a case begin with its name:
     logits          [T, L]      F32
     expert_ids      [T, K]      I32  experts that work on the token in slot order, -1 where there is none, -2 where the
                                      token stands in for what its expert returns. Ascending in cases whose published
-                                     code does not define an order ("set": true)
+                                     code does not say in which order
     weights         [T, K]      F64  combine weights, 0 at -1
     dweights        [T, K]      F64  of loss = sum(weights * dweights), 0 at -1
     dlogits         [T, L]      F64  by torch's autograd, indices and noise as constants
     noise           [draws T, E] F64 samples
     gate.<name>     [1, E]      F64  a parameter of the gate; grad.gate.<name> its gradient
-    token_ids, sequence_offsets, token_importance, logit_offset, table         side inputs
+    token_ids, sequence_offsets, table [V, K]                                I32  side inputs
+    token_importance, logit_offset                                           F64
 
 A case without logits is one of a router: x [T, D], the router's weights, the logits, and the gradients of
 loss = sum(logits * grad_logits). __metadata__ has one entry, "golden", a JSON text with the sources of the cases, the
@@ -334,7 +337,7 @@ def longcat(rng):
 def ernie(rng, least):
     z, b = draw(rng, 11, 9), single(0.05 * rng.standard_normal(9))
     need_order(z.softmax(1) + torch.tensor(b), 3)
-    router = router_of("ernie4_5_moe", "Ernie4_5_MoeTopKRouter", z, moe_k=3, num_experts_per_tok=3, moe_norm_min=least)
+    router = router_of("ernie4_5_moe", "Ernie4_5_MoeTopKRouter", z, num_experts_per_tok=3, moe_norm_min=least)
     router.moe_statics.e_score_correction_bias.data = torch.tensor(b).reshape(1, -1)
     _, w, ids = run_router(router, z)
     sums = gather(z.softmax(1), array(ids)).sum(1)
@@ -577,7 +580,7 @@ def megatron_groups(rng):
 def megatron_softmax_groups(rng):
     keys = lambda z: z.softmax(1).view(11, 3, 4).topk(3)[0].sum(2)
     groups = dict(num_groups=3, group_topk=1, use_pre_softmax=True)
-    return megatron(rng, experts=12, k=3, keys=lambda z: torch.cat([keys(z), -10 - torch.arange(3.0).repeat(11, 1)], 1), **groups)
+    return megatron(rng, experts=12, k=3, keys=keys, **groups)
 
 
 @case(published("megatron-core", "apply_router_token_dropping, probs"))
@@ -603,7 +606,7 @@ def megatron_drop_position(rng):
 def sinkhorn_gate(rng, k):
     z = draw(rng, 11, 9, skew=0.7)
     plan = module("megatron.core.transformer.moe.moe_utils").sinkhorn(z.detach())
-    ids = top(plan * 99, k)
+    ids = top(plan * len(plan), k)  # rows of sum 1
     need((np.sort(ids) != np.sort(np.argsort(-array(z), axis=1)[:, :k])).any())
     scores = z.sigmoid() if k == 1 else z.softmax(1)
     return finish(rng, z, ids, gather(scores, ids))
@@ -957,8 +960,8 @@ def uni_moe_dynamic(rng):
     return uni_moe(rng, False)
 
 
-# The released code normalises before it drops and again after, adding 1e-6 both times, so that the weights of a token are
-# smaller by a part in a million. Here they are normalised once, over what is kept.
+# The released code normalises before it drops and again after, adding 1e-6 both times, so that the weights of a token
+# are smaller by a part in a million. Here they are normalised once, over what is kept.
 @case("formula: torch, Uni-MoE 2.0's dynamic capacity, tokens dropped by logits")
 def uni_moe_dropping(rng):
     return uni_moe(rng, True)
@@ -1062,7 +1065,10 @@ def above(rng, chosen, weights, check, **draw_options):
 @case("formula: torch, MoMa's threshold at inference")
 def threshold(rng):
     return above(
-        rng, lambda z: z.sigmoid() > 0.6, lambda z, ids: gather(z.sigmoid(), ids), lambda z: need_distance(z.sigmoid(), 0.6)
+        rng,
+        lambda z: z.sigmoid() > 0.6,
+        lambda z, ids: gather(z.sigmoid(), ids),
+        lambda z: need_distance(z.sigmoid(), 0.6),
     )
 
 
@@ -1114,7 +1120,8 @@ def expert_choice_softmax(rng):
 def expert_choice_v_moe(rng):
     z, noise = draw(rng, 13, 9, scale=2.0), rng.standard_normal((13, 9))
     capacity = math.ceil(13 * 2 / 9)
-    return expert_choice(rng, z, (z + torch.tensor(noise) / 9).softmax(1), capacity + -capacity % 4, least=1, noise=noise)
+    capacity += -capacity % 4
+    return expert_choice(rng, z, (z + torch.tensor(noise) / 9).softmax(1), capacity, least=1, noise=noise)
 
 
 @case("formula: torch, MoMa's expert choice, sigmoid and Gumbel noise")
@@ -1282,7 +1289,8 @@ def moe_plus_plus_routers(rng):
     x = {f"{i}.x": leaf(rng, 9, 5) for i in range(2)}
     w = {}
     for i in range(2):
-        w |= {f"{i}.router.hidden.weight": leaf(rng, 12, 5, scale=0.5), f"{i}.router.output.weight": leaf(rng, 7, 12, scale=0.4)}
+        w[f"{i}.router.hidden.weight"] = leaf(rng, 12, 5, scale=0.5)
+        w[f"{i}.router.output.weight"] = leaf(rng, 7, 12, scale=0.4)
     w["1.router.residual"] = leaf(rng, 7, 7, scale=0.4)
     z = [(x[f"{i}.x"] @ w[f"{i}.router.hidden.weight"].T).tanh() @ w[f"{i}.router.output.weight"].T for i in range(2)]
     second = z[1] + z[0] @ w["1.router.residual"].T
@@ -1290,7 +1298,7 @@ def moe_plus_plus_routers(rng):
     return finish_router(rng, x, {"0.result": z[0], "1.result": second}, w)
 
 
-def cosine(rng, x, r, embeddings, tau, epsilon=1e-12, normalize=True):
+def cosine(r, embeddings, tau, epsilon=1e-12, normalize=True):
     unit = F.normalize(embeddings, dim=1, eps=epsilon)
     return (F.normalize(r, dim=1, eps=epsilon) if normalize else r) @ unit.T * tau.clamp(max=math.log(100)).exp()
 
@@ -1299,7 +1307,7 @@ def cosine(rng, x, r, embeddings, tau, epsilon=1e-12, normalize=True):
 def tutel_cosine(rng):
     x, p, b = leaf(rng, 11, 5), leaf(rng, 6, 5, scale=0.5), leaf(rng, 6, scale=0.2)
     m, tau = leaf(rng, 9, 6, scale=0.1), torch.tensor(single([math.log(1 / 0.5)]), requires_grad=True)
-    z = cosine(rng, x, x @ p.T + b, m, tau)
+    z = cosine(x @ p.T + b, m, tau)
     names = ["projection.weight", "projection.bias", "embeddings", "log_scale"]
     return finish_router(rng, {"x": x}, {"result": z}, {"router." + n: v for n, v in zip(names, [p, b, m, tau])})
 
@@ -1309,7 +1317,7 @@ def xmoe(rng):
     x, p = leaf(rng, 11, 12), leaf(rng, 8, 12, scale=0.4)
     m = rng.standard_normal((9, 8))
     m = torch.tensor(single(1.5 * m / np.linalg.norm(m, axis=1, keepdims=True)), requires_grad=True)
-    z = cosine(rng, x, x @ p.T, m, torch.zeros(1, dtype=torch.float64), epsilon=1e-4, normalize=False)
+    z = cosine(x @ p.T, m, torch.zeros(1, dtype=torch.float64), epsilon=1e-4, normalize=False)
     return finish_router(rng, {"x": x}, {"result": z}, {"router.projection.weight": p, "router.embeddings": m})
 
 
@@ -1317,7 +1325,7 @@ def xmoe(rng):
 def dyn_moe_cosine(rng):
     x, m = leaf(rng, 11, 5), leaf(rng, 9, 5)
     tau = torch.tensor(single([math.log(1 / 0.1)]), requires_grad=True)
-    z = cosine(rng, x, x, m, tau)
+    z = cosine(x, m, tau)
     return finish_router(rng, {"x": x}, {"result": z}, {"router.embeddings": m, "router.log_scale": tau})
 
 
