@@ -308,17 +308,15 @@ private:
         const Rows<S> rows = s.rows.of_experts(0, routing.num_experts());
         View<S> outputs = s.outputs.matrix(douts.rows(), dy.cols());  // as forward left them
         const auto dweights = s.dweights.assign(routing.num_assignments(), S(0));
-        const auto wanted =
-            context.gradients == nullptr ? std::span<double>{} : context.gradients->gate_multiplier;
         for (Index r = 0; r < douts.rows(); ++r) {
             const Index a = routing.expert_assignments()[at(r)];
             const Assignment& winner = routing.assignments()[at(a)];
             const S slope = kernel.dot(dy.cols(), row_data(dy, winner.token), row_data(outputs, r));
-            if (!wanted.empty())
-                wanted[at(winner.expert)] =
-                    std::fma(static_cast<double>(slope), winner.weight, wanted[at(winner.expert)]);
-            dweights[at(a)] =
-                slope * static_cast<S>(BatchRows<S>::multiplier(context, winner.expert));
+            if (BatchRows<S>::multiplies_outputs(context))
+                add_multiplier_gradient(context, winner.token, winner.expert,
+                                        static_cast<double>(slope) * winner.weight);
+            dweights[at(a)] = slope * static_cast<S>(BatchRows<S>::multiplier(context, winner.token,
+                                                                              winner.expert));
         }
         const Index tokens = dy.rows(), experts = routing.num_experts();
         View<S> scores = s.scores.matrix(tokens, experts);

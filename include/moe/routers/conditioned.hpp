@@ -121,12 +121,12 @@ private:
     /// f(row of the side vectors, token) for the tokens that are no padding.
     template <class F>
     void for_each_token(Index tokens, const Context& context, F&& f) const {
-        const bool per_token = is_per_token(tokens, context);
+        const bool one_each = is_per_token(tokens, context);
         Index row = 0;
         for (Index t = 0; t < tokens; ++t) {
-            while (!per_token && context.sequence_offsets[static_cast<std::size_t>(row) + 1] <= t)
+            while (!one_each && context.sequence_offsets[static_cast<std::size_t>(row) + 1] <= t)
                 ++row;
-            if (!context.is_padding(t)) f(per_token ? t : row, t);
+            if (!context.is_padding(t)) f(one_each ? t : row, t);
         }
     }
 
