@@ -42,6 +42,7 @@ int main() {
     show("Noisy", moe::Noisy{moe::TopK{.k = 2}}, training);
     show("DenseToSparse", moe::DenseToSparse{.temperature = {.from = 2, .to = 0.3, .steps = 1000}}, training);
     show("OnlinePruning", moe::OnlinePruning{moe::TopK{.k = 2, .normalize_kept_only = true}, 0.5});
+    show("KeepAny", moe::KeepAny{moe::TopK{.k = 2}});
     show("SequenceBudget", moe::SequenceBudget{.k = 1.5});
     show("ExpertChoice", moe::ExpertChoice{.capacity_factor = 2});
     show("Sinkhorn", moe::Sinkhorn{.k = 1}, training);

@@ -191,6 +191,9 @@ struct HybridEntropy;
 enum class MassRule;
 template <class S>
 class MinPModule;
+struct KeepAny;
+template <class S>
+class KeepAnyModule;
 struct MinP;
 struct GateNoise;
 template <class S, class Inner>

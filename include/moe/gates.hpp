@@ -15,6 +15,7 @@
 #include <moe/gates/expert_choice.hpp>
 #include <moe/gates/gshard_top_2.hpp>
 #include <moe/gates/hybrid_entropy.hpp>
+#include <moe/gates/keep_any.hpp>
 #include <moe/gates/min_p.hpp>
 #include <moe/gates/noisy.hpp>
 #include <moe/gates/online_pruning.hpp>
@@ -31,5 +32,6 @@
 #include <moe/gates/top_k.hpp>
 #include <moe/gates/top_p.hpp>
 #include <moe/gates/wrapper.hpp>
+#include <moe/losses/mask.hpp>
 
 #endif  // MOE_GATES_HPP
