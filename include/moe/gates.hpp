@@ -2,7 +2,53 @@
 #ifndef MOE_GATES_HPP
 #define MOE_GATES_HPP
 
-/// Every gate, and what moves their biases between steps.
+/// Every gate, what moves their biases between steps, and how published rules are written with them.
+///
+///     Mixtral, Qwen3, Hunyuan     TopK{.k = 2}
+///     Qwen2, OLMoE, Jamba         TopK{.k = 8, .normalize = Normalize::none}
+///     gpt-oss, Granite, JetMoE    TopK{.k = 4, .score = Score::softmax_of_selected}; gpt-oss with
+///                                 LinearRouter{.bias = true}
+///     LLaMA-MoE                   the same with .scale = E / k, MlpRouter and, in training, Noisy
+///     DeepSeek-V2                 TopK{.k = 6, .normalize = Normalize::none, .scale = 16,
+///                                      .num_groups = 8, .groups_kept = 3}
+///     DeepSeek-V3, Kimi, GLM-4.5  TopK{.k = 8, .score = Score::sigmoid,
+///                                      .normalize = Normalize::add_epsilon, .scale = 2.5,
+///                                      .selection_bias = true, .num_groups = 8, .groups_kept = 4,
+///                                      .group_score = GroupScore::top_two_sum}
+///     LongCat, ERNIE-4.5          TopK with softmax scores and a selection bias; Normalize::none and
+///                                 .scale = 6, or Normalize::clamp
+///     Llama-4                     TopK{.k = 1, .score = Score::sigmoid,
+///                                      .normalize = Normalize::none, .placement = Placement::input}
+///     DBRX                        TopK{.k = 4, .norm_power = 1}
+///     Switch                      WithCapacity{TopK{.k = 1, .normalize = Normalize::none},
+///                                              {.limit = CapacityLimit::gshard()}} and Jitter
+///     GShard, NLLB, mesh-TF       WithCapacity{GShardTop2{...}, {...}}
+///     V-MoE                       Noisy{WithCapacity{TopK{...}, {.limit = CapacityLimit::vmoe(),
+///                                 .priority = Capacity::Priority::batch_prioritized}}, {...}}:
+///                                 it ranks tokens by noisy scores
+///     MoE++                       TopK{.k = 2} with Null for its zero expert, Config::input_scale
+///                                 2 and GatingResidual{MlpRouter{}}
+///     hash layers, THOR           TokenTable, HashRouter or RandomRouter with
+///                                 TopK{.k = 1, .ones = true}
+///     quantile balancing          TopK{.selection_bias = true, .biases_logits = true} and
+///                                 QuantileUpdate
+///
+/// Where published code is odd. An option gives the same result:
+///
+///     scores of groups that are not kept are 0, not -inf    GroupMask::zero (Hugging Face)
+///     ties fall as torch.topk leaves them                   TieBreak::torch_cpu
+///     a dropped token adds weight * x                       Capacity::Overflow::pass_through
+///     weights that do not sum to 1, input times 2           as above
+///
+/// and this is not followed: jitter that reaches the experts (Mixtral) or stays at inference (Switch
+/// in transformers 4.30); noise that stays at inference (EvoMoE; GateNoise::inference asks for it);
+/// uniform noise around 1 that is added (fastmoe's Switch); 0 / 0 of weights that underflow: the
+/// result is 0; no expert at all for rows whose probabilities round to less than p, or that hold a
+/// NaN (Uni-MoE); a limit by position that cuts experts meant for every token (Uni-MoE; see
+/// Capacity::unlimited_last), or that ranks equal numbers (Megatron-LM); a raw weight that
+/// overwrites a normalised one (NLLB), and its capacity of evaluation that stays in training;
+/// temperatures that divide probabilities (Dynamic_MoE); exp without the maximum subtracted
+/// (Megatron-LM's Sinkhorn); comparisons of vectors in different orders (CompeteSMoE).
 
 #include <moe/balance/adaptive_experts.hpp>
 #include <moe/balance/quantile.hpp>
