@@ -23,7 +23,8 @@ int main() {
     std::printf("k per sequence:");
     for (moe::Index t = 0; t < 6; ++t) std::printf(" %zu", ws.routing().of(t).size());
 
-    // Experts that nobody, or everybody, goes to: for all tokens, for each, or per sequence.
+    // Experts that nobody, or everybody, goes to: here for all tokens; [T * E] entries are for each, and
+    // dial.allowed_per_sequence and dial.forced_per_sequence for those of a sequence.
     const std::vector<std::uint8_t> allowed{1, 0, 1, 1}, forced{0, 0, 0, 1};
     layer.forward(x, y, ws, {.allowed = allowed, .forced = forced});
     bool obeyed = true;

@@ -10,9 +10,20 @@
 
 #include <gtest/gtest.h>
 
-// After the forward declarations, so that this file does not compile where they contradict.
+// After the forward declarations, so that this file does not compile where they contradict; and all
+// that is public together, so that it does not where two headers define one name.
+#include <moe/compose.hpp>
+#include <moe/gates.hpp>
+#include <moe/io/plan_text.hpp>
+#include <moe/io/routing.hpp>
+#include <moe/io/safetensors_writer.hpp>
 #include <moe/moe.hpp>
+#include <moe/routers.hpp>
+#include <moe/stats/heat_map.hpp>
+#include <moe/stats/report.hpp>
+#include <moe/stats/svg.hpp>
 #include <moe/testing/gradient_check.hpp>
+#include <moe/tune.hpp>
 
 namespace {
 

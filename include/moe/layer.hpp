@@ -62,6 +62,8 @@ public:
     Index model_dim() const { return config().model_dim; }
     Index output_dim() const { return bank_.output_dim(); }
     Index num_experts() const { return bank_.num_experts(); }
+    /// Whether no token's choice depends on what later tokens of the batch hold: safe in a decoder.
+    bool is_causal() const { return head_.is_causal(); }
     const HeadType& head() const { return head_; }
     HeadType& head() { return head_; }
     const BankType& bank() const { return bank_; }

@@ -108,7 +108,7 @@ TEST(Context, DialsPerSequenceNeedSequences) {
     const std::vector<double> p{0.5};
     EXPECT_EQ(refusal({.dial = {.k_per_sequence = k}}),
               "moe::Context: dial.k_per_sequence has 2 entries, it wants 1 for each of the 0 "
-              "sequences of sequence_offsets");
+              "sequences of sequence_offsets; set sequence_offsets");
     EXPECT_EQ(refusal({.sequence_offsets = sequences, .dial = {.k_per_sequence = k}}),
               "moe::Context: dial.k_per_sequence has 2 entries, it wants 1 for each of the 3 "
               "sequences of sequence_offsets");

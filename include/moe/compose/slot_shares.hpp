@@ -10,24 +10,12 @@
 #include <moe/core/executor.hpp>
 #include <moe/core/group.hpp>
 #include <moe/core/memory.hpp>
+#include <moe/core/sequences.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/workspace.hpp>
 #include <moe/kernels/dispatch.hpp>
 
 namespace moe::inline MOE_ABI::detail {
-
-/// Sequences of a batch: rows [first(b), first(b + 1)) each. Without offsets it is one.
-struct Sequences {
-    std::span<const Index> offsets;  ///< as in the context
-    Index tokens;
-
-    Index count() const { return offsets.empty() ? 1 : static_cast<Index>(offsets.size()) - 1; }
-    Index first(Index b) const {
-        if (offsets.empty()) return b == 0 ? 0 : tokens;
-        return offsets[static_cast<std::size_t>(b)];
-    }
-    Index size(Index b) const { return first(b + 1) - first(b); }
-};
 
 /// f(row) for all rows, in parallel.
 /// @param flops  about, per row

@@ -269,9 +269,17 @@ private:
                          ": y shares memory with x, which is read while y is written; give it a "
                          "matrix of its own");
         detail::check_context(context, x.rows(), num_experts(), num_slots());
-        if (!context.logit_offset.empty())
-            detail::fail("moe::Context: logit_offset has ", context.logit_offset.size(),
-                         " entries, moe::SoftMoe has no experts to choose; leave it empty");
+        const Dial& dial = context.dial;
+        const bool steers = !context.logit_offset.empty() || context.forces() || dial.k || dial.p ||
+                            !dial.k_per_sequence.empty() || !dial.p_per_sequence.empty() ||
+                            !dial.logit_offset_per_sequence.empty() ||
+                            !dial.gate_multiplier_per_sequence.empty() ||
+                            dial.multiplier_order != MultiplierOrder::after_normalization;
+        if (steers)
+            detail::fail(
+                "moe::Context: moe::SoftMoe chooses no experts: k, p, forced, logit_offset and "
+                "multipliers per sequence or before normalization cannot be set; of what steers a "
+                "call it takes allowed and gate_multiplier");
     }
     void check_gradient(In<S> x, In<S> dy, Out<S> dx, const SoftMoe& grad) const {
         if (&grad == this)

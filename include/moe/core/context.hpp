@@ -88,9 +88,10 @@ struct Context {
     /// Samples that a noisy gate uses instead of drawing its own, of the kind that it documents
     std::span<const double> noise{};
     std::span<const std::uint8_t> allowed{};  ///< [E] or [T * E], 0: never this expert
-    /// [E] or [T * E], 1: the expert's logit is raised above those of experts that are not forced,
-    /// so that it is chosen before them, with the weight that goes with that, as far as the gate
-    /// chooses that many. What is not allowed is not forced (arXiv:2502.11096, 2510.04694).
+    /// [E] or [T * E], 1: the expert's logit is raised above those of experts that are not forced.
+    /// Gates that rank logits choose it before them, with the weight that goes with that, as far as
+    /// they choose that many; noise, draws and balance in training act on the raised logit. What is
+    /// not allowed is not forced (arXiv:2502.11096, 2510.04694).
     std::span<const std::uint8_t> forced{};
     std::span<const double> logit_offset{};     ///< [L] added to every token's logits
     std::span<const double> gate_multiplier{};  ///< [E] of weights; see MultiplierOrder
@@ -204,7 +205,8 @@ inline void check_per_sequence(const Context& c, const char* field, std::size_t 
     const Index sequences = std::max(static_cast<Index>(c.sequence_offsets.size()) - 1, Index(0));
     if (given != 0 && static_cast<Index>(given) != checked_product(sequences, each))
         fail("moe::Context: ", field, " has ", given, " entries, it wants ", each,
-             " for each of the ", sequences, " sequences of sequence_offsets");
+             " for each of the ", sequences, " sequences of sequence_offsets",
+             sequences == 0 ? "; set sequence_offsets" : "");
 }
 
 /// What experts are run with.

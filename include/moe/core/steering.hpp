@@ -21,8 +21,8 @@
 ///     z'_e = max(z'_e, m+)    where e is forced: m+ is the number next above m, the largest z' of
 ///                             those that are not
 ///
-/// A forced logit is m, as far as gradients go. Masks and forces are left to the gate where it has
-/// another number of logits than experts.
+/// A forced logit is m, as far as gradients go. Where a gate has another number of logits than
+/// experts, masks are left to the gate and forces are refused.
 
 namespace moe::inline MOE_ABI::detail {
 

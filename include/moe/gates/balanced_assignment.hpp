@@ -10,7 +10,7 @@
 #include <moe/core/memory.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/views.hpp>
-#include <moe/gates/sequences.hpp>
+#include <moe/core/sequences.hpp>
 
 namespace moe::inline MOE_ABI::detail {
 

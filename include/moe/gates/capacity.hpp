@@ -123,8 +123,9 @@ public:
     /// For batches of one size, which C depends on. Of the inner gates only TopK is known to give
     /// tokens equally many experts.
     bool is_causal() const {
-        const auto is_fixed = [](const CapacityLimit& limit) {
-            return limit.k != 0 || limit.factor == 0 || std::is_same_v<Inner, TopKModule<S>>;
+        const auto is_fixed = [this](const CapacityLimit& limit) {
+            return limit.k != 0 || limit.factor == 0 ||
+                   (std::is_same_v<Inner, TopKModule<S>> && settings_.unlimited_last == 0);
         };
         return settings_.priority == Capacity::Priority::token_major &&
                settings_.overflow != Capacity::Overflow::next_choice && is_fixed(settings_.limit) &&
@@ -373,7 +374,8 @@ private:
 
 /// Recipe: another gate's choice, as far as experts have room.
 ///
-///     moe::WithCapacity{moe::TopK{.k = 1}, moe::Capacity{.limit = moe::CapacityLimit::gshard()}}
+///     moe::WithCapacity{moe::TopK{.k = 1, .normalize = moe::Normalize::none},
+///                       moe::Capacity{.limit = moe::CapacityLimit::gshard()}}
 template <class Inner>
 struct WithCapacity {
     Inner inner;

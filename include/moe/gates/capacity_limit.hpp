@@ -20,6 +20,8 @@ namespace moe::inline MOE_ABI {
 /// With two classes of experts (MoE++, arXiv:2410.07348), of which N0 compute and N1 replace
 /// computation, share = T k u / (tau N0 + N1), u = tau for the former and 1 for the latter.
 ///
+/// A rule that is no case of this is a gate around a gate of your own: see GateWrapper.
+///
 /// Each name below is a formula as its code has it; change a member of what it returns if yours
 /// differs. All numbers are double. Where a paper cuts C at T nothing is cut here: an expert cannot
 /// get more than T. Nor is C ever more than 2147483647.

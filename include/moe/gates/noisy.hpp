@@ -41,6 +41,9 @@ struct GateNoise {
 ///     sigma = as GateNoise::kind says
 ///     inner gate: selects and weighs by h
 ///
+/// Around a gate with a capacity, noise decides who goes first, too (V-MoE); inside of it, tokens are
+/// ranked by logits without noise.
+///
 /// Kind::learned takes 2 E logits of a token from the router, [z | n] with noise logits n. At
 /// inference z alone is used. Experts that a token may not go to are masked in z. Losses that want
 /// one logit per expert refuse such logits.
@@ -93,7 +96,9 @@ public:
     /// @throws std::invalid_argument if the layer has another number of experts
     void check(const Shape& shape) const {
         detail::check_gate(name, num_experts_, shape);
-        GateWrapper<S, Inner>::check(shape);
+        Shape of_inner = shape;  // it reads noisy logits, and no noise logits
+        of_inner.num_logits = hooks::num_logits(inner, num_experts_);
+        GateWrapper<S, Inner>::check(of_inner);
     }
 
     /// @param logits  [T, L]

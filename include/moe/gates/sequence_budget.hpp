@@ -12,7 +12,7 @@
 #include <moe/core/concepts.hpp>
 #include <moe/gates/score.hpp>
 #include <moe/gates/select.hpp>
-#include <moe/gates/sequences.hpp>
+#include <moe/core/sequences.hpp>
 #include <moe/gates/token_gate.hpp>
 #include <moe/gates/weights.hpp>
 

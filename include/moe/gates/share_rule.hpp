@@ -12,7 +12,7 @@
 #include <moe/core/routing.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/workspace.hpp>
-#include <moe/gates/sequences.hpp>
+#include <moe/core/sequences.hpp>
 #include <moe/gates/tokens.hpp>
 #include <moe/gates/weights.hpp>
 #include <moe/kernels/dispatch.hpp>

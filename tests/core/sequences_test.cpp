@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include <moe/gates/sequences.hpp>
+#include <moe/core/sequences.hpp>
 
 namespace {
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-#ifndef MOE_GATES_SEQUENCES_HPP
-#define MOE_GATES_SEQUENCES_HPP
+#ifndef MOE_CORE_SEQUENCES_HPP
+#define MOE_CORE_SEQUENCES_HPP
 
 #include <cstddef>
 #include <limits>
@@ -10,7 +10,7 @@
 #include <moe/core/error.hpp>
 #include <moe/core/types.hpp>
 
-/// What gates share whose tokens compete with each other.
+/// The sequences of a batch, for parts whose tokens compete with each other.
 
 namespace moe::inline MOE_ABI::detail {
 
@@ -26,6 +26,7 @@ struct Sequences {
     Index last(Index run) const {
         return offsets.empty() ? tokens : offsets[static_cast<std::size_t>(run) + 1];
     }
+    Index size(Index run) const { return last(run) - first(run); }
 };
 
 /// Those of the context; the whole batch if it says nothing of sequences.
@@ -48,4 +49,4 @@ bool is_live(Index n, const S* z) {
 
 }  // namespace moe::inline MOE_ABI::detail
 
-#endif  // MOE_GATES_SEQUENCES_HPP
+#endif  // MOE_CORE_SEQUENCES_HPP
