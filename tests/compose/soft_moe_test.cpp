@@ -462,7 +462,7 @@ TEST(SoftMoeMisuse, IsASentence) {
         return message<std::invalid_argument>(
             [&] { moe::SoftMoe(moe::Config{.model_dim = dim}, slots, swiglu); });
     };
-    const auto expect = [](const std::string& found, const char* wanted) {
+    const auto expect = [](const std::string& found, const std::string& wanted) {
         EXPECT_NE(found.find(wanted), std::string::npos) << found;
     };
     const double nan = std::numeric_limits<double>::quiet_NaN();
@@ -488,13 +488,27 @@ TEST(SoftMoeMisuse, OfACallIsASentence) {
     Workspace<double> ws;
     const std::vector<double> offset(10, 1.0);
     const std::vector<Index> offsets{0, 3};
-    const auto expect = [](const std::string& found, const char* wanted) {
+    const auto expect = [](const std::string& found, const std::string& wanted) {
         EXPECT_NE(found.find(wanted), std::string::npos) << found;
     };
     const auto bad = [](auto&& f) { return message<std::invalid_argument>(f); };
     expect(bad([&] { layer.forward(wide, y, ws); }), "x has 7 columns, model_dim is 6");
     expect(bad([&] { layer.forward(x, wide, ws); }), "y is [4, 7], it must be [4, 5]");
-    expect(bad([&] { layer.forward(x, y, ws, {.logit_offset = offset}); }), "logit_offset has 10");
+    const std::string steered = "moe::Context: moe::SoftMoe chooses no experts";
+    const auto steer = [&](const moe::Context& context) {
+        expect(bad([&] { layer.forward(x, y, ws, context); }), steered);
+    };
+    const std::vector<moe::Index> one_sequence{0, x.rows()}, k{1};
+    const std::vector<double> p{0.5}, factors(static_cast<std::size_t>(layer.num_experts()), 1);
+    steer({.logit_offset = offset});
+    steer({.dial = {.k = 1}});
+    steer({.dial = {.p = 0.5}});
+    steer({.sequence_offsets = one_sequence, .dial = {.k_per_sequence = k}});
+    steer({.sequence_offsets = one_sequence, .dial = {.p_per_sequence = p}});
+    steer({.sequence_offsets = one_sequence, .dial = {.logit_offset_per_sequence = offset}});
+    steer({.sequence_offsets = one_sequence, .dial = {.gate_multiplier_per_sequence = factors}});
+    steer({.gate_multiplier = factors,
+           .dial = {.multiplier_order = moe::MultiplierOrder::before_normalization}});
     expect(bad([&] { layer.forward(x, y, ws, {.sequence_offsets = offsets}); }),
            "sequence_offsets must ascend from 0 to the 4 tokens");
     EXPECT_THROW(layer.combine(ws), std::logic_error);

@@ -748,6 +748,10 @@ TEST(Capacity, SaysWhetherItIsCausal) {
     EXPECT_TRUE(
         is_causal(TopK{.k = 2}, {.priority = in_order, .overflow = Overflow::pass_through}));
     EXPECT_FALSE(is_causal(TopK{.k = 2}, {}));
+    // How many choose the limited experts is known when all have chosen.
+    EXPECT_FALSE(is_causal(TopK{.k = 2}, {.priority = in_order, .unlimited_last = 1}));
+    EXPECT_TRUE(
+        is_causal(TopK{.k = 2}, {.limit = places(3), .priority = in_order, .unlimited_last = 1}));
     EXPECT_FALSE(
         is_causal(TopK{.k = 2}, {.priority = in_order, .overflow = Overflow::next_choice}));
     EXPECT_FALSE(is_causal(moe::ExpertChoice{}, {.priority = in_order}));

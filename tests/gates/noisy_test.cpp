@@ -11,6 +11,7 @@
 #include <gtest/gtest.h>
 
 #include <moe/experts/swiglu.hpp>
+#include <moe/gates/capacity.hpp>
 #include <moe/gates/top_k.hpp>
 #include <moe/gates/top_p.hpp>
 #include <moe/layer.hpp>
@@ -363,6 +364,11 @@ TEST(NoisyExtents, AreChecked) {
     }
     EXPECT_NO_THROW(tokens.gate.check({.num_experts = 4}));
     EXPECT_THROW(tokens.gate.check({.num_experts = 8}), std::invalid_argument);
+    // The gate inside sees one logit per expert, however many the router gives.
+    const moe::WithCapacity next{moe::TopK{.k = 2},
+                                 {.overflow = moe::Capacity::Overflow::next_choice}};
+    const auto learned = gates_test::build<double>(moe::Noisy{next}, 4);
+    EXPECT_NO_THROW(learned.check({.num_experts = 4, .num_logits = 8}));
 }
 
 TYPED_TEST(NoisyGate, GivesTheSameBitsForAnyThreadCountAndAllocatesOnce) {
