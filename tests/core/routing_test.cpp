@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include <moe/core/routing.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <random>
 #include <span>
 #include <stdexcept>
 #include <vector>
@@ -116,6 +118,160 @@ TEST(Routing, TheExpertMajorOrderIsStable) {
     EXPECT_EQ(row, 60);
 }
 
+struct Pair {
+    Index token, expert;
+    bool is_dropped = false;
+};
+
+/// What group() promises, from the words: a stable sort by token, then for each expert the kept
+/// assignments in that order.
+void expect_grouped(const Routing& routing, std::vector<Pair> added) {
+    std::stable_sort(added.begin(), added.end(),
+                     [](const Pair& a, const Pair& b) { return a.token < b.token; });
+    ASSERT_EQ(routing.num_assignments(), static_cast<Index>(added.size()));
+    for (std::size_t i = 0, first = 0; i < added.size(); ++i) {
+        if (added[i].token != added[first].token) first = i;
+        const Assignment& a = routing.assignments()[i];
+        EXPECT_EQ(a.token, added[i].token) << i;
+        EXPECT_EQ(a.expert, added[i].expert) << i;
+        EXPECT_EQ(a.slot, static_cast<std::int32_t>(i - first)) << i;
+        EXPECT_EQ(a.dropped != Dropped::no, added[i].is_dropped) << i;
+    }
+    for (Index t = 0; t <= routing.num_tokens(); ++t)
+        EXPECT_EQ(routing.first(t),
+                  std::count_if(added.begin(), added.end(),
+                                [&](const Pair& pair) { return pair.token < t; }));
+    for (Index e = 0; e < routing.num_experts(); ++e) {
+        Numbers numbers;
+        Ids tokens;
+        for (std::size_t i = 0; i < added.size(); ++i)
+            if (added[i].expert == e && !added[i].is_dropped) {
+                numbers.push_back(static_cast<Index>(i));
+                tokens.push_back(static_cast<std::int32_t>(added[i].token));
+            }
+        EXPECT_EQ(list(routing.assignments_of(e)), numbers) << e;
+        EXPECT_EQ(list(routing.tokens_of(e)), tokens) << e;
+    }
+}
+
+/// Random choices of 0 to 4 of 5 experts for each of 23 tokens, in order.
+std::vector<Pair> random_pairs(std::mt19937& random) {
+    std::vector<Pair> pairs;
+    for (Index t = 0; t < 23; ++t) {
+        std::vector<Index> experts{0, 1, 2, 3, 4};
+        std::shuffle(experts.begin(), experts.end(), random);
+        experts.resize(random() % 5);
+        for (const Index e : experts) pairs.push_back({t, e});
+    }
+    return pairs;
+}
+
+TEST(Routing, AnyOrderOfTokensIsGroupedLikeAStableSort) {
+    std::mt19937 random(1);
+    Routing routing;
+    for (int turn = 0; turn < 60; ++turn) {
+        std::vector<Pair> pairs = random_pairs(random);
+        if (turn % 3 == 1 && pairs.size() > 1)  // one token too late
+            std::swap(pairs.front(), pairs.back());
+        if (turn % 3 == 2) std::shuffle(pairs.begin(), pairs.end(), random);
+        routing.reset(23, 5);
+        for (const Pair& pair : pairs) routing.add(pair.token, pair.expert);
+        routing.group();
+        expect_grouped(routing, pairs);
+
+        std::stable_sort(pairs.begin(), pairs.end(),
+                         [](const Pair& a, const Pair& b) { return a.token < b.token; });
+        for (std::size_t i = 0; i < pairs.size(); ++i)
+            if (random() % 3 == 0) {
+                pairs[i].is_dropped = true;
+                routing.set_dropped(static_cast<Index>(i), Dropped::pruned);
+            }
+        routing.group();
+        expect_grouped(routing, pairs);
+
+        // What is left after erasing has new slots; and what is added to it comes behind.
+        std::erase_if(pairs, [](const Pair& pair) { return pair.is_dropped; });
+        routing.erase_if([](const Assignment& a) { return a.dropped != Dropped::no; });
+        std::erase_if(pairs, [](const Pair& pair) { return pair.token == 7; });
+        routing.erase_if([](const Assignment& a) { return a.token == 7; });
+        routing.group();
+        expect_grouped(routing, pairs);
+        for (const Pair& pair : {Pair{7, 2}, Pair{7, 0}}) {
+            pairs.push_back(pair);
+            routing.add(pair.token, pair.expert);
+        }
+        routing.group();
+        expect_grouped(routing, pairs);
+    }
+}
+
+TEST(Routing, ListsAreAddedAsOneByOne) {
+    std::mt19937 random(2);
+    constexpr Index stride = 4;
+    Routing by_lists, one_by_one;
+    for (int turn = 0; turn < 30; ++turn) {
+        const std::vector<Pair> pairs = random_pairs(random);
+        Ids counts(23), experts(23 * stride, -1);
+        one_by_one.reset(23, 5);
+        for (const Pair& pair : pairs) {
+            const auto t = static_cast<std::size_t>(pair.token);
+            experts[t * stride + static_cast<std::size_t>(counts[t]++)] =
+                static_cast<std::int32_t>(pair.expert);
+            one_by_one.add(pair.token, pair.expert);
+        }
+        one_by_one.group();
+        // In two pieces, the second one first every other time.
+        const std::size_t cut = random() % 24;
+        by_lists.reset(23, 5);
+        for (const bool second : {turn % 2 == 0, turn % 2 != 0}) {
+            const std::size_t from = second ? cut : 0, to = second ? 23 : cut;
+            by_lists.add_lists(static_cast<Index>(from),
+                               std::span<const std::int32_t>(counts).subspan(from, to - from),
+                               experts.data() + from * stride, stride);
+        }
+        by_lists.group();
+        EXPECT_EQ(by_lists, one_by_one) << "cut at " << cut;
+        expect_grouped(by_lists, pairs);
+    }
+}
+
+TEST(Routing, ListsMustBeInRange) {
+    Routing routing;
+    routing.reset(3, 4);
+    const Ids counts{1, 1}, experts{3, 0}, wrong{0, 4};
+    EXPECT_EQ(message([&] { routing.add_lists(-1, counts, experts.data(), 1); }),
+              "moe::Routing::add_lists: token is -1, there are 3");
+    EXPECT_EQ(message([&] { routing.add_lists(2, counts, experts.data(), 1); }),
+              "moe::Routing::add_lists: token is 3, there are 3");
+    EXPECT_EQ(message([&] { routing.add_lists(4, {}, experts.data(), 1); }),
+              "moe::Routing::add_lists: token is 4, there are 3");
+    EXPECT_EQ(message([&] { routing.add_lists(0, counts, wrong.data(), 1); }),
+              "moe::Routing::add_lists: expert is 4, there are 4");
+    routing.reset(3, 4);
+    routing.add_lists(1, counts, experts.data(), 1);
+    routing.add_lists(3, {}, experts.data(), 1);
+    routing.group();
+    EXPECT_EQ(list(routing.expert_tokens()), (Ids{2, 1}));
+}
+
+TEST(Routing, ATokenGoesToAnExpertOnceInAnyOrder) {
+    std::mt19937 random(3);
+    Routing routing;
+    for (int turn = 0; turn < 40; ++turn) {
+        std::vector<Pair> pairs = random_pairs(random);
+        if (pairs.empty()) continue;
+        pairs.insert(pairs.begin() + static_cast<std::ptrdiff_t>(random() % pairs.size()),
+                     pairs[random() % pairs.size()]);
+        const bool in_order = turn % 2 == 0;
+        std::stable_sort(pairs.begin(), pairs.end(),
+                         [](const Pair& a, const Pair& b) { return a.token < b.token; });
+        if (!in_order) std::shuffle(pairs.begin(), pairs.end(), random);
+        routing.reset(23, 5);
+        for (const Pair& pair : pairs) routing.add(pair.token, pair.expert);
+        EXPECT_THROW(routing.group(), std::invalid_argument);
+    }
+}
+
 TEST(Routing, DroppedAssignmentsLeaveOnlyTheExpertMajorOrder) {
     Routing routing = example();
     routing.set_dropped(0, Dropped::capacity);
@@ -145,6 +301,14 @@ TEST(Routing, ATokenMayLoseAllItsAssignments) {
     EXPECT_EQ(routing.num_kept(), 0);
     EXPECT_EQ(routing.of(2).size(), 3u);
     EXPECT_EQ(list(routing.expert_offsets()), (Numbers{0, 0, 0, 0, 0}));
+}
+
+TEST(Routing, BothWeightsMayBeSetAtOnce) {
+    Routing routing = example();
+    routing.set_weights(3, 4, 5);
+    EXPECT_EQ(routing.weight<float>(3), 4.0f);
+    EXPECT_EQ(routing.input_weight<float>(3), 5.0f);
+    EXPECT_THROW(routing.set_weights(5, 1, 1), std::invalid_argument);
 }
 
 TEST(Routing, WeightsMayBeEditedInPlace) {

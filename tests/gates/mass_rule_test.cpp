@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: MIT
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <limits>
+#include <random>
 #include <vector>
 
 #include <moe/gates/mass_rule.hpp>
+#include <moe/kernels/dispatch.hpp>
 
 namespace {
 
@@ -68,6 +72,49 @@ TYPED_TEST(Mass, RanksFewOrAllExpertsAlike) {
                 for (Index i = 0; i < found; ++i)
                     EXPECT_EQ(ranked[static_cast<std::size_t>(i)].index, i);
             }
+}
+
+/// The first `count` of a full sort, where probabilities differ and many are needed: experts are
+/// ranked 16 at a time.
+TYPED_TEST(Mass, GoesOnBehindTheFirstSixteen) {
+    using S = TypeParam;
+    constexpr Index n = 150;
+    std::vector<S> z(n), probabilities(n), scratch(2 * n);
+    std::vector<Ranked<S>> ranked(n);
+    std::mt19937 random(5);
+    std::uniform_int_distribution<int> step(0, 40);  // some are equal
+    for (int turn = 0; turn < 20; ++turn) {
+        for (S& logit : z) logit = static_cast<S>(step(random)) / 20;
+        if (turn % 4 == 3)  // fewer than are wanted
+            for (Index e = 0; e < n; ++e)
+                if (e % 3 != 0)
+                    z[static_cast<std::size_t>(e)] = -std::numeric_limits<S>::infinity();
+        moe::kernels<S>().softmax(n, z.data(), probabilities.data());
+        std::vector<std::size_t> order;
+        for (std::size_t e = 0; e < z.size(); ++e)
+            if (z[e] > -std::numeric_limits<S>::infinity()) order.push_back(e);
+        std::stable_sort(order.begin(), order.end(),
+                         [&](std::size_t a, std::size_t b) { return z[a] > z[b]; });
+        std::vector<S> falling;
+        for (const std::size_t e : order) falling.push_back(probabilities[e]);
+        const auto alive = static_cast<Index>(order.size());
+        for (const MassRule rule : {MassRule::exceed, MassRule::reach, MassRule::below})
+            for (const double p : {0.1, 0.25, 0.4, 0.55, 0.8, 0.97, 0.9999999})
+                for (const Index least : {1, 17, 40})
+                    for (const Index most : {40, 49, 150}) {
+                        const Index want =
+                            std::min({std::max(taken(falling, p, rule), least), most, alive});
+                        const Index found = moe::detail::rank_mass(
+                            n, z.data(), p, rule, least, most, scratch.data(), ranked.data());
+                        ASSERT_EQ(found, want)
+                            << "p " << p << " least " << least << " most " << most;
+                        for (Index i = 0; i < found; ++i)
+                            ASSERT_EQ(
+                                static_cast<std::size_t>(ranked[static_cast<std::size_t>(i)].index),
+                                order[static_cast<std::size_t>(i)])
+                                << "place " << i << " p " << p;
+                    }
+    }
 }
 
 }  // namespace

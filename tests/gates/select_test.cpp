@@ -255,6 +255,42 @@ TEST(GroupLimit, NeverRevivesADeadExpertWithAZero) {
               (std::vector<double>{2, 1, dead, 0}));
 }
 
+TEST(GroupLimit, RanksWhatIsLeftWhenOthersAreMasked) {
+    using S = float;
+    unsigned seed = 0;
+    const auto fill = [&seed](std::vector<S>& row) {
+        for (S& x : row) {
+            const double dice = moe::testing::random_value(++seed, 1);
+            x = dice > 2     ? nan<S>
+                : dice < -2  ? -infinity<S>
+                : dice > 1.5 ? S(0)
+                             : static_cast<S>(moe::testing::random_value(seed, 0));
+        }
+    };
+    for (const Index groups : {2, 8, 64, 65, 80})
+        for (const Index size : {1, 2, 5, 32})
+            for (const Index kept : {Index(1), groups / 2, groups - 1})
+                for (const auto mask : {GroupMask::minus_infinity, GroupMask::zero})
+                    for (const auto tie_break : {TieBreak::lower_index, TieBreak::torch_cpu}) {
+                        const auto n = static_cast<std::size_t>(groups * size);
+                        const moe::detail::GroupLimit limit{groups, kept, GroupScore::max, mask};
+                        std::vector<S> scores(n), keys(n), values(2 * n);
+                        fill(scores), fill(keys);
+                        for (const Index k : {Index(1), std::min<Index>(8, kept * size)}) {
+                            const auto want =
+                                ranked(limited(limit, scores, keys, k, tie_break), k, tie_break);
+                            std::vector<moe::detail::Ranked<S>> found(n);
+                            const Index count =
+                                limit.rank(groups * size, k, scores.data(), keys.data(), tie_break,
+                                           values.data(), found.data());
+                            ASSERT_EQ(count, static_cast<Index>(want.size()));
+                            for (std::size_t i = 0; i < want.size(); ++i)
+                                ASSERT_EQ(found[i].index, want[i])
+                                    << groups << " x " << size << " place " << i;
+                        }
+                    }
+}
+
 TEST(GroupLimit, KeepsTheFirstGroupsOfARowOfNaN) {
     const std::vector<double> keys{1, 2, 3, 4};
     const moe::detail::GroupLimit limit{2, 1, GroupScore::top_two_sum, GroupMask::zero};

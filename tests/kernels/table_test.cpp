@@ -659,7 +659,7 @@ TYPED_TEST(Table, TopTwoAreThoseOfEachRun) {
     this->each_isa([&](const KernelTable<S>& t) {
         Numbers random(13);
         for (const Index runs : {0, 1, 2, 3, 7, 8, 16, 17, 32})
-            for (const Index size : {0, 1, 2, 15, 16, 17, 20, 32, 48, 53})
+            for (const Index size : {0, 1, 2, 4, 8, 12, 15, 16, 17, 20, 32, 48, 53})
                 for (int kind = 0; kind < key_kinds; ++kind) {
                     const Index n = runs * size;
                     S* keys = kind % 2 == 0 ? memory.last(n) : memory.first(n);

@@ -63,6 +63,7 @@ public:
         num_tokens_ = num_tokens;
         num_experts_ = num_experts;
         assignments_.clear();
+        by_token_ = true;
         grouped_ = false;
     }
 
@@ -70,21 +71,43 @@ public:
     /// @throws std::invalid_argument if token or expert is out of range
     void add(Index token, Index expert, double weight = 1, double input_weight = 1) {
         if (token < 0 || token >= num_tokens_) fail_token("add", token);
-        if (expert < 0 || expert >= num_experts_)
-            detail::fail("moe::Routing::add: expert is ", expert, ", there are ", num_experts_);
+        if (expert < 0 || expert >= num_experts_) fail_expert("add", expert);
+        const std::int32_t slot = next_slot(token);
         assignments_.push_back({.token = static_cast<std::int32_t>(token),
                                 .expert = static_cast<std::int32_t>(expert),
-                                .slot = 0,
+                                .slot = slot,
                                 .dropped = Dropped::no,
                                 .weight = weight,
                                 .input_weight = input_weight});
         grouped_ = false;
     }
 
+    /// Adds assignments of consecutive tokens, with weights of 1: counts[i] of token `first` + i,
+    /// to experts[i * stride], experts[i * stride + 1], ... The same as an add() for each, and
+    /// quicker.
+    /// @throws std::invalid_argument if a token or expert is out of range
+    void add_lists(Index first, std::span<const std::int32_t> counts, const std::int32_t* experts,
+                   Index stride) {
+        const auto tokens = static_cast<Index>(counts.size());
+        if (first < 0 || first > num_tokens_) fail_token("add_lists", first);
+        if (tokens > num_tokens_ - first) fail_token("add_lists", first + tokens - 1);
+        grouped_ = false;
+        for (Index i = 0; i < tokens; ++i) {
+            const std::int32_t* list = experts + i * stride;
+            std::int32_t slot = next_slot(first + i);
+            for (Index s = 0; s < counts[at(i)]; ++s, ++slot) {
+                if (list[s] < 0 || list[s] >= num_experts_) fail_expert("add_lists", list[s]);
+                assignments_.push_back({.token = static_cast<std::int32_t>(first + i),
+                                        .expert = list[s],
+                                        .slot = slot});
+            }
+        }
+    }
+
     /// Removes every assignment for which f(assignment) is true; call group() afterwards.
     template <class F>
     void erase_if(F&& f) {
-        grouped_ = std::erase_if(assignments_, f) == 0 && grouped_;
+        if (std::erase_if(assignments_, f) != 0) by_token_ = grouped_ = false;
     }
 
     /// Sorts what was added (two stable counting sorts, O(N + T + E)). Idempotent.
@@ -92,11 +115,17 @@ public:
     ///         assignments
     void group() {
         if (grouped_) return;
-        sort_by_token();
-        const auto experts = static_cast<std::size_t>(num_experts_);
+        if (!by_token_) sort_by_token();
+        const auto tokens = at(num_tokens_), experts = at(num_experts_);
+        token_offsets_.assign(tokens + 1, 0);
         expert_offsets_.assign(experts + 1, 0);
-        for (const Assignment& a : assignments_)
-            if (a.dropped == Dropped::no) ++expert_offsets_[at(a.expert) + 1];
+        for (std::size_t i = 0; i < assignments_.size(); ++i) {
+            const Assignment& a = assignments_[i];
+            token_offsets_[at(a.token) + 1] = static_cast<Index>(i) + 1;  // the last one stays
+            expert_offsets_[at(a.expert) + 1] += a.dropped == Dropped::no;
+        }
+        for (std::size_t t = 0; t < tokens; ++t)
+            token_offsets_[t + 1] = std::max(token_offsets_[t + 1], token_offsets_[t]);
         for (std::size_t e = 0; e < experts; ++e) expert_offsets_[e + 1] += expert_offsets_[e];
         cursor_.assign(expert_offsets_.begin(), expert_offsets_.end());
         expert_tokens_.resize(at(expert_offsets_[experts]));
@@ -178,6 +207,11 @@ public:
     void set_input_weight(Index assignment, double weight) {
         assignments_[checked(assignment)].input_weight = weight;
     }
+    void set_weights(Index assignment, double weight, double input_weight) {
+        Assignment& a = assignments_[checked(assignment)];
+        a.weight = weight;
+        a.input_weight = input_weight;
+    }
     /// Takes an assignment out of (or back into) the expert-major order; call group() afterwards.
     void set_dropped(Index assignment, Dropped reason) {
         assignments_[checked(assignment)].dropped = reason;
@@ -213,22 +247,19 @@ private:
                          num_assignments());
         return at(assignment);
     }
-    /// Sorts assignments by token and numbers their slots. Gates add tokens in order: one pass
-    /// then.
+    /// The slot of an assignment that is added now, as far as the last token tells: gates add
+    /// tokens in order, and group() need not sort them.
+    std::int32_t next_slot(Index token) {
+        if (assignments_.empty() || assignments_.back().token < token) return 0;
+        by_token_ &= assignments_.back().token == token;
+        return assignments_.back().slot + 1;
+    }
+    /// Sorts assignments by token and numbers their slots.
     void sort_by_token() {
-        const auto tokens = static_cast<std::size_t>(num_tokens_);
-        token_offsets_.assign(tokens + 1, 0);
-        bool is_sorted = true;
-        std::int32_t last = -1, slot = 0;
-        for (Assignment& a : assignments_) {
-            is_sorted &= a.token >= last;
-            slot = a.token == last ? slot + 1 : 0;
-            last = a.token;
-            a.slot = slot;
-            ++token_offsets_[at(a.token) + 1];
-        }
-        for (std::size_t t = 0; t < tokens; ++t) token_offsets_[t + 1] += token_offsets_[t];
-        if (is_sorted) return;
+        token_offsets_.assign(at(num_tokens_) + 1, 0);
+        for (const Assignment& a : assignments_) ++token_offsets_[at(a.token) + 1];
+        for (std::size_t t = 0; t < at(num_tokens_); ++t)
+            token_offsets_[t + 1] += token_offsets_[t];
         cursor_.assign(token_offsets_.begin(), token_offsets_.end());
         sorted_.resize(assignments_.size());
         for (const Assignment& a : assignments_) {
@@ -238,9 +269,14 @@ private:
                 static_cast<std::int32_t>(place - token_offsets_[at(a.token)]);
         }
         assignments_.swap(sorted_);
+        by_token_ = true;
     }
     [[noreturn]] void fail_token(const char* function, Index token) const {
         detail::fail("moe::Routing::", function, ": token is ", token, ", there are ", num_tokens_);
+    }
+    [[noreturn]] void fail_expert(const char* function, Index expert) const {
+        detail::fail("moe::Routing::", function, ": expert is ", expert, ", there are ",
+                     num_experts_);
     }
     void check_grouped() const {
         if (!grouped_)
@@ -257,6 +293,7 @@ private:
     std::vector<Assignment> assignments_, sorted_;
     std::vector<Index> token_offsets_, expert_offsets_, cursor_, expert_assignments_;
     std::vector<std::int32_t> expert_tokens_;
+    bool by_token_ = true;  // assignments_ are sorted by token and have their slots
     bool grouped_ = false;
 };
 

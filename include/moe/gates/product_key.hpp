@@ -114,9 +114,8 @@ public:
                 for (Index s = 0; s < count; ++s)
                     scratch.chosen[i * most + s] = room.entries[s].expert;
             });
-            for (Index i = 0; i < here; ++i)
-                for (Index s = 0; s < scratch.counts[i]; ++s)
-                    routing.add(first + i, scratch.chosen[i * most + s]);
+            routing.add_lists(first, {scratch.counts.data(), static_cast<std::size_t>(here)},
+                              scratch.chosen.data(), most);
         }
     }
 

@@ -125,16 +125,70 @@ struct GroupLimit {
 
     bool is_active() const { return groups_kept < num_groups; }
 
-    /// Masks the keys of groups that are not kept. A group counts its live experts only; one that
-    /// has none is not kept.
-    /// @param k       experts wanted, for GroupScore::top_sum
+    /// The k best experts of the groups that are kept, as detail::rank() finds them. A group counts
+    /// its live experts only; one that has none is not kept.
     /// @param scores  [n] what groups are compared by
     /// @param keys    [n] what experts are compared by; may be scores
+    /// @param values  [2 n] scratch
+    /// @param ranked  [n]
+    template <class S>
+    Index rank(Index n, Index k, const S* scores, const S* keys, TieBreak tie_break, S* values,
+               Ranked<S>* ranked) const {
+        constexpr Index few = 64;
+        S* left = values + n;
+        const Index size = n / num_groups;
+        if (mask == GroupMask::minus_infinity && tie_break == TieBreak::lower_index &&
+            num_groups <= few) {
+            // Only what is kept is looked at, half of it in DeepSeek-V3. A list of the kept groups
+            // first, without a branch, which would be taken at random.
+            std::int32_t kept[few];
+            mark_kept(n, k, scores, tie_break, values, ranked);
+            Index count = 0;
+            for (Index g = 0; g < num_groups; ++g) {
+                kept[count] = static_cast<std::int32_t>(g);
+                count += values[g] != 0;
+            }
+            for (Index i = 0; i < count; ++i)
+                std::copy_n(keys + kept[i] * size, size, left + i * size);
+            const Index found = rank_by_index(count * size, left, k, ranked);
+            const auto run = static_cast<std::uint32_t>(size);
+            for (Index i = 0; i < found; ++i) {
+                const auto place = static_cast<std::uint32_t>(ranked[i].index);
+                ranked[i].index = kept[place / run] * static_cast<std::int32_t>(run) +
+                                  static_cast<std::int32_t>(place % run);
+            }
+            return found;
+        }
+        std::copy_n(keys, n, left);
+        apply(n, k, scores, left, tie_break, values, ranked);
+        return detail::rank(n, left, k, tie_break, ranked);
+    }
+
+    /// Masks the keys of groups that are not kept.
+    /// @param keys    [n]
     /// @param values  [n] scratch
-    /// @param ranked  [n] scratch
     template <class S>
     void apply(Index n, Index k, const S* scores, S* keys, TieBreak tie_break, S* values,
                Ranked<S>* ranked) const {
+        constexpr S dead = -std::numeric_limits<S>::infinity();
+        mark_kept(n, k, scores, tie_break, values, ranked);
+        const Index size = n / num_groups;
+        for (Index g = 0; g < num_groups; ++g) {
+            if (values[g] != 0) continue;
+            S* group = keys + g * size;
+            if (mask == GroupMask::minus_infinity)
+                std::fill_n(group, size, dead);
+            else
+                std::replace_if(
+                    group, group + size, [](S key) { return key != dead; }, S(0));
+        }
+    }
+
+private:
+    /// values[g] = 1 for groups that are kept, 0 for others.
+    template <class S>
+    void mark_kept(Index n, Index k, const S* scores, TieBreak tie_break, S* values,
+                   Ranked<S>* ranked) const {
         constexpr S dead = -std::numeric_limits<S>::infinity();
         const Index size = n / num_groups;
         const Index terms = score == GroupScore::max ? 1
@@ -151,22 +205,13 @@ struct GroupLimit {
                 continue;
             }
             const S* group = scores + g * size;
-            const Index found = rank(size, group, std::min(terms, size), tie_break, ranked);
+            const Index found = detail::rank(size, group, std::min(terms, size), tie_break, ranked);
             values[g] = found == 0 ? dead : group[ranked[0].index];
             for (Index i = 1; i < found; ++i) values[g] += group[ranked[i].index];
         }
-        const Index found = rank(num_groups, values, groups_kept, tie_break, ranked);
-        for (Index g = 0; g < num_groups; ++g) values[g] = 0;
+        const Index found = detail::rank(num_groups, values, groups_kept, tie_break, ranked);
+        std::fill_n(values, num_groups, S(0));
         for (Index i = 0; i < found; ++i) values[ranked[i].index] = 1;
-        for (Index g = 0; g < num_groups; ++g) {
-            if (values[g] != 0) continue;
-            S* group = keys + g * size;
-            if (mask == GroupMask::minus_infinity)
-                std::fill_n(group, size, dead);
-            else
-                std::replace_if(
-                    group, group + size, [](S key) { return key != dead; }, S(0));
-        }
     }
 };
 
@@ -225,9 +270,8 @@ void select_each(In<S> logits, Routing& routing, const Call<S>& call, Index most
             scratch.counts[i] = static_cast<std::int32_t>(count);
             for (Index s = 0; s < count; ++s) scratch.chosen[i * most + s] = ranked[s].index;
         });
-        for (Index i = 0; i < here; ++i)
-            for (Index s = 0; s < scratch.counts[i]; ++s)
-                routing.add(first + i, scratch.chosen[i * most + s]);
+        routing.add_lists(first, {scratch.counts.data(), static_cast<std::size_t>(here)},
+                          scratch.chosen.data(), most);
     }
 }
 

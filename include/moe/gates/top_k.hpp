@@ -171,9 +171,13 @@ private:
     auto choice(const Call<S>& call, Index tokens) const {
         return [this, &context = call.context, k = dialled_k(call.context, tokens)](
                    Index t, const S* z, S* values, detail::Ranked<S>* ranked) {
-            const S* keys =
-                ranks_logits() ? z : selection_keys(t, k(t), z, context, values, ranked);
-            return detail::rank(num_experts(), keys, k(t), settings_.tie_break, ranked);
+            const Index n = num_experts(), wanted = k(t);
+            if (ranks_logits()) return detail::rank(n, z, wanted, settings_.tie_break, ranked);
+            fill_scores(t, z, context, values);
+            if (!groups_.is_active())
+                return detail::rank(n, values, wanted, settings_.tie_break, ranked);
+            const S* keys = ranks_logits_of_groups() ? z : values;
+            return groups_.rank(n, wanted, values, keys, settings_.tie_break, values + n, ranked);
         };
     }
 
@@ -192,15 +196,17 @@ private:
         return has_bias() || (settings_.tie_break != TieBreak::lower_index && !are_logits);
     }
     bool ranks_logits() const { return !scores_matter() && !groups_.is_active(); }
+    /// Whether scores only say which groups are kept.
+    bool ranks_logits_of_groups() const {
+        return !scores_matter() && groups_.mask == GroupMask::minus_infinity;
+    }
 
-    /// [L] what is ranked, if not the logits; in `values`.
-    const S* selection_keys(Index t, Index k, const S* z, const Context& context, S* values,
-                            detail::Ranked<S>* ranked) const {
+    /// [L] what groups are compared by, and experts if not by the logits.
+    void fill_scores(Index t, const S* z, const Context& context, S* scores) const {
         constexpr S dead = -std::numeric_limits<S>::infinity();
         const Index n = num_experts();
-        S* scores = values;
-        const bool by_logits = !scores_matter() && groups_.mask == GroupMask::minus_infinity;
-        if (settings_.biases_logits || (by_logits && groups_.score == GroupScore::max))
+        if (settings_.biases_logits ||
+            (ranks_logits_of_groups() && groups_.score == GroupScore::max))
             std::copy_n(z, n, scores);
         else
             detail::selection_scores(settings_.score, n, z, scores);
@@ -210,11 +216,6 @@ private:
                 if (z[e] == dead) scores[e] = dead;
         for (Index e = 0; e < n && context.forces(); ++e)
             if (scores[e] != dead && context.is_forced(t, e)) scores[e] = -dead;
-        if (!groups_.is_active()) return scores;
-        S* keys = by_logits ? values + n : scores;
-        if (by_logits) std::copy_n(z, n, keys);
-        groups_.apply(n, k, scores, keys, settings_.tie_break, values + 2 * n, ranked);
-        return keys;
     }
 
     TopK settings_;

@@ -6,8 +6,6 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
-#include <span>
-#include <stdexcept>
 
 #include <moe/core/context.hpp>
 #include <moe/core/error.hpp>
@@ -16,6 +14,7 @@
 #include <moe/core/types.hpp>
 #include <moe/core/views.hpp>
 #include <moe/core/workspace.hpp>
+#include <moe/gates/placement.hpp>
 #include <moe/gates/score.hpp>
 #include <moe/gates/tokens.hpp>
 #include <moe/kernels/dispatch.hpp>
@@ -30,30 +29,7 @@ enum class Normalize {
     clamp,        ///< q = max(d, epsilon) (ERNIE-4.5)
 };
 
-/// Which side of the expert the weight is on.
-enum class Placement {
-    output,  ///< y = w * expert(x)
-    input,   ///< y = expert(w * x) (Llama-4)
-};
-
 namespace detail {
-
-/// @throws std::logic_error unless a gate that weighs on this side got a gradient per assignment
-/// @throws std::invalid_argument if dlogits is of another extent than logits
-template <class S>
-std::span<const S> gradients_at(Placement placement, const WeightGradients<S>& dweights,
-                                const Routing& routing, In<S> logits, const Out<S>& dlogits) {
-    const bool on_input = placement == Placement::input;
-    const auto given = on_input ? dweights.input : dweights.output;
-    if (static_cast<Index>(given.size()) != routing.num_assignments())
-        fail<std::logic_error>("moe: a gate that weighs ", on_input ? "inputs" : "outputs", " got ",
-                               given.size(), " gradients for ", routing.num_assignments(),
-                               " assignments; a gate around it must say weighs_input() as it does");
-    if (dlogits.rows() != logits.rows() || dlogits.cols() != logits.cols())
-        fail("moe: a gate's dlogits is [", dlogits.rows(), ", ", dlogits.cols(),
-             "], its logits are [", logits.rows(), ", ", logits.cols(), "]");
-    return given;
-}
 
 /// Combine weights of the assignments a token has, from its logits alone, and the way back.
 ///
@@ -95,12 +71,11 @@ struct CombineRule {
         each_token(logits, routing, call, [&](Index t, Token<S>& token) {
             evaluate(token, normalizes(t, token.count), call.context);
             const Index first = routing.first(t);
+            const bool on_input = placement == Placement::input;
             for (Index i = 0; i < token.count; ++i) {
-                const bool is_left_out = left_out(token.list[i], call.context);
                 const auto w = static_cast<double>(static_cast<S>(scale) * token.q[i]);
-                const bool on_input = placement == Placement::input;
-                routing.set_weight(first + i, is_left_out ? 0 : on_input ? 1 : w);
-                routing.set_input_weight(first + i, on_input ? w : 1);
+                const double output = left_out(token, i, call.context) ? 0 : on_input ? 1 : w;
+                routing.set_weights(first + i, output, on_input ? w : 1);
             }
         });
     }
@@ -129,8 +104,7 @@ struct CombineRule {
             if (quotient.q == 0) return;
             const S* g = given.data() + routing.first(t);
             for (Index i = 0; i < token.count; ++i)
-                token.h[i] =
-                    left_out(token.list[i], call.context) ? S(0) : static_cast<S>(scale) * g[i];
+                token.h[i] = left_out(token, i, call.context) ? S(0) : static_cast<S>(scale) * g[i];
             if (!ones) add_gradient(token, quotient, call.context, dz);
             for (Index i = 0; i < token.count && to_multipliers; ++i)
                 scratch.dmultipliers[routing.first(t) + i] =
@@ -169,12 +143,13 @@ private:
         const S* z;              // [L] logits
         const Assignment* list;  // [count]
         Index count;
-        S* all;    // [L] softmax of z, for Score::softmax
-        S* s;      // [count] scores
-        S* q;      // [count] s / q
-        S* h;      // [count] d(loss)/d(s / q)
-        S* slope;  // [count] scratch
-        S* plain;  // [count] s without multipliers
+        bool any_left_out;  // false: none in the whole batch, which saves a look at each
+        S* all;             // [L] softmax of z, for Score::softmax
+        S* s;               // [count] scores
+        S* q;               // [count] s / q
+        S* h;               // [count] d(loss)/d(s / q)
+        S* slope;           // [count] scratch
+        S* plain;           // [count] s without multipliers
 
         Index expert(Index i) const { return list[i].expert; }
         S logit(Index i) const { return z[list[i].expert]; }
@@ -194,12 +169,16 @@ private:
     };
 
     template <class S, class F>
-    static void each_token(In<S> logits, const Routing& routing, const Call<S>& call, F&& f) {
+    void each_token(In<S> logits, const Routing& routing, const Call<S>& call, F&& f) const {
         const auto assignments = routing.assignments();
         const Index tokens = logits.rows(), n = logits.cols();
         Index longest = 0;
         for (Index t = 0; t < tokens; ++t)
             longest = std::max(longest, routing.first(t + 1) - routing.first(t));
+        const auto& experts = call.context.experts;
+        const bool any_left_out =
+            kept_only || std::any_of(experts.begin(), experts.end(),
+                                     [](const ExpertFacts& facts) { return facts.is_null; });
         Executor& executor = call.ws.executor();
         const Index stride = stride_of(n, longest);
         auto& values = reserve<S>(call.ws, n, longest);
@@ -210,6 +189,7 @@ private:
                            .z = row_data(logits, t),
                            .list = assignments.data() + routing.first(t),
                            .count = routing.first(t + 1) - routing.first(t),
+                           .any_left_out = any_left_out,
                            .all = scratch,
                            .s = lists,
                            .q = lists + round_up_16(longest),
@@ -232,7 +212,10 @@ private:
     /// Scores whose slope is 1, or 0: d(log s)/dz is no number where they are 0.
     bool is_linear() const { return score == Score::raw || score == Score::relu; }
 
-    bool left_out(const Assignment& assignment, const Context& context) const {
+    template <class S>
+    bool left_out(const Token<S>& token, Index i, const Context& context) const {
+        if (!token.any_left_out) return false;
+        const Assignment& assignment = token.list[i];
         if (kept_only && assignment.dropped != Dropped::no &&
             assignment.dropped != Dropped::pass_through)
             return true;
@@ -246,15 +229,16 @@ private:
         Quotient<S> quotient;
         if (token.count == 0) return quotient;
         quotient.is_broken = fill_scores(token, context);
-        for (Index i = 0; i < token.count; ++i)
-            if (left_out(token.list[i], context)) token.s[i] = 0;
-        std::copy_n(token.s, token.count, token.plain);
         const bool multiplied = multiplies(context);
-        for (Index i = 0; i < token.count && multiplied; ++i)
-            token.s[i] = std::fma(  // not a bare product, which could be fused into the sum below
-                token.s[i],
-                static_cast<S>(context.multiplier(token.list[i].token, token.expert(i))), S(0));
-        std::copy_n(token.s, token.count, token.q);
+        for (Index i = 0; i < token.count; ++i) {
+            if (left_out(token, i, context)) token.s[i] = 0;
+            token.plain[i] = token.s[i];
+            if (multiplied)
+                token.s[i] = std::fma(  // a bare product could be fused into the sum below
+                    token.s[i],
+                    static_cast<S>(context.multiplier(token.list[i].token, token.expert(i))), S(0));
+            token.q[i] = token.s[i];
+        }
         if (quotient.is_broken || ones || !normalizes || normalize == Normalize::none)
             return quotient;
         if (score == Score::softmax_of_selected && normalize == Normalize::plain &&
@@ -304,7 +288,7 @@ private:
                 token.s[i] = token.all[token.expert(i)];
             else if (score == Score::raw)
                 token.s[i] = is_masked(z) ? S(0) : z;
-            else if (score == Score::softmax_of_selected && left_out(token.list[i], context))
+            else if (score == Score::softmax_of_selected && left_out(token, i, context))
                 token.s[i] = -std::numeric_limits<S>::infinity();
             else
                 token.s[i] = z;
@@ -385,8 +369,7 @@ private:
     void fill_slopes(Token<S>& token, S q, const Context& context) const {
         for (Index i = 0; i < token.count; ++i) {
             const S z = token.logit(i);
-            const bool is_still =
-                left_out(token.list[i], context) || (score == Score::relu && z <= 0);
+            const bool is_still = left_out(token, i, context) || (score == Score::relu && z <= 0);
             const S factor =
                 multiplies(context)
                     ? static_cast<S>(context.multiplier(token.list[i].token, token.expert(i)))

@@ -1,23 +1,19 @@
 // SPDX-License-Identifier: MIT
-// What rows are chosen from by: are all numbers finite, which are the best. Included in body.inl, in
-// the same namespace.
+// What rows are chosen from by: are all numbers finite, which are the best. Included in body.inl,
+// in the same namespace.
 
-/// 0 times x is 0, or NaN where x is not finite.
+/// 0 times x is 0, or NaN where x is not finite. Four sums, because each step waits for the last.
 inline bool is_finite(Index n, const S* x) {
-    E even = each(0), odd = even;
-    const E zero = even;
+    const E zero = each(0);
+    E sum[4] = {zero, zero, zero, zero};
     Index i = 0;
-    for (; i + 2 * elements <= n; i += 2 * elements) {
-        even = add(even, mul(load_each(x + i, elements), zero));
-        odd = add(odd, mul(load_each(x + i + elements, elements), zero));
-    }
-    for (; i < n; i += elements) odd = add(odd, mul(load_each(x + i, n - i), zero));
-    S rest[elements];
-    store(rest, add(even, odd), elements);
-    finish();
-    bool result = true;
-    for (Index l = 0; l < elements; ++l) result &= rest[l] == 0;
-    return result;
+    for (; i + 4 * elements <= n; i += 4 * elements)
+        for (int p = 0; p < 4; ++p)
+            sum[p] = fma(load_each(x + i + p * elements, elements), zero, sum[p]);
+    for (; i < n; i += elements) sum[0] = fma(load_each(x + i, n - i), zero, sum[0]);
+    Partials total(0);
+    total.part[0] = add(add(sum[0], sum[1]), add(sum[2], sum[3]));
+    return total.fold() == 0;
 }
 
 /// NaN counts as -inf: it is behind every number, and comparisons stay an order.
@@ -48,19 +44,26 @@ inline constexpr Index few = 32;
 template <class Lanes>
 [[gnu::always_inline]] inline void sort_few(Index n, const S* x, std::int32_t* order) {
     std::int32_t larger[few];
-    std::uint8_t equal[few] = {};
     for (Index i = 0; i < n; i += elements) {
         const Lanes mine = load_each(x + i, n - i);
         Lanes count = each(0);
         for (Index j = 0; j < n; ++j) count = count_less(count, mine, each(x[j]));
         store_words(larger + i, count);
     }
+    std::uint64_t places = 0;
+    for (Index i = 0; i < n; ++i) {
+        order[larger[i]] = static_cast<std::int32_t>(i);
+        places |= std::uint64_t(1) << larger[i];
+    }
+    if (places == (std::uint64_t(1) << n) - 1) return;  // no two are equal
+    std::uint8_t equal[few] = {};
     for (Index i = 0; i < n; ++i)
         order[larger[i] + equal[larger[i]]++] = static_cast<std::int32_t>(i);
 }
 
 /// No larger than the k-th largest of n >= 16 keys, and above -inf: the k-th largest of the maxima
-/// of 16 columns that keys are dealt to; for k > 8 of 32.
+/// of 16 columns that keys are dealt to; for k > 8 of 32. It is the least of those that fewer than
+/// k are larger than.
 template <class Lanes>
 [[gnu::always_inline]] inline S bound_by_columns(Index n, const S* keys, Index k) {
     S most[2 * lanes];
@@ -72,9 +75,26 @@ template <class Lanes>
         if (i < n) column = first(n - i, max(load_each(keys + i, n - i), column), column);
         store(most + c, column, elements);
     }
-    std::int32_t order[2 * lanes];
-    sort_few<Lanes>(columns, most, order);
-    return most[order[k - 1]];
+    Lanes bound = each(std::numeric_limits<S>::max());
+    for (Index c = 0; c < columns; c += elements) {
+        const Lanes mine = load_each(most + c, elements);
+        Lanes larger = each(0);
+        for (Index j = 0; j < columns; ++j)
+            larger = where_le(each(most[j]), mine, larger, add(larger, each(1)));
+        bound = where_le(larger, each(static_cast<S>(k - 1)), min(mine, bound), bound);
+    }
+    S least[lanes];
+    store(least, bound, elements);
+    for (int l = 0; l < 8; ++l) least[l] = smaller(least[l], least[l + 8]);
+    for (int l = 0; l < 4; ++l) least[l] = smaller(least[l], least[l + 4]);
+    return smaller(smaller(least[0], least[2]), smaller(least[1], least[3]));
+}
+
+/// Bit l is set where keys[l] >= bound; of up to 16.
+template <class Lanes>
+[[gnu::always_inline]] inline std::uint32_t not_below(Lanes bound, Index n, const S* keys) {
+    const std::uint32_t bits = where_le_bits(bound, load_each(keys, n));
+    return n < elements ? bits & ((1U << n) - 1) : bits;
 }
 
 /// top_k for k of at most 16, with few branches. Keys that are not below bound_by_columns(), rarely
@@ -84,17 +104,22 @@ template <class Lanes>
 Index top_k_by_columns(Index n, const S* keys, Index k, std::int32_t* best) {
     constexpr Index word = 64;
     constexpr S lowest = std::numeric_limits<S>::lowest();
+    std::int32_t order[few];
+    if (n <= lanes && not_below<Lanes>(each(lowest), n, keys) == (1U << n) - 1) {
+        sort_few<Lanes>(n, keys, order);  // all are candidates
+        const Index count = n < k ? n : k;
+        for (Index i = 0; i < count; ++i) best[i] = order[i];
+        finish();
+        return count;
+    }
     const Lanes bound = each(n > lanes ? bound_by_columns<Lanes>(n, keys, k) : lowest);
     S candidate[few + word];
-    std::int32_t index[few + word], order[few];
+    std::int32_t index[few + word];
     Index count = 0;
     for (Index from = 0; from < n; from += word) {
         std::uint64_t bits = 0;
-        for (Index i = from; i < n && i < from + word; i += elements) {
-            std::uint64_t mask = where_le_bits(bound, load_each(keys + i, n - i));
-            if (n - i < elements) mask &= (1U << (n - i)) - 1;
-            bits |= mask << (i - from);
-        }
+        for (Index i = from; i < n && i < from + word; i += elements)
+            bits |= std::uint64_t(not_below<Lanes>(bound, n - i, keys + i)) << (i - from);
         for (; bits != 0; bits &= bits - 1, ++count) {
             index[count] = static_cast<std::int32_t>(from + __builtin_ctzll(bits));
             candidate[count] = keys[index[count]];
@@ -117,9 +142,6 @@ Index top_k(Index n, const S* keys, Index k, std::int32_t* best) {
     return top_k_by_insertion(n, keys, k, best);
 }
 
-inline S larger(S a, S b) { return a > b ? a : b; }
-inline S smaller(S a, S b) { return a < b ? a : b; }
-
 inline void top_two_by_element(Index runs, Index size, const S* keys, S* first, S* second) {
     for (Index r = 0; r < runs; ++r) {
         S most = -std::numeric_limits<S>::infinity(), next = most;
@@ -133,19 +155,20 @@ inline void top_two_by_element(Index runs, Index size, const S* keys, S* first, 
     }
 }
 
-/// top_two of runs whose size is a multiple of 16, from 16 pieces of 16 keys at a time: a lane is a
-/// piece.
+/// top_two of runs whose size is a multiple of `width`, 4 or 16, from 16 pieces of `width` keys at
+/// a time: a lane is a piece.
 template <class Lanes>
-void top_two_by_pieces(Index runs, Index size, const S* keys, S* first_of, S* second_of) {
-    const Index pieces_of_run = size / lanes;
-    Index piece = 0;
+void top_two_by_pieces(Index width, Index runs, Index size, const S* keys, S* first_of,
+                       S* second_of) {
+    const Index pieces_of_run = size / width;
+    Index piece = 0, r = 0, pieces_seen = 0;
     for (; piece + lanes <= runs * pieces_of_run; piece += lanes) {
         const Lanes dead = each(-std::numeric_limits<S>::infinity());
         Lanes most = dead, next = dead;
-        for (Index i = 0; i < lanes; i += 4) {
+        for (Index i = 0; i < width; i += 4) {
             Lanes key[4];
-            read_columns(reinterpret_cast<const std::byte*>(keys + piece * lanes + i),
-                         lanes * static_cast<Index>(sizeof(S)), key);
+            read_columns(reinterpret_cast<const std::byte*>(keys + piece * width + i),
+                         width * static_cast<Index>(sizeof(S)), key);
             for (int p = 0; p < 4; ++p) {
                 key[p] = max(key[p], dead);  // NaN
                 next = max(next, min(most, key[p]));
@@ -156,25 +179,28 @@ void top_two_by_pieces(Index runs, Index size, const S* keys, S* first_of, S* se
         store(mosts, most, elements);
         store(nexts, next, elements);
         for (Index l = 0; l < lanes; ++l) {
-            const Index r = (piece + l) / pieces_of_run;
-            if ((piece + l) % pieces_of_run == 0) {
+            if (pieces_seen == 0) {
                 first_of[r] = mosts[l];
                 second_of[r] = nexts[l];
-                continue;
+            } else {
+                second_of[r] =
+                    larger(smaller(first_of[r], mosts[l]), larger(second_of[r], nexts[l]));
+                first_of[r] = larger(first_of[r], mosts[l]);
             }
-            second_of[r] = larger(smaller(first_of[r], mosts[l]), larger(second_of[r], nexts[l]));
-            first_of[r] = larger(first_of[r], mosts[l]);
+            if (++pieces_seen < pieces_of_run) continue;
+            pieces_seen = 0;
+            ++r;
         }
     }
     finish();
-    const Index done = piece / pieces_of_run;
-    top_two_by_element(runs - done, size, keys + done * size, first_of + done, second_of + done);
+    top_two_by_element(runs - r, size, keys + r * size, first_of + r, second_of + r);
 }
 
 template <class All>
 void top_two(Index runs, Index size, const S* keys, S* first, S* second) {
     if constexpr (elements == lanes)
-        if (size >= lanes && size % lanes == 0)
-            return top_two_by_pieces<E>(runs, size, keys, first, second);
+        if (size > 0 && size % 4 == 0)
+            return top_two_by_pieces<E>(size % lanes == 0 ? lanes : 4, runs, size, keys, first,
+                                        second);
     top_two_by_element(runs, size, keys, first, second);
 }

@@ -67,12 +67,14 @@ inline constexpr int mask_window[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 
     _mm256_storeu_ps(p, x.low);
     _mm256_storeu_ps(p + 8, x.high);
 }
-/// Masked stores are slow on some processors, so only the last vector of an array uses them.
+/// Masked stores are slow on some processors (40 operations on Zen 3), so only the last register of
+/// an array uses one.
 [[gnu::always_inline]] inline void store(S* p, V x, Index n) {
     if (n >= 16) return store(p, x);
     const Mask m = mask(n);
-    _mm256_maskstore_ps(p, m.low, x.low);
-    _mm256_maskstore_ps(p + 8, m.high, x.high);
+    if (n < 8) return _mm256_maskstore_ps(p, m.low, x.low);
+    _mm256_storeu_ps(p, x.low);
+    if (n > 8) _mm256_maskstore_ps(p + 8, m.high, x.high);
 }
 [[gnu::always_inline]] inline V first(Index n, V x, V y) {
     const Mask m = mask(n);
