@@ -99,6 +99,10 @@ public:
     const GateModule& gate() const { return gate_; }
     GateModule& gate() { return gate_; }
     const std::vector<ExpertFacts>& facts() const { return facts_; }
+    /// Whether logits are one per expert, so that masks and forces can be applied to them.
+    bool has_expert_logits() const {
+        return hooks::has_expert_logits<GateModule> && num_logits_ == num_experts();
+    }
     /// Whether no token's choice depends on what comes after it in the batch: safe in a decoder.
     bool is_causal() const { return hooks::is_causal(gate_) && hooks::is_causal(router_); }
     /// Floating-point operations of the router per token, forward; 0 if it does not say.
@@ -169,7 +173,7 @@ public:
         if (dx.rows() != x.rows() || dx.cols() != x.cols())
             detail::fail("moe::Head::route_backward: dx is [", dx.rows(), ", ", dx.cols(),
                          "], it must be [", x.rows(), ", ", x.cols(), "] like x");
-        detail::check_context(context, x.rows(), num_experts(), num_logits_);
+        detail::check_context(context, x.rows(), num_experts(), num_logits_, has_expert_logits());
         take(context, *routed);  // its gradients may be others than those that forward saw
         const auto logits = ws.logits();
         auto dlogits = ws.dlogits();
@@ -179,7 +183,8 @@ public:
             hooks::backward<S>(gate_, logits, routed->routing, dweights, dlogits, gate_grad,
                                {routed->context, of_gate});
         });
-        detail::steer_backward<S>(dlogits, logits, routed->context, routed->raw_logits);
+        detail::steer_backward<S>(dlogits, logits, routed->context, has_expert_logits(),
+                                  routed->raw_logits);
 
         auto router_dx = routed->dx.matrix(x.rows(), x.cols());
         const Eigen::Ref<const Matrix<S>> tokens = without_padding(x, *routed);
@@ -283,7 +288,7 @@ private:
         if (x.cols() != model_dim_)
             detail::fail("moe::Layer::forward: x has ", x.cols(), " columns, model_dim is ",
                          model_dim_, "; a token is a row of x");
-        detail::check_context(context, x.rows(), num_experts(), num_logits_);
+        detail::check_context(context, x.rows(), num_experts(), num_logits_, has_expert_logits());
         check_dial(context);
         Routed<S>& routed = ws.template state<Routed<S>>();
         routed.fingerprint = 0;  // until all is there
@@ -292,7 +297,7 @@ private:
         auto logits = routed.logits.matrix(x.rows(), num_logits_);
         routed.dlogits.assign(logits.size(), S(0));
         hooks::forward<S>(router_, x, logits, {routed.context, ws.child(router_node)});
-        detail::steer<S>(logits, routed.context, routed.raw_logits);
+        detail::steer<S>(logits, routed.context, has_expert_logits(), routed.raw_logits);
         return routed;
     }
 

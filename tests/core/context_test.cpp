@@ -20,12 +20,12 @@ using moe::Index;
 
 // The text for a batch of 4 tokens, 3 experts and 5 logits.
 std::string refusal(const Context& context) {
-    return message([&] { moe::detail::check_context(context, 4, 3, 5); });
+    return message([&] { moe::detail::check_context(context, 4, 3, 5, false); });
 }
 
 TEST(Context, WithoutAnyFieldFitsEveryBatch) {
-    EXPECT_NO_THROW(moe::detail::check_context({}, 4, 3, 5));
-    EXPECT_NO_THROW(moe::detail::check_context({}, 0, 0, 0));
+    EXPECT_NO_THROW(moe::detail::check_context({}, 4, 3, 5, false));
+    EXPECT_NO_THROW(moe::detail::check_context({}, 0, 0, 0, true));
     const Context context;
     EXPECT_FALSE(context.training);
     EXPECT_EQ(context.seed + context.stream + context.step, 0u);
@@ -49,7 +49,7 @@ TEST(Context, FieldsOfTheRightExtentPass) {
                                                 .gate_multiplier = multiplier,
                                                 .dial = {.k_per_sequence = k, .p_per_sequence = p},
                                                 .gradients = &gradients},
-                                               4, 3, 5));
+                                               4, 3, 5, false));
 }
 
 TEST(Context, EveryWrongExtentIsNamed) {
@@ -84,9 +84,10 @@ TEST(Context, GradientsMustHaveTheExtentOfTheirFields) {
 
 TEST(Context, AnEmptyBatchRefusesEntriesForTokens) {
     const std::vector<std::uint8_t> one(1);
-    EXPECT_EQ(message([&] { moe::detail::check_context({.padding = one}, 0, 3, 3); }),
+    EXPECT_EQ(message([&] { moe::detail::check_context({.padding = one}, 0, 3, 3, true); }),
               "moe::Context: padding has 1 entries, one per token wants 0");
-    EXPECT_THROW(moe::detail::check_context({.allowed = one}, 0, 3, 3), std::invalid_argument);
+    EXPECT_THROW(moe::detail::check_context({.allowed = one}, 0, 3, 3, true),
+                 std::invalid_argument);
 }
 
 TEST(Context, SequencesAscendFromZeroToTheTokens) {
@@ -98,9 +99,9 @@ TEST(Context, SequencesAscendFromZeroToTheTokens) {
           Offsets{0, 5, 4}, Offsets{0, -1, 4}})
         EXPECT_EQ(refusal({.sequence_offsets = wrong}), text) << wrong.size();
     for (const Offsets& right : {Offsets{0, 4}, Offsets{0, 0, 4}, Offsets{0, 2, 2, 4, 4}})
-        EXPECT_NO_THROW(moe::detail::check_context({.sequence_offsets = right}, 4, 3, 5));
+        EXPECT_NO_THROW(moe::detail::check_context({.sequence_offsets = right}, 4, 3, 5, false));
     const Offsets none{0};
-    EXPECT_NO_THROW(moe::detail::check_context({.sequence_offsets = none}, 0, 3, 5));
+    EXPECT_NO_THROW(moe::detail::check_context({.sequence_offsets = none}, 0, 3, 5, false));
 }
 
 TEST(Context, DialsPerSequenceNeedSequences) {
@@ -143,7 +144,7 @@ TEST(Context, ForcesExpertsOnlyWhereEachHasALogit) {
     EXPECT_EQ(refusal({.forced = forced}),
               "moe::Context: forced wants a gate with one logit per expert, this layer's has 5 "
               "logits for 3 experts");
-    EXPECT_NO_THROW(moe::detail::check_context({.forced = forced}, 4, 3, 3));
+    EXPECT_NO_THROW(moe::detail::check_context({.forced = forced}, 4, 3, 3, true));
 }
 
 TEST(Context, MasksOfAllTokensOfEachAndOfSequencesHoldTogether) {
@@ -166,7 +167,7 @@ TEST(Context, MasksOfAllTokensOfEachAndOfSequencesHoldTogether) {
 TEST(Context, ExtentsThatOverflowAreLengthErrors) {
     const std::vector<std::uint8_t> one(1);
     EXPECT_THROW(
-        moe::detail::check_context({.allowed = one}, std::numeric_limits<Index>::max(), 2, 2),
+        moe::detail::check_context({.allowed = one}, std::numeric_limits<Index>::max(), 2, 2, true),
         std::length_error);
 }
 

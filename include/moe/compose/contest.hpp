@@ -58,6 +58,10 @@ public:
             fail(
                 "moe::Competition::forward: y shares memory with x, which is read while y is "
                 "written; give it a matrix of its own");
+        if (context.forces())
+            fail(
+                "moe::Context: forced is set, but experts win a moe::Competition by what they "
+                "return; leave it unset where the call competes");
         const KernelTable<S>& kernel = kernels<S>();
         State& s = node.template state<State>();
         s.fingerprint = 0;  // until all is there
@@ -67,7 +71,7 @@ public:
         Routing& routing = ws.edit_routing();
         choose(scores, routing, {known, node.child(gate_node<Bank>)});
 
-        s.fill(routing, context, static_cast<S>(bank.config().input_scale));
+        s.fill(routing, known, static_cast<S>(bank.config().input_scale));
         View<S> outputs = s.outputs.matrix(routing.num_kept(), y.cols());
         outputs.setZero();
         y.setZero();
@@ -99,7 +103,7 @@ public:
             fail_without_batch(ws);
         State& s = *state;
         const Context known = with_facts(bank, context);
-        s.fill(ws.routing(), context, static_cast<S>(bank.config().input_scale));
+        s.fill(ws.routing(), known, static_cast<S>(bank.config().input_scale));
         View<S> douts = s.douts.matrix(ws.routing().num_kept(), dy.cols());
         output_gradients(dy, douts, s, ws, {known, node.child(gate_node<Bank>)});
 

@@ -177,7 +177,7 @@ private:
         View<S> inputs = state.inputs.matrix(all, model_dim());
         View<S> outputs = state.outputs.matrix(all, output_dim());
         slots_.dispatch(without_padding(x, context, state.tokens), inputs, call);
-        bank_.apply(inputs, state.routing, outputs, ws.child(bank_node), of_slots(context));
+        bank_.apply(inputs, state.routing, outputs, ws.child(bank_node), context.without_tokens());
         slots_.combine(outputs, y, call);
         state.fingerprint = ws.keeps() ? fingerprint(x, context) : 0;
     }
@@ -199,7 +199,7 @@ private:
         slots_.combine_backward(outputs, without_padding(dy, context, state->dy), doutputs, call);
         bank_.apply_backward(inputs, state->routing, doutputs, dinputs,
                              state->dweights.resize(state->routing.num_assignments()), {},
-                             grad.bank_, ws.child(bank_node), of_slots(context));
+                             grad.bank_, ws.child(bank_node), context.without_tokens());
         slots_.dispatch_backward(without_padding(x, context, state->tokens), dinputs, dx,
                                  grad.slots_, call);
     }
@@ -224,14 +224,6 @@ private:
         known.experts = detail::elements(bank_.facts());
         return known;
     }
-    /// The context of the experts, whose rows are slots and not tokens.
-    static Context of_slots(const Context& context) {
-        Context slots = context;
-        slots.token_ids = {}, slots.token_groups = {}, slots.padding = {}, slots.allowed = {};
-        slots.sequence_offsets = {}, slots.side_vectors = {}, slots.dial = {};
-        return slots;
-    }
-
     /// What the matrix holds for padding, be it NaN, reaches nobody.
     static Eigen::Ref<const Matrix<S>> without_padding(In<S> matrix, const Context& context,
                                                        Buffer<S>& room) {
@@ -268,7 +260,7 @@ private:
             detail::fail("moe::SoftMoe::", call,
                          ": y shares memory with x, which is read while y is written; give it a "
                          "matrix of its own");
-        detail::check_context(context, x.rows(), num_experts(), num_slots());
+        detail::check_context(context, x.rows(), num_experts(), num_slots(), false);
         const Dial& dial = context.dial;
         const bool steers = !context.logit_offset.empty() || context.forces() || dial.k || dial.p ||
                             !dial.k_per_sequence.empty() || !dial.p_per_sequence.empty() ||

@@ -27,9 +27,9 @@ concept Recipe = requires(const X recipe, const Shape& shape, Random& random) {
 // expert have the same form. Expert groups always take the call. Who calls a part of a part uses
 // moe::hooks, which finds the form.
 //
-// A part that is to come with the library, gates/mine.hpp, is also included by gates.hpp (routers.hpp,
-// compose.hpp; experts by moe.hpp), declared in fwd.hpp, listed in README.md and in examples/08_gates.cpp
-// (07_routers.cpp), and has its tests in tests/gates/mine_test.cpp.
+// A part that is to come with the library, gates/mine.hpp, is also included by gates.hpp
+// (routers.hpp, compose.hpp; experts by moe.hpp), declared in fwd.hpp, listed in README.md and in
+// examples/08_gates.cpp (07_routers.cpp), and has its tests in tests/gates/mine_test.cpp.
 //
 // A router, gate or group has a default constructor: it makes a part that holds nothing, a gradient
 // that is not wanted.

@@ -90,7 +90,8 @@ struct Context {
     std::span<const std::uint8_t> allowed{};  ///< [E] or [T * E], 0: never this expert
     /// [E] or [T * E], 1: the expert's logit is raised above those of experts that are not forced.
     /// Gates that rank logits choose it before them, with the weight that goes with that, as far as
-    /// they choose that many; noise, draws and balance in training act on the raised logit. What is
+    /// they choose that many (of several that were raised, the lower index). Noise, draws and
+    /// balance in training act on the raised logit, and so do experts that choose tokens. What is
     /// not allowed is not forced (arXiv:2502.11096, 2510.04694).
     std::span<const std::uint8_t> forced{};
     std::span<const double> logit_offset{};     ///< [L] added to every token's logits
@@ -115,12 +116,17 @@ struct Context {
     }
     /// Whether a token may go to an expert. Knows the number of experts from the layer.
     bool is_allowed(Index token, Index expert) const {
-        return (allowed.empty() || entry(allowed, token, expert) != 0) &&
+        return is_allowed(token, expert, static_cast<Index>(experts.size()));
+    }
+    bool is_allowed(Index token, Index expert, Index num_experts) const {
+        return (allowed.empty() || entry(allowed, token, expert, num_experts) != 0) &&
                (dial.allowed_per_sequence.empty() ||
-                of_sequence(dial.allowed_per_sequence, token, expert) != 0);
+                dial.allowed_per_sequence[static_cast<std::size_t>(
+                    sequence_of(token) * num_experts + expert)] != 0);
     }
     bool is_forced(Index token, Index expert) const {
-        return (!forced.empty() && entry(forced, token, expert) != 0) ||
+        return (!forced.empty() &&
+                entry(forced, token, expert, static_cast<Index>(experts.size())) != 0) ||
                (!dial.forced_per_sequence.empty() &&
                 of_sequence(dial.forced_per_sequence, token, expert) != 0);
     }
@@ -138,12 +144,22 @@ struct Context {
         return factor;
     }
 
+    /// The same for a part whose rows are not the batch's tokens: without the dial and what has
+    /// an entry per token or sequence, so that a part that reads it says that it is not there.
+    Context without_tokens() const {
+        Context rest = *this;
+        rest.token_ids = {}, rest.token_groups = {}, rest.padding = {}, rest.sequence_offsets = {};
+        rest.side_vectors = {}, rest.token_importance = {}, rest.noise = {};
+        rest.allowed = {}, rest.forced = {}, rest.dial = {};
+        return rest;
+    }
+
 private:
     /// Of a table with one row for all tokens, or one for each.
-    std::uint8_t entry(std::span<const std::uint8_t> table, Index token, Index expert) const {
-        const std::size_t row =
-            table.size() == experts.size() ? 0 : static_cast<std::size_t>(token);
-        return table[row * experts.size() + static_cast<std::size_t>(expert)];
+    static std::uint8_t entry(std::span<const std::uint8_t> table, Index token, Index expert,
+                              Index num_experts) {
+        const Index row = static_cast<Index>(table.size()) == num_experts ? 0 : token;
+        return table[static_cast<std::size_t>(row * num_experts + expert)];
     }
     template <class V>
     V of_sequence(std::span<const V> table, Index token, Index expert) const {
@@ -225,13 +241,15 @@ inline void check_bank_context(const Context& c, Index tokens, Index experts) {
 }
 
 /// All of it.
-inline void check_context(const Context& c, Index tokens, Index experts, Index logits) {
+/// @param per_expert  whether the logits are the experts' own
+inline void check_context(const Context& c, Index tokens, Index experts, Index logits,
+                          bool per_expert) {
     check_bank_context(c, tokens, experts);
     check_extent("token_ids", c.token_ids.size(), tokens, "one per token");
     check_extent("token_groups", c.token_groups.size(), tokens, "one per token");
     check_extent("token_importance", c.token_importance.size(), tokens, "one per token");
     check_mask("forced", c.forced.size(), tokens, experts);
-    if (c.forces() && logits != experts)
+    if (c.forces() && !per_expert)
         fail("moe::Context: forced wants a gate with one logit per expert, this layer's has ",
              logits, " logits for ", experts, " experts");
     check_extent("logit_offset", c.logit_offset.size(), logits, "one per logit");

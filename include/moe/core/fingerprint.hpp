@@ -75,7 +75,7 @@ public:
 
     Fingerprint& context(const Context& c) {
         add(c.training).add(c.step).add(c.seed).add(c.stream).add(c.first_token);
-        add(c.task.value_or(-1)).add(c.dial.k.value_or(-1)).add(c.dial.p.value_or(-1.0));
+        optional(c.task).optional(c.dial.k).optional(c.dial.p);
         elements(c.dial.k_per_sequence).elements(c.dial.p_per_sequence);
         add(static_cast<int>(c.dial.offset_unit)).add(static_cast<int>(c.dial.multiplier_order));
         elements(c.dial.allowed_per_sequence).elements(c.dial.forced_per_sequence);
@@ -100,6 +100,7 @@ public:
         for (const Assignment& a : plan.assignments()) {
             quickly(std::bit_cast<Index>(a.weight));
             quickly(std::bit_cast<Index>(a.input_weight));
+            quickly(static_cast<Index>(a.dropped));
         }
         return *this;
     }
@@ -116,6 +117,10 @@ private:
         const Index step = count / 64 + 1;
         for (Index i = 0; i < count; i += step) add(element(i));
         return *this;
+    }
+    template <class T>
+    Fingerprint& optional(const std::optional<T>& value) {
+        return add(value.has_value()).add(value.value_or(T(0)));
     }
     template <class T>
     Fingerprint& elements(std::span<const T> values) {

@@ -90,6 +90,13 @@ bool is_causal(const G& gate) {
         return per_token<G>;
 }
 
+/// Whether a gate's logits are those of experts where there are as many: a product key's are not.
+template <class G>
+inline constexpr bool has_expert_logits = true;
+template <class G>
+    requires requires { G::has_expert_logits; }
+inline constexpr bool has_expert_logits<G> = G::has_expert_logits;
+
 /// Whether a gate reads Dial::k, or Dial::p. A call that sets what it does not read is refused.
 template <class G>
 inline constexpr bool reads_k = requires {

@@ -40,28 +40,33 @@ inline bool has_offset(const Context& context) {
     return !context.logit_offset.empty() || !context.dial.logit_offset_per_sequence.empty();
 }
 
-/// Mean and population standard deviation of n logits.
+/// Mean and population standard deviation of those of n logits that are not -inf.
 struct RowSpread {
     double mean = 0, deviation = 0;
+    Index count = 0;
 
     template <class S>
     RowSpread(const S* z, Index n) {
-        for (Index l = 0; l < n; ++l) mean += static_cast<double>(z[l]);
-        mean /= static_cast<double>(n);
+        constexpr S dead = -std::numeric_limits<S>::infinity();
+        for (Index l = 0; l < n; ++l)
+            if (z[l] != dead) mean += static_cast<double>(z[l]), ++count;
+        if (count == 0) return;
+        mean /= static_cast<double>(count);
         double sum = 0;
         for (Index l = 0; l < n; ++l) {
+            if (z[l] == dead) continue;
             const double from_mean = static_cast<double>(z[l]) - mean;
             sum = std::fma(from_mean, from_mean, sum);
         }
-        deviation = std::sqrt(sum / static_cast<double>(n));
+        deviation = std::sqrt(sum / static_cast<double>(count));
     }
 };
 
 /// Writes `value` where a token is padding or an expert is not allowed.
 template <class S>
-void mask_logits(View<S> matrix, const Context& context, S value) {
+void mask_logits(View<S> matrix, const Context& context, bool per_expert, S value) {
     const Index n = matrix.cols();
-    const bool per_expert = context.restricts() && n == static_cast<Index>(context.experts.size());
+    per_expert = per_expert && context.restricts();
     if (context.padding.empty() && !per_expert) return;
     for (Index t = 0; t < matrix.rows(); ++t) {
         const bool padding = context.is_padding(t);
@@ -90,7 +95,7 @@ S next_above(S z) {
 /// The way there.
 /// @param logits  [T, L]   @param raw  gets what they were, if the way back needs it
 template <class S>
-void steer(View<S> logits, const Context& context, Buffer<S>& raw) {
+void steer(View<S> logits, const Context& context, bool per_expert, Buffer<S>& raw) {
     const Index n = logits.cols();
     raw.resize(0);
     if (has_offset(context)) {
@@ -105,7 +110,7 @@ void steer(View<S> logits, const Context& context, Buffer<S>& raw) {
             }
         }
     }
-    mask_logits(logits, context, -std::numeric_limits<S>::infinity());
+    mask_logits(logits, context, per_expert, -std::numeric_limits<S>::infinity());
     for (Index t = 0; t < logits.rows() && context.forces(); ++t) {
         S* z = row_data(logits, t);
         const Index best = largest_unforced(z, t, n, context);
@@ -122,7 +127,8 @@ void steer(View<S> logits, const Context& context, Buffer<S>& raw) {
 /// added to context.gradients.
 /// @param logits  [T, L] as steer() left them   @param raw  as steer() left it
 template <class S>
-void steer_backward(View<S> dlogits, View<S> logits, const Context& context, Buffer<S>& raw) {
+void steer_backward(View<S> dlogits, View<S> logits, const Context& context, bool per_expert,
+                    Buffer<S>& raw) {
     const Index n = dlogits.cols();
     for (Index t = 0; t < dlogits.rows() && context.forces(); ++t) {
         const S* z = row_data(logits, t);
@@ -134,11 +140,14 @@ void steer_backward(View<S> dlogits, View<S> logits, const Context& context, Buf
                 dlogits(t, e) = 0;
             }
     }
-    mask_logits(dlogits, context, S(0));
-    if (!has_offset(context)) return;
+    mask_logits(dlogits, context, per_expert, S(0));
     const ContextGradients none, &wanted = context.gradients ? *context.gradients : none;
+    if (!has_offset(context) && wanted.logit_offset.empty() &&
+        wanted.logit_offset_per_sequence.empty())
+        return;
     const bool in_std = raw.size() != 0;
     for (Index t = 0; t < dlogits.rows(); ++t) {
+        if (context.is_padding(t)) continue;  // its logits may be no numbers
         S* dz = row_data(dlogits, t);
         const S* z = in_std ? raw.data() + t * n : nullptr;
         const RowSpread spread(z, in_std ? n : 0);
@@ -157,10 +166,11 @@ void steer_backward(View<S> dlogits, View<S> logits, const Context& context, Buf
             add(wanted.logit_offset_per_sequence, sequence * n + l);
         }
         if (along == 0 || spread.deviation == 0) continue;
-        const double slope = along / (static_cast<double>(n) * spread.deviation);
+        const double slope = along / (static_cast<double>(spread.count) * spread.deviation);
         for (Index l = 0; l < n; ++l)
-            dz[l] = static_cast<S>(std::fma(slope, static_cast<double>(z[l]) - spread.mean,
-                                            static_cast<double>(dz[l])));
+            if (z[l] != -std::numeric_limits<S>::infinity())
+                dz[l] = static_cast<S>(std::fma(slope, static_cast<double>(z[l]) - spread.mean,
+                                                static_cast<double>(dz[l])));
     }
 }
 

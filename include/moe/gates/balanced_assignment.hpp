@@ -8,9 +8,9 @@
 #include <limits>
 
 #include <moe/core/memory.hpp>
+#include <moe/core/sequences.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/views.hpp>
-#include <moe/core/sequences.hpp>
 
 namespace moe::inline MOE_ABI::detail {
 

@@ -152,7 +152,8 @@ private:
 
     bool is_dynamic(const Assignment& a) const { return a.expert < num_dynamic; }
     static bool left_out(const Assignment& a, const Context& context) {
-        return a.dropped != Dropped::no || is_null(a, context);
+        return (a.dropped != Dropped::no && a.dropped != Dropped::pass_through) ||
+               is_null(a, context);
     }
 
     /// f(i, neighbours, best one left, place among the dynamic) for every dynamic assignment.

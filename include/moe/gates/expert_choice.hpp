@@ -9,10 +9,10 @@
 #include <optional>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/sequences.hpp>
 #include <moe/gates/samples.hpp>
 #include <moe/gates/score.hpp>
 #include <moe/gates/select.hpp>
-#include <moe/core/sequences.hpp>
 #include <moe/gates/share_rule.hpp>
 #include <moe/gates/token_gate.hpp>
 #include <moe/gates/weights.hpp>

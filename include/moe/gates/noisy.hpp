@@ -41,8 +41,8 @@ struct GateNoise {
 ///     sigma = as GateNoise::kind says
 ///     inner gate: selects and weighs by h
 ///
-/// Around a gate with a capacity, noise decides who goes first, too (V-MoE); inside of it, tokens are
-/// ranked by logits without noise.
+/// Around a gate with a capacity, noise decides who goes first, too (V-MoE); inside of it, tokens
+/// are ranked by logits without noise.
 ///
 /// Kind::learned takes 2 E logits of a token from the router, [z | n] with noise logits n. At
 /// inference z alone is used. Experts that a token may not go to are masked in z. Losses that want
@@ -171,7 +171,8 @@ private:
         context.noise = {};
         const Call<S> inner_call{context, call.ws.child(0), call.ids, call.expert};
         // The layer masks experts where there is a logit for each; else that is done here.
-        const bool masks = is_learned() && context.restricts() && width() == num_experts_;
+        const bool masks = is_learned() && context.restricts() && width() == num_experts_ &&
+                           hooks::has_expert_logits<Inner>;
         if (!is_noisy && !masks) return f(logits.leftCols(width()), inner_call);
 
         auto h = call.ws.template state<State>().noisy.matrix(logits.rows(), width());

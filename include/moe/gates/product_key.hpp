@@ -71,6 +71,7 @@ template <class S>
 class ProductKeyTopKModule {
 public:
     using Scalar = S;
+    static constexpr bool has_expert_logits = false;
     static constexpr bool skips_empty_gradients = true;
 
     ProductKeyTopKModule() = default;
@@ -276,8 +277,7 @@ private:
 
     Scratch& reserve(const Call<S>& call, Index entries) const {
         auto& scratch = call.ws.template state<Scratch>();
-        scratch.rooms.resize(rule(), call.ws.executor().concurrency(),
-                             !call.context.allowed.empty(),
+        scratch.rooms.resize(rule(), call.ws.executor().concurrency(), call.context.restricts(),
                              std::max(entries, rule().most_entries()));
         return scratch;
     }

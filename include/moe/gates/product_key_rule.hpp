@@ -182,8 +182,7 @@ private:
     };
 
     bool is_allowed(Index t, Index expert, const Call<S>& call) const {
-        const auto& allowed = call.context.allowed;
-        return allowed.empty() || allowed[static_cast<std::size_t>(t * n * n + expert)] != 0;
+        return call.context.is_allowed(t, expert, n * n);
     }
     bool is_broken(const S* z) const {
         bool broken = false;
@@ -195,7 +194,7 @@ private:
     Head choose(const S* z, Index h, Index t, const Call<S>& call, const ProductKeyRoom<S>& room,
                 bool broken) const {
         Head head{{0, 0}, 0};
-        if (is_sum && !call.context.allowed.empty()) {
+        if (is_sum && call.context.restricts()) {
             head.pairs = rank_pairs(offer_allowed(z + h * 2 * n, t, call, room), call, room);
             return head;
         }

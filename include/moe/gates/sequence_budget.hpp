@@ -10,9 +10,9 @@
 #include <span>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/sequences.hpp>
 #include <moe/gates/score.hpp>
 #include <moe/gates/select.hpp>
-#include <moe/core/sequences.hpp>
 #include <moe/gates/token_gate.hpp>
 #include <moe/gates/weights.hpp>
 
@@ -133,10 +133,9 @@ private:
     auto choice(const Call<S>& call, In<S> logits) const {
         auto& scratch = call.ws.template state<Scratch>();
         count(logits, call, scratch);
-        return [this, counts = scratch.counts.data()](Index t, const S* z, S* scores,
+        return [this, counts = scratch.counts.data()](Index t, const S* z, S*,
                                                       detail::Ranked<S>* ranked) {
-            fill_scores(z, scores);
-            return detail::rank_by_index(num_experts(), scores, counts[t], ranked);
+            return detail::rank_by_index(num_experts(), z, counts[t], ranked);
         };
     }
 

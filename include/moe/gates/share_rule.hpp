@@ -10,9 +10,9 @@
 #include <moe/core/executor.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/routing.hpp>
+#include <moe/core/sequences.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/workspace.hpp>
-#include <moe/core/sequences.hpp>
 #include <moe/gates/tokens.hpp>
 #include <moe/gates/weights.hpp>
 #include <moe/kernels/dispatch.hpp>

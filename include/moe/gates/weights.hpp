@@ -69,7 +69,7 @@ struct CombineRule {
     template <class S, class Normalizes>
     void weigh(In<S> logits, Routing& routing, const Call<S>& call, Normalizes&& normalizes) const {
         each_token(logits, routing, call, [&](Index t, Token<S>& token) {
-            evaluate(token, normalizes(t, token.count), call.context);
+            evaluate(token, normalizes(t, kept(token)), call.context);
             const Index first = routing.first(t);
             const bool on_input = placement == Placement::input;
             for (Index i = 0; i < token.count; ++i) {
@@ -95,10 +95,13 @@ struct CombineRule {
         each_token(logits, routing, call, [&](Index t, Token<S>& token) {
             if (token.count == 0) return;
             S* dz = row_data(dlogits, t);
-            const Quotient<S> quotient = evaluate(token, normalizes(t, token.count), call.context);
+            const Quotient<S> quotient = evaluate(token, normalizes(t, kept(token)), call.context);
             if (quotient.is_broken) {
                 for (Index e = 0; e < token.num_logits; ++e)
                     if (!is_masked(token.z[e])) dz[e] = std::numeric_limits<S>::quiet_NaN();
+                for (Index i = 0; i < token.count && to_multipliers; ++i)
+                    scratch.dmultipliers[routing.first(t) + i] =
+                        std::numeric_limits<S>::quiet_NaN();
                 return;
             }
             if (quotient.q == 0) return;
@@ -205,6 +208,13 @@ private:
         return z == -std::numeric_limits<S>::infinity();
     }
 
+    /// Assignments of a token that are not dropped, or pass through.
+    template <class S>
+    static Index kept(const Token<S>& token) {
+        return std::count_if(token.list, token.list + token.count, [](const Assignment& a) {
+            return a.dropped == Dropped::no || a.dropped == Dropped::pass_through;
+        });
+    }
     static bool multiplies(const Context& context) {
         return context.multiplies() &&
                context.dial.multiplier_order == MultiplierOrder::before_normalization;

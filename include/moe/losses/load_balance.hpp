@@ -175,7 +175,7 @@ void check_load_balance(const LossInput<S>& in, const LoadBalance& options) {
         fail(
             "moe::LoadBalance: per_sequence needs Context::sequence_offsets, which say where each "
             "sequence begins");
-    check_context(in.context, in.logits.rows(), experts, experts);
+    check_context(in.context, in.logits.rows(), experts, experts, true);
 }
 
 template <class S>

@@ -59,7 +59,7 @@ public:
                     average(x, call.context, state, b, d, width, row_data(means, b) + d);
             });
         auto decisions = state.logits.matrix(blocks, logits.cols());
-        const Context context = detail::of_other_rows(call.context);
+        const Context context = call.context.without_tokens();
         Base::forward(means, decisions, {context, call.ws, state.ids.span(), call.expert});
         for (Index b = 0; b < blocks; ++b)
             for (Index t = state.offsets[b]; t < state.offsets[b + 1]; ++t)
@@ -79,7 +79,7 @@ public:
         }
         const View<S> means(state.means.data(), blocks, x.cols(), Eigen::OuterStride<>(x.cols()));
         auto dmeans = state.dmeans.matrix(blocks, x.cols());
-        const Context context = detail::of_other_rows(call.context);
+        const Context context = call.context.without_tokens();
         Base::backward(means, sums, dmeans, grad,
                        {context, call.ws, state.ids.span(), call.expert});
         for (Index b = 0; b < blocks; ++b) {

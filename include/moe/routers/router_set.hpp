@@ -161,7 +161,7 @@ protected:
         } else {
             gather(x, state, state.tokens, call.ws.executor());
             state.logits.matrix(state.rows.size(), logits.cols());
-            const Context context = of_other_rows(call.context);
+            const Context context = call.context.without_tokens();
             for_each_part(state, context, call, [&](Index r, Index first, Index n, auto& part) {
                 hooks::forward<S>(routers_[at(r)], rows_of(state.tokens, x.cols(), first, n),
                                   rows_of(state.logits, logits.cols(), first, n), part);
@@ -198,7 +198,7 @@ protected:
 
         gather(x, state, state.tokens, call.ws.executor());
         state.dtokens.matrix(count, x.cols());
-        const Context context = of_other_rows(call.context);
+        const Context context = call.context.without_tokens();
         for_each_part(state, context, call, [&](Index r, Index first, Index n, auto& part) {
             through(r, rows_of(state.tokens, x.cols(), first, n),
                     rows_of(state.dlogits, width, first, n),

@@ -103,21 +103,6 @@ auto built_router(const Inner& inner, const Shape& shape, Random& random) {
     return built<Inner, S>(inner, shape, random);
 }
 
-/// The context of a call whose rows are not the batch's tokens: without what has an entry per
-/// token, so that a router that reads it says so instead of reading another token's. The workspace
-/// of the layer before stays: its number of rows tells.
-inline Context of_other_rows(const Context& context) {
-    Context part = context;
-    part.token_ids = {};
-    part.token_groups = {};
-    part.padding = {};
-    part.sequence_offsets = {};
-    part.side_vectors = {};
-    part.allowed = {};
-    part.dial = {};
-    return part;
-}
-
 }  // namespace detail
 }  // namespace moe::inline MOE_ABI
 

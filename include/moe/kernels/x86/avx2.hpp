@@ -67,8 +67,7 @@ inline constexpr int mask_window[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 
     _mm256_storeu_ps(p, x.low);
     _mm256_storeu_ps(p + 8, x.high);
 }
-/// Masked stores are slow on some processors (40 operations on Zen 3), so only the last register of
-/// an array uses one.
+/// Masked stores are slow on AMD's processors, so only the last register of an array uses one.
 [[gnu::always_inline]] inline void store(S* p, V x, Index n) {
     if (n >= 16) return store(p, x);
     const Mask m = mask(n);
