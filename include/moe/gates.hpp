@@ -2,7 +2,7 @@
 #ifndef MOE_GATES_HPP
 #define MOE_GATES_HPP
 
-/// Every gate, what moves their biases between steps, and how published rules are written with them.
+/// Every gate, what moves biases between steps, and how published rules are written with them.
 ///
 ///     Mixtral, Qwen3, Hunyuan     TopK{.k = 2}
 ///     Qwen2, OLMoE, Jamba         TopK{.k = 8, .normalize = Normalize::none}
@@ -15,10 +15,11 @@
 ///                                      .normalize = Normalize::add_epsilon, .scale = 2.5,
 ///                                      .selection_bias = true, .num_groups = 8, .groups_kept = 4,
 ///                                      .group_score = GroupScore::top_two_sum}
-///     LongCat, ERNIE-4.5          TopK with softmax scores and a selection bias; Normalize::none and
-///                                 .scale = 6, or Normalize::clamp
+///     LongCat, ERNIE-4.5          TopK with softmax scores and a selection bias; Normalize::none
+///                                 and .scale = 6, or Normalize::clamp
 ///     Llama-4                     TopK{.k = 1, .score = Score::sigmoid,
-///                                      .normalize = Normalize::none, .placement = Placement::input}
+///                                      .normalize = Normalize::none,
+///                                      .placement = Placement::input}
 ///     DBRX                        TopK{.k = 4, .norm_power = 1}
 ///     Switch                      WithCapacity{TopK{.k = 1, .normalize = Normalize::none},
 ///                                              {.limit = CapacityLimit::gshard()}} and Jitter
@@ -40,8 +41,8 @@
 ///     a dropped token adds weight * x                       Capacity::Overflow::pass_through
 ///     weights that do not sum to 1, input times 2           as above
 ///
-/// and this is not followed: jitter that reaches the experts (Mixtral) or stays at inference (Switch
-/// in transformers 4.30); noise that stays at inference (EvoMoE; GateNoise::inference asks for it);
+/// and this is not followed: jitter that reaches the experts (Mixtral) or stays at inference
+/// (Switch in transformers 4.30); noise that stays at inference (EvoMoE; GateNoise::inference asks for it);
 /// uniform noise around 1 that is added (fastmoe's Switch); 0 / 0 of weights that underflow: the
 /// result is 0; no expert at all for rows whose probabilities round to less than p, or that hold a
 /// NaN (Uni-MoE); a limit by position that cuts experts meant for every token (Uni-MoE; see
