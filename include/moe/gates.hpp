@@ -42,12 +42,12 @@
 ///     weights that do not sum to 1, input times 2           as above
 ///
 /// and this is not followed: jitter that reaches the experts (Mixtral) or stays at inference
-/// (Switch in transformers 4.30); noise that stays at inference (EvoMoE; GateNoise::inference asks for it);
-/// uniform noise around 1 that is added (fastmoe's Switch); 0 / 0 of weights that underflow: the
-/// result is 0; no expert at all for rows whose probabilities round to less than p, or that hold a
-/// NaN (Uni-MoE); a limit by position that cuts experts meant for every token (Uni-MoE; see
-/// Capacity::unlimited_last), or that ranks equal numbers (Megatron-LM); a raw weight that
-/// overwrites a normalised one (NLLB), and its capacity of evaluation that stays in training;
+/// (Switch in transformers 4.30); noise that stays at inference (EvoMoE; GateNoise::inference asks
+/// for it); uniform noise around 1 that is added (fastmoe's Switch); 0 / 0 of weights that
+/// underflow: the result is 0; no expert at all for rows whose probabilities round to less than p,
+/// or that hold a NaN (Uni-MoE); a limit by position that cuts experts meant for every token
+/// (Uni-MoE; see Capacity::unlimited_last), or that ranks equal numbers (Megatron-LM); a raw weight
+/// that overwrites a normalised one (NLLB), and its capacity of evaluation that stays in training;
 /// temperatures that divide probabilities (Dynamic_MoE); exp without the maximum subtracted
 /// (Megatron-LM's Sinkhorn); comparisons of vectors in different orders (CompeteSMoE).
 
