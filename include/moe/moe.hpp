@@ -2,9 +2,9 @@
 #ifndef MOE_MOE_HPP
 #define MOE_MOE_HPP
 
-/// Everything to build, run, train, freeze and count a layer of the usual parts. What fewer programs
-/// want is included by name, since parsing it takes time: routers and gates besides those here
-/// (moe/routers/mlp.hpp, moe/gates/expert_choice.hpp, ...; all of them: moe/routers.hpp,
+/// Everything to build, run, train, freeze and count a layer of the usual parts. What fewer
+/// programs want is included by name, since parsing it takes time: routers and gates besides those
+/// here (moe/routers/mlp.hpp, moe/gates/expert_choice.hpp, ...; all of them: moe/routers.hpp,
 /// moe/gates.hpp), compositions of layers (moe/compose), files (moe/io), text reports and pictures
 /// (moe/stats/report.hpp, moe/stats/svg.hpp), measurements of a machine (moe/tune.hpp), tools for
 /// tests (moe/testing).

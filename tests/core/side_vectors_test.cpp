@@ -103,7 +103,7 @@ TEST(SideGradients, AreLikeTheVectors) {
     moe::Matrix<float> narrow = moe::Matrix<float>::Zero(4, 2), right = v;
     moe::ContextGradients gradients{.side_vectors = narrow};
     Context context{.side_vectors = v, .gradients = &gradients};
-    const auto check = [&] { moe::detail::check_context(context, 4, 3, 5); };
+    const auto check = [&] { moe::detail::check_context(context, 4, 3, 5, false); };
     EXPECT_EQ(message(check),
               "moe::Context: gradients->side_vectors is [4, 2], side_vectors is [4, 3]");
     gradients.side_vectors = right;

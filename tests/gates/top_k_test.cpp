@@ -663,6 +663,35 @@ TYPED_TEST(TopKGate, RoutesNoTokens) {
 
 // ---- settings ----
 
+TEST(TopKStraightThrough, WeighsOnesAndLearnsAsIfTheScoresWeighed) {
+    const moe::Matrix<double> z = golden_logits<double>();
+    for (const Score score : {Score::raw, Score::softmax, Score::sigmoid})
+        for (const Normalize normalize : {Normalize::none, Normalize::plain}) {
+            const TopK soft{.k = 3, .score = score, .normalize = normalize, .scale = 2};
+            TopK hard = soft;
+            hard.ones = hard.straight_through = true;
+            auto weighed = batch<double>(soft, 8), ones = batch<double>(hard, 8);
+            weighed.route(z), ones.route(z);
+            for (const moe::Assignment& a : ones.routing.assignments()) EXPECT_EQ(a.weight, 2);
+            const auto c = derivatives<double>(ones.routing.num_assignments());
+            EXPECT_TRUE(moe::testing::same_bits(ones.backward(z, c), weighed.backward(z, c)));
+        }
+    auto raw = batch<double>(TopK{.k = 1,
+                                  .score = Score::raw,
+                                  .normalize = Normalize::none,
+                                  .ones = true,
+                                  .straight_through = true},
+                             8);
+    raw.route(z);
+    const auto c = derivatives<double>(4);
+    const moe::Matrix<double> dz = raw.backward(z, c);
+    for (Index t = 0; t < 4; ++t) {
+        EXPECT_EQ(dz(t, raw.experts_of(t)[0]), c[static_cast<std::size_t>(t)]) << "the identity";
+        EXPECT_EQ((dz.row(t).array() != 0).count(), 1);
+    }
+    EXPECT_THROW(batch<double>(TopK{.k = 1, .straight_through = true}, 8), std::invalid_argument);
+}
+
 TEST(TopKSettings, AreCheckedOnceWithASentence) {
     const auto message = [](const TopK& recipe, Index experts = 8) {
         try {
@@ -680,8 +709,7 @@ TEST(TopKSettings, AreCheckedOnceWithASentence) {
         "count";
     EXPECT_EQ(message({.k = 9}), "moe::TopK: k is 9 but the layer has 8 experts" + remedy);
     EXPECT_EQ(message({.k = 2}, 1), "moe::TopK: k is 2 but the layer has 1 expert" + remedy);
-    EXPECT_EQ(message({.k = 1}, 0),
-              "moe::TopK: the layer has no experts to choose from" + remedy);
+    EXPECT_EQ(message({.k = 1}, 0), "moe::TopK: the layer has no experts to choose from" + remedy);
     EXPECT_EQ(message({.k = 1, .num_groups = 3}),
               "moe::TopK: num_groups is 3, it must divide the 8 experts of the layer");
     EXPECT_EQ(message({.k = 1, .num_groups = 4, .groups_kept = 5}),

@@ -34,8 +34,8 @@ TEST(PooledRouter, IsNotCausalForTheWholeBlockDecides) {
     const std::vector<moe::ExpertFacts> facts(experts);
     const moe::Config config{.model_dim = dim};
     EXPECT_FALSE(Head(config, Pooled{LinearRouter{}}, moe::TopK{.k = 1}, facts).is_causal());
-    EXPECT_TRUE((moe::Head<double, LinearRouter, moe::TopK>(config, {}, {.k = 1}, facts))
-                    .is_causal());
+    EXPECT_TRUE(
+        (moe::Head<double, LinearRouter, moe::TopK>(config, {}, {.k = 1}, facts)).is_causal());
 }
 
 template <class S>

@@ -38,6 +38,10 @@ struct TopK {
     double scale =
         1;  ///< multiplies the weights at last: 2.5 in DeepSeek-V3, 16 in V2, 6 in LongCat
     bool ones = false;  ///< every weight is `scale`, whatever the scores (hash layers)
+    /// With ones: backward takes the weights for those of the scores, so that the router learns
+    /// although they are constant. Score::raw and Normalize::none: d(loss)/dz = d(loss)/dw
+    /// (AdvMoE, arXiv:2308.10110); softmax: through it (FactorLLM, arXiv:2408.11855).
+    bool straight_through = false;
     Placement placement = Placement::output;
 
     /// Whether the module has a bias [1, E] that is added to the scores for selection and never
@@ -102,6 +106,7 @@ public:
                 .scale = settings.scale,
                 .kept_only = settings.normalize_kept_only,
                 .ones = settings.ones,
+                .straight_through = settings.straight_through,
                 .placement = settings.placement} {
         check_settings();
         if (settings.selection_bias) bias_ = Parameter<S>(1, experts);
@@ -133,6 +138,10 @@ private:
         if (s.biases_logits && !s.selection_bias)
             detail::fail(name,
                          ": biases_logits is set but there is no bias; set selection_bias too");
+        if (s.straight_through && !s.ones)
+            detail::fail(name,
+                         ": straight_through is set, but the weights are not ones; it is how "
+                         "constant weights let a router learn: set ones, too");
         detail::check_choice(name, "group_score", s.group_score, GroupScore::top_sum);
         detail::check_choice(name, "group_mask", s.group_mask, GroupMask::zero);
         detail::check_choice(name, "tie_break", s.tie_break, TieBreak::torch_cpu_unsorted);

@@ -39,8 +39,8 @@ namespace detail {
 ///
 /// With MultiplierOrder::before_normalization, s_i is score(z)_i times the context's multiplier.
 ///
-/// Left out are null experts and, if kept_only, dropped assignments: their weight is 0. A quotient
-/// by 0 is 0, and so is its gradient. A row that holds a NaN has NaN weights and a NaN gradient.
+/// Left out, with weight 0, are null experts and, if kept_only, dropped assignments. A quotient by 0
+/// is 0, and so is its gradient. A row that holds a NaN has NaN weights and a NaN gradient.
 struct CombineRule {
     Score score = Score::softmax;
     Normalize normalize = Normalize::plain;
@@ -48,7 +48,8 @@ struct CombineRule {
     double norm_power = 1;
     double scale = 1;
     bool kept_only = false;
-    bool ones = false;  ///< s = 1 and q = 1 instead
+    bool ones = false;              ///< s = 1 and q = 1 instead
+    bool straight_through = false;  ///< with ones: the way back is that of the scores
     Placement placement = Placement::output;
 
     /// @param gate  whose settings these are, for the message
@@ -88,6 +89,11 @@ struct CombineRule {
     template <class S, class Normalizes>
     void backward(In<S> logits, const Routing& routing, const WeightGradients<S>& dweights,
                   Out<S> dlogits, const Call<S>& call, Normalizes&& normalizes) const {
+        if (ones && straight_through) {
+            CombineRule of_scores = *this;
+            of_scores.ones = false;
+            return of_scores.backward(logits, routing, dweights, dlogits, call, normalizes);
+        }
         const auto given = gradients_at<S>(placement, dweights, routing, logits, dlogits);
         const bool to_multipliers = multiplies(call.context) && call.context.gradients != nullptr;
         auto& scratch = call.ws.template state<WeighScratch<S>>();
