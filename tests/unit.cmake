@@ -35,6 +35,7 @@ list(REMOVE_DUPLICATES folders)
 if(MOE_TEST_FOLDERS)
     set(folders ${MOE_TEST_FOLDERS})
 endif()
+list(REMOVE_ITEM folders ${MOE_TEST_SKIPPED_FOLDERS})
 
 set(arguments --gtest_brief=1)
 set(environment ${MOE_TEST_ENVIRONMENT})

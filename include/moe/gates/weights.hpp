@@ -39,8 +39,8 @@ namespace detail {
 ///
 /// With MultiplierOrder::before_normalization, s_i is score(z)_i times the context's multiplier.
 ///
-/// Left out, with weight 0, are null experts and, if kept_only, dropped assignments. A quotient by 0
-/// is 0, and so is its gradient. A row that holds a NaN has NaN weights and a NaN gradient.
+/// Left out, with weight 0, are null experts and, if kept_only, dropped assignments. A quotient by
+/// 0 is 0, and so is its gradient. A row that holds a NaN has NaN weights and a NaN gradient.
 struct CombineRule {
     Score score = Score::softmax;
     Normalize normalize = Normalize::plain;
