@@ -427,7 +427,7 @@ TEST_F(Errors, BackwardNeedsTheSameLayerBatchAndContext) {
 }
 
 TEST_F(Errors, NameTheFieldOfTheContext) {
-    const std::vector<std::uint8_t> bytes(4, 1);
+    const std::vector<std::uint8_t> bytes(4, 1), three(3, 1);
     const std::vector<double> numbers(3, 1);
     const std::vector<Index> offsets{0, 3, 4};
     const auto with = [&](const moe::Context& context) {
@@ -435,8 +435,10 @@ TEST_F(Errors, NameTheFieldOfTheContext) {
     };
     EXPECT_EQ(with({.padding = bytes}),
               "moe::Context: padding has 4 entries, one per token wants 5");
-    EXPECT_EQ(with({.allowed = bytes}),
-              "moe::Context: allowed has 4 entries, one per token and expert wants 20");
+    EXPECT_EQ(
+        with({.allowed = three}),
+        "moe::Context: allowed has 3 entries, it wants 4, one per expert, or 20, one per token "
+        "and expert");
     EXPECT_EQ(with({.logit_offset = numbers}),
               "moe::Context: logit_offset has 3 entries, one per logit wants 4");
     EXPECT_EQ(with({.gate_multiplier = numbers}),

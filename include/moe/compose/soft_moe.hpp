@@ -210,7 +210,7 @@ private:
         routing.reset(sequences.count() * num_slots(), num_experts());
         for (Index b = 0; b < sequences.count(); ++b) {
             bool has_tokens = false;
-            for (Index t = sequences.first(b); t < sequences.first(b + 1); ++t)
+            for (Index t = sequences.first(b); t < sequences.last(b); ++t)
                 has_tokens |= !context.is_padding(t);
             for (Index p = 0; p < num_slots() && has_tokens; ++p)
                 routing.add(b * num_slots() + p, slots_.expert_of(p));
