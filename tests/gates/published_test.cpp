@@ -47,7 +47,7 @@
 #include <moe/routers/residual.hpp>
 #include <moe/routers/token_table.hpp>
 
-#include "golden.hpp"
+#include "golden/golden.hpp"
 
 namespace {
 
