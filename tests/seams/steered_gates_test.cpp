@@ -203,6 +203,33 @@ TEST(Competition, CannotBeForced) {
     for (Index t = 0; t < tokens; ++t) EXPECT_EQ(ws.routing().of(t)[0].expert, 3);
 }
 
+TEST(SequenceBudget, TakesForcedExpertsFirstThoughScoresTie) {
+    const auto layer =
+        moe::make_layer<float>(moe::Config{.model_dim = dim, .seed = 4}, moe::LinearRouter{},
+                               moe::SequenceBudget{.k = 1}, moe::Copy{.count = experts});
+    const std::vector<std::uint8_t> forced{0, 0, 0, 1};
+    Workspace<float> ws;
+    layer.route(random_matrix<float>(64, dim, 1), ws, {.forced = forced});
+    for (Index t = 0; t < 64; ++t) EXPECT_EQ(ws.routing().of(t)[0].expert, 3) << t;
+}
+
+TEST(Multipliers, OfATokenThatIsNotANumberHaveGradientsThatAreNone) {
+    const auto layer = make(TopK{.k = 4});
+    Matrix<double> x = batch(), y(tokens, dim), dx(tokens, dim);
+    x(3, 1) = nan;
+    const std::vector<double> multiplier{0.5, 2, 1, 3};
+    std::vector<double> dmultiplier(experts, 0);
+    moe::ContextGradients gradients{.gate_multiplier = dmultiplier};
+    const Context context{.gate_multiplier = multiplier,
+                          .dial = {.multiplier_order = moe::MultiplierOrder::before_normalization},
+                          .gradients = &gradients};
+    Workspace<double> ws;
+    layer.forward(x, y, ws, context);
+    auto grad = moe::zeros_like(layer);
+    layer.backward(x, upstream(), dx, grad, ws, context);
+    for (const double g : dmultiplier) EXPECT_TRUE(std::isnan(g));
+}
+
 TEST(Fingerprint, AnotherReasonForADropIsAnotherRouting) {
     const auto layer = make(TopK{.k = 2});
     Matrix<double> x = batch(), y(tokens, dim), dx(tokens, dim);
