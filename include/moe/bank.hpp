@@ -32,9 +32,8 @@ namespace moe::inline MOE_ABI {
 ///
 /// with the context's gate_multiplier of the expert, or 1. An assignment that is
 /// Dropped::pass_through adds weight * input_weight * x[t] after all of them, with neither factor.
-/// The global number of an expert is its
-/// position in the order of the arguments. A group that owns no routed expert (Shared) works on
-/// every token that is not padding, with weight 1.
+/// The global number of an expert is its position in the order of the arguments. A group that owns
+/// no routed expert (Shared) works on every token that is not padding, with weight 1.
 ///
 /// It works in a workspace node of its own, whose children are the groups'. A Head needs another.
 template <class S, class... Groups>
