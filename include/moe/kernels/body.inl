@@ -128,7 +128,7 @@ inline void softmax_of_one(Index n, const S* x, S* y) {
 }
 
 inline void softmax(Index n, const S* x, S* y) {
-    if (elements == lanes && n <= lanes) return softmax_of_one(n, x, y);
+    if (elements == lanes && 0 < n && n <= lanes) return softmax_of_one(n, x, y);
     shifted_exp(n, softmax_shift(largest(n, x)), x, y);
     const S total = sum(n, y);
     const E divisor = each(total == S(0) ? S(1) : total);
