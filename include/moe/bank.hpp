@@ -27,6 +27,7 @@ namespace moe::inline MOE_ABI {
 /// Dropped::pass_through adds weight * input_weight * x[t] after all of them, with neither factor.
 /// The global number of an expert is its position in the order of the arguments. A group that owns
 /// no routed expert (Shared) works on every token that is not padding, with weight 1.
+/// What can be said of the groups without a batch is in detail::GroupList.
 ///
 /// It works in a workspace node of its own, whose children are the groups'. A Head needs another.
 template <class S, class... Groups>
