@@ -36,7 +36,8 @@ struct Model {
     const char* name;
     Index experts;
     moe::TopK gate;
-    float p = 0;  ///< above 0: TopP of this p instead
+    float p = 0;        ///< above 0: TopP of this p instead
+    double spread = 3;  ///< logits lie between this and its negative; small: all experts alike
 };
 
 const Model models[] = {
@@ -54,8 +55,10 @@ const Model models[] = {
       .groups_kept = 4,
       .group_score = moe::GroupScore::top_two_sum}},
     {"dynamic_moe", 16, {.normalize = moe::Normalize::none}, 0.4f},
-    {"top_p_128", 128, {.normalize = moe::Normalize::none}, 0.4f},
-    {"top_p_128", 128, {.normalize = moe::Normalize::none}, 0.9f},
+    {"top_p_128_few", 128, {.normalize = moe::Normalize::none}, 0.4f},
+    {"top_p_128_half", 128, {.normalize = moe::Normalize::none}, 0.9f},
+    {"top_p_128_flat", 128, {.normalize = moe::Normalize::none}, 0.9f, 0.1},
+    {"top_p_256_flat", 256, {.normalize = moe::Normalize::none}, 0.9f, 0.1},
 };
 
 /// Tokens by expert, and what they weigh there.
@@ -191,7 +194,7 @@ class Subject {
 public:
     Subject(const Model& model, Index tokens)
         : model_(model),
-          logits_(moe::testing::random_matrix<float>(tokens, model.experts, 1, 3)),
+          logits_(moe::testing::random_matrix<float>(tokens, model.experts, 1, model.spread)),
           bias_(moe::testing::random_matrix<float>(1, model.experts, 2, 0.1)),
           plain_(model, bias_) {
         ws_.threads(1);

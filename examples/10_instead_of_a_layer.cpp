@@ -33,6 +33,6 @@ int main() {
         moe::competition_loss(contest, 0.01);
         competition.backward(x, y, dx, grad, contest, training);
     }
-    const moe::Matrix<float> out = competition.layer()(x);
+    const moe::Matrix<float> out = moe::freeze(competition)(x);  // both can be frozen
     std::printf("competition: trained, and %td experts per token\n", contest.routing().num_kept() / 16);
 }

@@ -3,24 +3,17 @@
 #define MOE_BANK_HPP
 
 #include <algorithm>
-#include <cmath>
-#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <string>
-#include <string_view>
-#include <tuple>
-#include <type_traits>
 #include <utility>
-#include <vector>
 
 #include <moe/core/batch_rows.hpp>
 #include <moe/core/concepts.hpp>
 #include <moe/core/fingerprint.hpp>
 #include <moe/core/gradient.hpp>
-#include <moe/core/parameters.hpp>
 #include <moe/core/views.hpp>
+#include <moe/group_list.hpp>
 #include <moe/kernels/dispatch.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -34,57 +27,33 @@ namespace moe::inline MOE_ABI {
 /// Dropped::pass_through adds weight * input_weight * x[t] after all of them, with neither factor.
 /// The global number of an expert is its position in the order of the arguments. A group that owns
 /// no routed expert (Shared) works on every token that is not padding, with weight 1.
+/// What can be said of the groups without a batch is in detail::GroupList.
 ///
 /// It works in a workspace node of its own, whose children are the groups'. A Head needs another.
 template <class S, class... Groups>
-class Bank {
+class Bank : public detail::GroupList<S, Groups...> {
     static_assert(is_scalar<S>, "moe::Bank: the scalar must be float or double");
-    static_assert((ExpertGroup<detail::built_t<Groups, S>, S> && ...),
-                  "moe: an expert group needs num_experts() const and forward(x, rows, y, call) "
-                  "const; wrap a single expert type: moe::experts(count, prototype)");
-    static_assert((std::default_initializable<detail::built_t<Groups, S>> && ...),
-                  "moe: an expert group needs a default constructor; what it makes stands for a "
-                  "gradient that is not wanted");
+    using List = detail::GroupList<S, Groups...>;
 
 public:
     using Scalar = S;
-    using GroupTuple = std::tuple<detail::built_t<Groups, S>...>;
-    static constexpr bool is_trainable = (TrainableGroup<detail::built_t<Groups, S>, S> && ...);
+    using List::for_each_group, List::for_each_pair, List::with_facts;
+    using typename List::GroupTuple;
 
     /// Holds nothing; a gradient like this is not wanted.
     Bank() = default;
 
-    explicit Bank(const Config& config, const Groups&... groups)
-        : Bank(config, detail::shape_of(config, 0), std::index_sequence_for<Groups...>{},
-               groups...) {}
+    explicit Bank(const Config& config, const Groups&... groups) : List(config, groups...) {
+        adopt(config);
+    }
 
     /// Made of modules that exist already, e.g. frozen ones, or groups that have grown.
     /// @throws std::invalid_argument if they do not fit the config
-    Bank(const Config& config, GroupTuple groups) : groups_(std::move(groups)) { adopt(config); }
+    Bank(const Config& config, GroupTuple groups) : List(std::move(groups)) { adopt(config); }
 
     const Config& config() const { return config_; }
     Index output_dim() const { return shape_.output_dim; }
     Index num_experts() const { return shape_.num_experts; }
-    /// One entry per routed expert.
-    const std::vector<ExpertFacts>& facts() const { return facts_; }
-    /// Floating-point operations that every token costs in groups without routed experts, forward.
-    double shared_flops_per_token() const {
-        double flops = 0;
-        for_each_group([&](std::size_t, const auto& group) {
-            if constexpr (requires { group.flops_per_token(); }) flops += group.flops_per_token();
-        });
-        return flops;
-    }
-    template <std::size_t I>
-    const auto& group() const {
-        return std::get<I>(groups_);
-    }
-    template <std::size_t I>
-    auto& group() {
-        return std::get<I>(groups_);
-    }
-    const GroupTuple& groups() const { return groups_; }
-    GroupTuple& groups() { return groups_; }
 
     /// Writes y from x and a plan.
     /// @param x  [T, D]   @param y  [T, O], overwritten; must not overlap x
@@ -120,7 +89,7 @@ public:
                         std::span<S> dinput, Bank& grad, Workspace<S>& ws,
                         const Context& context = {}) const {
         static_assert(
-            is_trainable,
+            List::is_trainable,
             "moe: an expert needs backward(x, dy, dx, grad) const to be trained, an expert "
             "group backward(x, rows, dy, dx, dweights, grad, call) const; frozen groups have "
             "none");
@@ -152,21 +121,18 @@ public:
             state->dinput.assign(dinput.empty() ? 0 : routing.num_kept(), S(0));
         const auto shared = state->shared_dweights.resize(x.rows());
         Index first = 0;
-        for_each_group([&](std::size_t i, const auto& group) {
+        for_each_pair(grad, [&](std::size_t i, const auto& group, auto& given) {
             const bool routed = group.num_experts() > 0;
             const RowGradients<S> gradients{
                 .weights = routed ? by_row : shared,
                 .input_weights = routed ? by_row_input : std::span<S>{}};
-            using Group = std::remove_cvref_t<decltype(group)>;
-            visit_group<Group>(grad.groups_, i, [&](Group& given) {
-                if (given.num_experts() != 0 && given.num_experts() != group.num_experts())
-                    detail::fail("moe::Layer::backward: grad is of another layer: a group has ",
-                                 given.num_experts(), " experts, the layer's has ",
-                                 group.num_experts(), "; make it with zeros_like(layer)");
-                detail::lend_gradient(group, given, ws.child(i), [&](Group& group_grad) {
-                    group.backward(x, rows_of(group, first, *state), dy, dx, gradients, group_grad,
-                                   Call<S>{groups_context, ws.child(i)});
-                });
+            if (given.num_experts() != 0 && given.num_experts() != group.num_experts())
+                detail::fail("moe::Layer::backward: grad is of another layer: a group has ",
+                             given.num_experts(), " experts, the layer's has ", group.num_experts(),
+                             "; make it with zeros_like(layer)");
+            detail::lend_gradient(group, given, ws.child(i), [&](auto& group_grad) {
+                group.backward(x, rows_of(group, first, *state), dy, dx, gradients, group_grad,
+                               Call<S>{groups_context, ws.child(i)});
             });
             first += group.num_experts();
         });
@@ -198,12 +164,7 @@ public:
             state.dinput.resize(assignments);
             state.shared_dweights.resize(tokens);
         }
-        for_each_group([&](std::size_t i, const auto& group) {
-            if (ws.keeps()) detail::reserve_gradient(group, ws.child(i));
-            const Index rows = group.num_experts() > 0 ? assignments : tokens;
-            if constexpr (requires { group.reserve(tokens, rows, ws.child(i)); })
-                group.reserve(tokens, rows, ws.child(i));
-        });
+        List::reserve_groups(tokens, assignments, ws);
     }
 
     /// Bytes of those rooms, for a call by `workers` threads. A group that does not say counts as
@@ -212,51 +173,7 @@ public:
         Index bytes = detail::BatchRows<S>::bytes(tokens, assignments);
         if (keep != Keep::nothing)
             bytes += (2 * assignments + tokens) * static_cast<Index>(sizeof(S));
-        for_each_group([&](std::size_t, const auto& group) {
-            const Index rows = group.num_experts() > 0 ? assignments : tokens;
-            if (keep != Keep::nothing) bytes += detail::gradient_bytes(group);
-            if constexpr (requires { group.workspace_bytes(tokens, rows, keep, workers); })
-                bytes += group.workspace_bytes(tokens, rows, keep, workers);
-        });
-        return bytes;
-    }
-
-    /// experts.<global number>.*, then shared.<number>.* of groups without routed experts
-    void visit_parameters(auto&& visit) {
-        Index first = 0, shared = 0;
-        for_each_group_mutable([&](auto& group) {
-            const bool routed = group.num_experts() > 0;
-            const std::string prefix = routed ? "experts." : "shared.";
-            const Index offset = routed ? first : shared;
-            Index last = offset;
-            moe::visit_parameters(group, [&](std::string_view name, auto& matrix, Role role) {
-                // A group numbers its experts from 0: "2.gate". The layer numbers them throughout.
-                // What belongs to the group as a whole, "base", goes under its first expert.
-                std::size_t digits = 0;
-                Index local = 0;
-                while (digits < name.size() && name[digits] >= '0' && name[digits] <= '9')
-                    local = 10 * local + (name[digits++] - '0');
-                last = std::max(last, offset + local + 1);
-                visit(prefix + std::to_string(offset + local) + (digits == 0 ? "." : "") +
-                          std::string(name.substr(digits)),
-                      matrix, role);
-            });
-            first += group.num_experts();
-            if (!routed) shared = last;
-        });
-    }
-
-    void own_gradients() {
-        for_each_group_mutable([](auto& group) {
-            if constexpr (requires { group.own_gradients(); }) group.own_gradients();
-        });
-    }
-
-    /// f(i, group) for every group in order.
-    template <class F>
-    void for_each_group(F&& f) const {
-        [&]<std::size_t... I>(std::index_sequence<I...>) { (f(I, std::get<I>(groups_)), ...); }
-        (std::index_sequence_for<Groups...>{});
+        return bytes + List::group_bytes(tokens, assignments, keep, workers);
     }
 
 private:
@@ -267,61 +184,10 @@ private:
         std::uint64_t fingerprint = 0;
     };
 
-    template <std::size_t... I>
-    Bank(const Config& config, const Shape& shape, std::index_sequence<I...>,
-         const Groups&... groups)
-        : groups_{build_group<I>(config, shape, groups)...} {
-        adopt(config);
-    }
-
-    template <std::size_t I, class Group>
-    static auto build_group(const Config& config, const Shape& shape, const Group& group) {
-        Random random = Random(config.seed, 2).child(I);
-        return detail::built<Group, S>(group, shape, random);
-    }
-
     void adopt(const Config& config) {
         config_ = config;
-        shape_ = detail::shape_of(config, experts_now());
-        for_each_group([&](std::size_t, const auto& group) {
-            if constexpr (requires { group.check(shape_); }) group.check(shape_);
-            for (Index e = 0; e < group.num_experts(); ++e) {
-                if constexpr (requires { group.facts(e); })
-                    facts_.push_back(group.facts(e));
-                else
-                    facts_.emplace_back();
-            }
-        });
-    }
-
-    /// The context that groups get: Context::experts says what the bank knows of its experts.
-    Context with_facts(const Context& context) const {
-        Context filled = context;
-        filled.experts = detail::elements(facts_);
-        return filled;
-    }
-
-    template <class F>
-    void for_each_group_mutable(F&& f) {
-        [&]<std::size_t... I>(std::index_sequence<I...>) { (f(std::get<I>(groups_)), ...); }
-        (std::index_sequence_for<Groups...>{});
-    }
-    /// f(group) for the group number `wanted`, which is a Group.
-    template <class Group, class F>
-    static void visit_group(GroupTuple& groups, std::size_t wanted, F&& f) {
-        const auto visit = [&](std::size_t i, auto& group) {
-            if constexpr (std::is_same_v<std::remove_reference_t<decltype(group)>, Group>)
-                if (i == wanted) f(group);
-        };
-        [&]<std::size_t... I>(std::index_sequence<I...>) { (visit(I, std::get<I>(groups)), ...); }
-        (std::index_sequence_for<Groups...>{});
-    }
-
-    /// Routed experts of the groups as they are: users may put other groups in their place.
-    Index experts_now() const {
-        Index experts = 0;
-        for_each_group([&](std::size_t, const auto& group) { experts += group.num_experts(); });
-        return experts;
+        shape_ = detail::shape_of(config, List::experts_now());
+        List::adopt(shape_);
     }
 
     std::uint64_t fingerprint(In<S> x, const Routing& routing, const Context& context) const {
@@ -346,8 +212,8 @@ private:
             detail::fail("moe::Layer::", call, ": the routing is for ", routing.num_tokens(),
                          " tokens and ", routing.num_experts(), " experts, the batch has ",
                          x.rows(), " and the layer ", num_experts());
-        if (experts_now() != num_experts())
-            detail::fail("moe::Layer::", call, ": the groups have ", experts_now(),
+        if (List::experts_now() != num_experts())
+            detail::fail("moe::Layer::", call, ": the groups have ", List::experts_now(),
                          " experts, the layer was made for ", num_experts(),
                          "; make another with Layer::of_modules");
         detail::check_bank_context(context, x.rows(), num_experts());
@@ -391,8 +257,6 @@ private:
     detail::Identity identity_;
     Config config_;
     Shape shape_;
-    GroupTuple groups_;
-    std::vector<ExpertFacts> facts_;
 };
 
 template <class... Groups>

@@ -5,6 +5,7 @@
 /// Every composition: what stands in a layer's place.
 
 #include <moe/compose/competition.hpp>
+#include <moe/compose/frozen_soft_moe.hpp>
 #include <moe/compose/soft_moe.hpp>
 
 #endif  // MOE_COMPOSE_HPP

@@ -2,7 +2,9 @@
 #ifndef MOE_FROZEN_HPP
 #define MOE_FROZEN_HPP
 
+#include <cstddef>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include <moe/core/freeze.hpp>
@@ -10,6 +12,64 @@
 #include <moe/layer.hpp>
 
 namespace moe::inline MOE_ABI {
+namespace detail {
+
+/// Sets a workspace to Keep::nothing, for as long as this lives.
+template <class S>
+class KeepNothing {
+public:
+    explicit KeepNothing(Workspace<S>& ws) : ws_(ws), before_(ws.keep()) {
+        ws_.keep(Keep::nothing);
+    }
+    KeepNothing(const KeepNothing&) = delete;
+    KeepNothing& operator=(const KeepNothing&) = delete;
+    ~KeepNothing() { ws_.keep(before_); }
+
+private:
+    Workspace<S>& ws_;
+    Keep before_;
+};
+
+/// The groups of a bank, each packed with its part of the options.
+template <class Groups>
+auto frozen_groups(const Groups& all, const FreezeOptions& options) {
+    Index first = 0;
+    const auto pack = [&](const auto& group) {
+        return frozen(group, next_options(options, first, group.num_experts()));
+    };
+    return std::apply(
+        [&](const auto&... groups) {
+            return std::tuple<frozen_t<std::remove_cvref_t<decltype(groups)>>...>{
+                pack(groups)...};  // braces: left to right
+        },
+        all);
+}
+/// The same of groups that are given up: each is released as it is packed.
+template <class Groups>
+auto consumed_groups(Groups& all, const FreezeOptions& options) {
+    Index first = 0;
+    const auto consume = [&](auto& group) {
+        const auto own = next_options(options, first, group.num_experts());
+        return frozen(std::exchange(group, {}), own);
+    };
+    return std::apply(
+        [&](auto&... groups) {
+            return std::tuple<frozen_t<std::remove_cvref_t<decltype(groups)>>...>{
+                consume(groups)...};
+        },
+        all);
+}
+
+/// @throws std::invalid_argument if a group of the bank refuses its part of the options
+template <class Bank>
+void check_groups(const Bank& bank, const FreezeOptions& options) {
+    Index first = 0;
+    bank.for_each_group([&](std::size_t, const auto& group) {
+        check_freeze(group, next_options(options, first, group.num_experts()));
+    });
+}
+
+}  // namespace detail
 
 /// A layer for inference: weights packed once for this machine's kernels. Made by freeze().
 ///
@@ -57,18 +117,18 @@ public:
 
     template <class X>
     void route(const X& x, Workspace<S>& ws, const Context& context = {}) const {
-        const KeepNothing guard(ws);
+        const detail::KeepNothing<S> guard(ws);
         head_.route(detail::readable<S>(x), ws, context);
     }
     template <class X>
     void reweigh(const X& x, const Routing& routing, Workspace<S>& ws,
                  const Context& context = {}) const {
-        const KeepNothing guard(ws);
+        const detail::KeepNothing<S> guard(ws);
         head_.reweigh(detail::readable<S>(x), routing, ws, context);
     }
     template <class X, class Y>
     void apply(const X& x, Y&& y, Workspace<S>& ws, const Context& context) const {
-        const KeepNothing guard(ws);
+        const detail::KeepNothing<S> guard(ws);
         bank_.apply(detail::readable<S>(x), ws.routing(), detail::writable<S>(std::forward<Y>(y)),
                     ws.child(bank_node), context);
     }
@@ -78,27 +138,13 @@ public:
     }
 
     void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
-        const KeepNothing guard(ws);
+        const detail::KeepNothing<S> guard(ws);
         head_.reserve(tokens, assignments, ws);
         bank_.reserve(tokens, assignments, ws.child(bank_node));
     }
 
 private:
     static constexpr std::size_t bank_node = 2;  // as in Layer
-
-    class KeepNothing {
-    public:
-        explicit KeepNothing(Workspace<S>& ws) : ws_(ws), before_(ws.keep()) {
-            ws_.keep(Keep::nothing);
-        }
-        KeepNothing(const KeepNothing&) = delete;
-        KeepNothing& operator=(const KeepNothing&) = delete;
-        ~KeepNothing() { ws_.keep(before_); }
-
-    private:
-        Workspace<S>& ws_;
-        Keep before_;
-    };
 
     Bank<S, Groups...> bank_;
     Head<S, R, G> head_;
@@ -129,19 +175,9 @@ FrozenLayer<S, R, G, Groups...> make_frozen(const Config& config, const R& route
 template <class S, class R, class G, class... Groups>
 auto freeze(const Layer<S, R, G, Groups...>& layer, const FreezeOptions& options = {}) {
     detail::check_experts(options, "the layer", layer.num_experts());
-    Index first = 0;
-    const auto pack = [&](const auto& group) {
-        return detail::frozen(group, detail::next_options(options, first, group.num_experts()));
-    };
-    return std::apply(
-        [&](const auto&... groups) {
-            return detail::make_frozen<S>(
-                layer.config(), detail::frozen(layer.router(), options), layer.gate(),
-                std::tuple<detail::frozen_t<std::remove_cvref_t<decltype(groups)>>...>{
-                    pack(groups)...},  // braces: left to right
-                num_parameters(layer));
-        },
-        layer.bank().groups());
+    return detail::make_frozen<S>(
+        layer.config(), detail::frozen(layer.router(), options), layer.gate(),
+        detail::frozen_groups(layer.bank().groups(), options), num_parameters(layer));
 }
 
 /// What freeze() makes of a layer of type L.
@@ -156,25 +192,12 @@ template <class S, class R, class G, class... Groups>
 auto freeze(Layer<S, R, G, Groups...>&& layer, const FreezeOptions& options = {}) {
     detail::check_experts(options, "the layer", layer.num_experts());
     detail::check_freeze(layer.router(), options);
-    Index first = 0;
-    layer.bank().for_each_group([&](std::size_t, const auto& group) {
-        detail::check_freeze(group, detail::next_options(options, first, group.num_experts()));
-    });
+    detail::check_groups(layer.bank(), options);
     const Config config = layer.config();
     const Index count = num_parameters(layer);
     auto router = detail::frozen(layer.router(), options);
     auto gate = std::move(layer.gate());
-    first = 0;
-    const auto consume = [&](auto& group) {
-        const auto own = detail::next_options(options, first, group.num_experts());
-        return detail::frozen(std::exchange(group, {}), own);
-    };
-    auto packed = std::apply(
-        [&](auto&... groups) {
-            return std::tuple<detail::frozen_t<std::remove_cvref_t<decltype(groups)>>...>{
-                consume(groups)...};
-        },
-        layer.bank().groups());
+    auto packed = detail::consumed_groups(layer.bank().groups(), options);
     return detail::make_frozen<S>(config, router, gate, std::move(packed), count);
 }
 

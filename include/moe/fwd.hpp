@@ -280,6 +280,8 @@ template <class S, class R, class G, class... Groups>
 class Competition;
 template <class S, class... Groups>
 class SoftMoe;
+template <class S, class... Groups>
+class FrozenSoftMoe;
 template <class S>
 class SoftSlotsModule;
 enum class SlotNorm;

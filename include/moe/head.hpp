@@ -294,6 +294,7 @@ private:
         routed.fingerprint = 0;  // until all is there
         take(context, routed);
         routed.num_logits = num_logits_;
+        routed.other_logits = num_logits_ - hooks::expert_logits(gate_, num_experts());
         auto logits = routed.logits.matrix(x.rows(), num_logits_);
         routed.dlogits.assign(logits.size(), S(0));
         hooks::forward<S>(router_, x, logits, {routed.context, ws.child(router_node)});

@@ -329,6 +329,48 @@ TYPED_TEST(Competition, AllocatesNothingTheSecondTime) {
     EXPECT_EQ(allocations::in([&] { once(reserved); }), 0);
 }
 
+TYPED_TEST(Competition, SaysHowManyBytesItReserves) {
+    using S = TypeParam;
+    if (!allocations::are_counted) GTEST_SKIP() << "a sanitizer brings its own operator new";
+    moe::Config scaled = config;
+    scaled.input_scale = 1.5;
+    for (const moe::Config& with : {config, scaled})
+        for (const double frequency : {0.0, 1.0}) {
+            const auto layer = make<S>({.k = 2, .frequency = frequency}, with);
+            for (const moe::Keep keep : {moe::Keep::nothing, moe::Keep::everything})
+                for (const int workers : {1, 3}) {
+                    Workspace<S> ws;
+                    ws.threads(workers).keep(keep);
+                    const long before = allocations::bytes_asked_for.load();
+                    ws.reserve(layer, 900, 1800);
+                    const long spent = allocations::bytes_asked_for.load() - before;
+                    const Index said = layer.workspace_bytes(900, 1800, keep, workers);
+                    EXPECT_GE(spent, said) << frequency << workers;
+                    EXPECT_LE(spent, said + 24576) << frequency << workers;  // nodes
+                }
+        }
+}
+
+TYPED_TEST(Competition, IsItsLayerWhenItIsFrozen) {
+    using S = TypeParam;
+    auto layer = make<S>(always);
+    const Matrix<S> x = random_matrix<S>(11, dim, 1);
+    const Matrix<S> y = layer(x);
+    const auto frozen = moe::freeze(layer);
+    static_assert(std::is_same_v<std::remove_const_t<decltype(frozen)>,
+                                 moe::Frozen<typename decltype(layer)::LayerType>>);
+    static_assert(
+        std::is_same_v<std::remove_const_t<decltype(frozen)>, moe::Frozen<decltype(layer)>>);
+    EXPECT_TRUE(same_bits(frozen(x), y));
+    EXPECT_TRUE(same_bits(frozen(x, training), y)) << "experts do not compete";
+    if constexpr (std::is_same_v<S, float>) {
+        const moe::FreezeOptions small{.storage = moe::Storage::int8};
+        EXPECT_TRUE(same_bits(moe::freeze(layer, small)(x), moe::freeze(layer.layer(), small)(x)));
+    }
+    EXPECT_TRUE(same_bits(moe::freeze(std::move(layer))(x), y));
+    EXPECT_EQ(layer.layer().bank().template group<0>().up.count(), 0) << "released";
+}
+
 TYPED_TEST(Competition, AllocatesNothingForFewerTokensThanBefore) {
     using S = TypeParam;
     const auto layer = make<S>(always);

@@ -530,6 +530,43 @@ TEST(SoftMoeMisuse, OfACallIsASentence) {
     EXPECT_THROW(layer.backward(x, dy, dx, grad, ws), std::logic_error);
 }
 
+TYPED_TEST(SoftMoe, SaysHowManyBytesItReserves) {
+    using S = TypeParam;
+    if (!allocations::are_counted) GTEST_SKIP() << "a sanitizer brings its own operator new";
+    for (const SoftSlots& slots : {published, gained}) {
+        const auto layer = make<S>(slots);
+        for (const Keep keep : {Keep::nothing, Keep::everything})
+            for (const int workers : {1, 3}) {
+                Workspace<S> ws;
+                ws.threads(workers).keep(keep);
+                const long before = allocations::bytes_asked_for.load();
+                ws.reserve(layer, 900, 4 * layer.num_slots());
+                const long spent = allocations::bytes_asked_for.load() - before;
+                const Index said = layer.workspace_bytes(900, 4 * layer.num_slots(), keep, workers);
+                EXPECT_GE(spent, said) << workers;
+                EXPECT_LE(spent, said + 16384) << workers;  // nodes, and lists of the parts
+            }
+    }
+}
+
+TYPED_TEST(SoftMoe, IsMadeOfModulesToo) {
+    using S = TypeParam;
+    const auto layer = make<S>(published);
+    const auto again = layer.of_modules(layer.config(), layer.slots(), layer.bank().groups());
+    const Matrix<S> x = random_matrix<S>(9, dim, 1);
+    EXPECT_TRUE(same_bits(again(x), layer(x)));
+    const auto refusal = [&](const moe::Config& with, const auto& slots) {
+        return core_test::message<std::invalid_argument>(
+            [&] { layer.of_modules(with, slots, layer.bank().groups()); });
+    };
+    const auto other = moe::make_soft_moe<S>(config, published, swiglu);
+    EXPECT_NE(refusal(config, other.slots()).find("the slots are 6 of 6 columns"),
+              std::string::npos);
+    const auto wide = moe::make_soft_moe<S>({.model_dim = 7}, published, moe::Copy{.count = 5});
+    EXPECT_NE(refusal(config, wide.slots()).find("the slots are 10 of 7 columns"),
+              std::string::npos);
+}
+
 TEST(SoftMoe, HasNamesForItsParameters) {
     std::vector<std::string> names;
     const auto with_gains = make<float>(gained);

@@ -11,6 +11,7 @@
 #include <gtest/gtest.h>
 
 #include <moe/experts/swiglu.hpp>
+#include <moe/gates/noisy.hpp>
 #include <moe/gates/top_k.hpp>
 #include <moe/layer.hpp>
 #include <moe/routers/linear.hpp>
@@ -119,6 +120,22 @@ TEST(LabelLoss, GradientsThroughALayerAreExact) {
     const auto options = seams::options(seams::SameChoices(ws));
     EXPECT_TRUE(moe::testing::check_gradient(loss, x, dx, options));
     seams::expect_parameter_gradients(loss, layer, grad, options);
+}
+
+TEST(LabelLoss, LabelsAreExpertsWhereAGateWantsOtherLogitsBesides) {
+    const auto layer = moe::make_layer<double>(moe::Config{.model_dim = 4}, moe::LinearRouter{},
+                                               moe::Noisy{moe::TopK{.k = 2}},
+                                               moe::Swiglu{.count = 5, .ffn_dim = 3});
+    Workspace<double> ws;
+    layer.route(moe::testing::random_matrix<double>(3, 4, 1), ws);
+    const std::vector<std::int32_t> labels{4, -1, 0}, noise{5, -1, 0};
+    const Matrix<double> z = ws.logits().leftCols(5);
+    Matrix<double> dz = Matrix<double>::Zero(3, 5);
+    EXPECT_EQ(moe::label_loss(ws, labels, 0.4).value,
+              moe::label_loss(z, ws.routing(), {}, labels, 0.4, dz).value);
+    EXPECT_EQ(Matrix<double>(ws.dlogits().leftCols(5)), dz);
+    EXPECT_TRUE((ws.dlogits().rightCols(5).array() == 0).all());
+    EXPECT_THROW(moe::label_loss(ws, noise, 0.4), std::invalid_argument);
 }
 
 TEST(LabelLoss, FollowedDownhillTeachesTheRouter) {

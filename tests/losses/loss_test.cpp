@@ -2,22 +2,32 @@
 // What all losses have in common.
 #include <moe/losses/loss.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
 
+#include <moe/experts/swiglu.hpp>
+#include <moe/gates/capacity.hpp>
+#include <moe/gates/keep_any.hpp>
+#include <moe/gates/noisy.hpp>
+#include <moe/gates/product_key.hpp>
 #include <moe/gates/top_k.hpp>
 #include <moe/head.hpp>
+#include <moe/layer.hpp>
 #include <moe/losses/entropy.hpp>
 #include <moe/losses/load_balance.hpp>
 #include <moe/losses/z_loss.hpp>
 #include <moe/routers/linear.hpp>
 #include <moe/testing/compare.hpp>
 
+#include "core/message.hpp"
 #include "losses/example.hpp"
+#include "seams/check.hpp"
 #include "support/allocations.hpp"
 
 namespace {
@@ -238,6 +248,92 @@ TEST_P(EveryLoss, GradientReachesTheRouterThroughBackward) {
         moe::testing::check_gradient(value, router.weight.view(), grad.router().weight.view()));
     EXPECT_TRUE(moe::testing::check_gradient(value, router.bias.view(), grad.router().bias.view()));
     EXPECT_TRUE(moe::testing::check_gradient(value, model.x, dx));
+}
+
+/// f(layer) for a layer of 5 experts and each gate that wants other logits besides theirs.
+template <class F>
+void for_each_gate_with_other_logits(F&& f) {
+    const auto layer_of = [](const auto& gate) {
+        return moe::make_layer<double>(moe::Config{.model_dim = 4, .seed = 3},
+                                       moe::LinearRouter{.bias = true}, gate,
+                                       moe::Swiglu{.count = 5, .ffn_dim = 3});
+    };
+    const moe::Noisy noisy{moe::TopK{.k = 2}, moe::GateNoise{}};
+    f("Noisy", layer_of(noisy));
+    f("Noisy in WithCapacity",
+      layer_of(moe::WithCapacity{noisy, moe::Capacity{.limit = moe::CapacityLimit::constant(2)}}));
+    f("Noisy in Noisy", layer_of(moe::Noisy{noisy, moe::GateNoise{.epsilon = 0.1}}));
+    f("KeepAny", layer_of(moe::KeepAny{moe::TopK{.k = 3}}));
+}
+
+/// The formula knows nothing of gates: it sees what a layer with the experts' logits alone had.
+TEST_P(EveryLoss, IsAboutTheLogitsOfExpertsWhereThereAreOthers) {
+    const Matrix<double> x = moe::testing::random_matrix<double>(9, 4, 5);
+    const std::vector<std::uint8_t> padding{0, 0, 1, 0, 0, 0, 0, 0, 0};
+    std::vector<std::uint8_t> allowed(5 * 9, 1);
+    allowed[1] = allowed[5 * 3 + 4] = allowed[5 * 3] = 0;
+    std::fill(allowed.begin() + 5 * 6, allowed.begin() + 5 * 7, std::uint8_t{0});
+    for_each_gate_with_other_logits([&](const char* name, const auto& layer) {
+        SCOPED_TRACE(name);
+        for (const bool restricts : {false, true}) {
+            Context context{.training = true, .padding = padding};
+            if (restricts) context.allowed = allowed;
+            Workspace<double> ws;
+            layer.route(x, ws, context);
+            Matrix<double> z = ws.logits().leftCols(5), expected = Matrix<double>::Zero(9, 5);
+            for (Index t = 0; t < 9 && restricts; ++t)
+                for (Index e = 0; e < 5; ++e)
+                    if (allowed[static_cast<std::size_t>(5 * t + e)] == 0)
+                        z(t, e) = example::minus_infinity;
+            const double value = GetParam().long_form(z, ws.routing(), context, 0.3, expected);
+            EXPECT_GT(value, 0);
+            EXPECT_EQ(GetParam().short_form(ws, 0.3).value, value);
+            EXPECT_EQ(Matrix<double>(ws.dlogits().leftCols(5)), expected);
+            const Index others = ws.logits().cols() - 5;
+            EXPECT_EQ(Matrix<double>(ws.dlogits().rightCols(others)),
+                      (Matrix<double>::Zero(9, others)));
+            EXPECT_EQ(allocations::in([&] { GetParam().short_form(ws, 0.3); }), 0);
+        }
+    });
+}
+
+TEST_P(EveryLoss, GradientsThroughLayersWithOtherLogitsAreExact) {
+    const auto dy = moe::testing::random_matrix<double>(6, 4, 2);
+    std::vector<std::uint8_t> allowed(5 * 6, 1);
+    allowed[5 * 2 + 3] = allowed[5 * 4] = 0;
+    for_each_gate_with_other_logits([&](const char* name, auto layer) {
+        SCOPED_TRACE(name);
+        Matrix<double> x = moe::testing::random_matrix<double>(6, 4, 5), y(6, 4), dx(6, 4);
+        const Context context{.training = true, .allowed = allowed};
+        Workspace<double> ws;
+        const auto loss = [&] {
+            layer.forward(x, y, ws, context);
+            return seams::weighted_sum(y, dy) + 0.4 * GetParam().short_form(ws, 0).value;
+        };
+        loss();
+        GetParam().short_form(ws, 0.4);
+        auto grad = moe::zeros_like(layer);
+        layer.backward(x, dy, dx, grad, ws, context);
+        const auto options = seams::options(seams::SameChoices(ws));
+        EXPECT_TRUE(moe::testing::check_gradient(loss, x, dx, options));
+        seams::expect_parameter_gradients(loss, layer, grad, options);
+    });
+}
+
+TEST_P(EveryLoss, RefusesAGateWithoutLogitsOfExperts) {
+    // Two half keys of two: as many logits as experts, and none is an expert's.
+    const moe::Head<double, moe::LinearRouter, moe::ProductKeyTopK> head{
+        moe::Config{.model_dim = 6}, moe::LinearRouter{}, moe::ProductKeyTopK{.k = 1},
+        std::vector<moe::ExpertFacts>(4)};
+    Workspace<double> ws;
+    head.route(moe::testing::random_matrix<double>(3, 6, 5), ws);
+    ASSERT_EQ(ws.logits().cols(), 4);
+    EXPECT_EQ(ws.expert_logits().cols(), 0);
+    const std::string found = core_test::message([&] { GetParam().short_form(ws, 0.3); });
+    EXPECT_NE(found.find("_loss: the gate of this layer has no logits of experts"),
+              std::string::npos)
+        << found;
+    EXPECT_TRUE((ws.dlogits().array() == 0).all());
 }
 
 }  // namespace

@@ -112,6 +112,49 @@ TEST(MaskLoss, GradientsAreExactBesideThoseOfTheLayer) {
     seams::expect_parameter_gradients(loss, layer, grad, options);
 }
 
+/// Where the context's gradients are named, and whether mask_loss is told.
+struct Named {
+    bool in_forward, in_loss;
+};
+
+TEST(MaskLoss, GradientsAtMultipliersAreExactWhereItKnowsWhereTheyGo) {
+    auto layer = make<double>();
+    const Matrix<double> x = random_matrix<double>(7, 5, 1);
+    const auto dy = random_matrix<double>(7, 5, 2);
+    std::vector<double> multiplier{0.5, 2, 1.5, 0.75};
+    Context context = training;
+    context.gate_multiplier = multiplier;
+    context.dial.multiplier_order = moe::MultiplierOrder::before_normalization;
+    const auto claim_of = [&](const Named& named) {
+        std::vector<double> claim(4, 0.0);
+        moe::ContextGradients gradients{.gate_multiplier = claim};
+        Matrix<double> y(7, 5), dx(7, 5);
+        moe::Workspace<double> ws;
+        auto grad = moe::zeros_like(layer);
+        Context given = context;
+        if (named.in_forward) given.gradients = &gradients;
+        layer.forward(x, y, ws, given);
+        moe::mask_loss(layer.gate(), ws, 0.7, grad.gate(), named.in_loss ? &gradients : nullptr);
+        given.gradients = &gradients;
+        layer.backward(x, dy, dx, grad, ws, given);
+        return claim;
+    };
+    Matrix<double> y(7, 5);
+    moe::Workspace<double> other;
+    auto nothing = moe::zeros_like(layer);
+    const auto loss = [&] {
+        layer.forward(x, y, other, context);
+        return seams::weighted_sum(y, dy) +
+               0.7 * moe::mask_loss(layer.gate(), other, 0.0, nothing.gate());
+    };
+    loss();
+    const auto options = seams::options(seams::SameChoices(other));
+    for (const Named& named : {Named{true, false}, Named{false, true}, Named{true, true}})
+        EXPECT_TRUE(moe::testing::check_gradient(loss, multiplier, claim_of(named), options));
+    // Named to backward alone they lack the share of the masks.
+    EXPECT_FALSE(moe::testing::check_gradient(loss, multiplier, claim_of({false, false}), options));
+}
+
 TEST(MaskLoss, TeachesToSpareExperts) {
     auto layer = make<double>({.k = 3});
     const Matrix<double> x = random_matrix<double>(30, 5, 2, 2);

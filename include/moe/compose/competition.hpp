@@ -7,8 +7,10 @@
 #include <utility>
 
 #include <moe/compose/contest.hpp>
+#include <moe/compose/routing_bytes.hpp>
 #include <moe/core/error.hpp>
 #include <moe/core/views.hpp>
+#include <moe/frozen.hpp>
 #include <moe/layer.hpp>
 #include <moe/losses/loss.hpp>
 
@@ -89,7 +91,7 @@ public:
     Index model_dim() const { return layer_.model_dim(); }
     Index output_dim() const { return layer_.output_dim(); }
     Index num_experts() const { return layer_.num_experts(); }
-    /// The same parameters as a layer that never competes: for inference, to be frozen.
+    /// The same parameters as a layer that never competes; what freeze() packs.
     const LayerType& layer() const { return layer_; }
     LayerType& layer() { return layer_; }
 
@@ -164,6 +166,19 @@ public:
             contest_.reserve(layer_.bank(), tokens, assignments, ws.child(contest_node));
     }
 
+    /// Bytes of those rooms, for a call by `workers` threads. A part that does not say counts as 0.
+    Index workspace_bytes(Index tokens, Index assignments, Keep keep, int workers) const {
+        const auto& head = layer_.head();
+        Index bytes = head.workspace_bytes(tokens, assignments, keep, workers) +
+                      layer_.bank().workspace_bytes(tokens, assignments, keep, workers) +
+                      detail::routing_bytes(tokens, num_experts(), 0);
+        if (keep != Keep::nothing)  // gradients at the layer's weights
+            bytes += (head.weighs_input() ? 2 : 1) * assignments * static_cast<Index>(sizeof(S));
+        if (rule_.frequency > 0)
+            bytes += contest_.workspace_bytes(layer_.bank(), tokens, assignments, keep, workers);
+        return bytes;
+    }
+
     /// router.*, gate.*, experts.<e>.*, shared.<i>.*
     void visit_parameters(auto&& visit) { layer_.visit_parameters(visit); }
     void own_gradients() { layer_.own_gradients(); }
@@ -186,6 +201,17 @@ Competition<S, R, G, Groups...> make_competition(const Config& config, const Com
                                                  const R& router, const G& gate,
                                                  const Groups&... groups) {
     return Competition<S, R, G, Groups...>(config, rule, router, gate, groups...);
+}
+
+/// Packs the weights of its layer for inference, where experts do not compete: see freeze() of a
+/// Layer.
+template <class S, class R, class G, class... Groups>
+auto freeze(const Competition<S, R, G, Groups...>& layer, const FreezeOptions& options = {}) {
+    return freeze(layer.layer(), options);
+}
+template <class S, class R, class G, class... Groups>
+auto freeze(Competition<S, R, G, Groups...>&& layer, const FreezeOptions& options = {}) {
+    return freeze(std::move(layer.layer()), options);
 }
 
 namespace detail {

@@ -8,11 +8,9 @@
 #include <cstdint>
 #include <limits>
 #include <numeric>
-#include <span>
-#include <tuple>
-#include <utility>
 
 #include <moe/bank.hpp>
+#include <moe/compose/output_lengths.hpp>
 #include <moe/core/batch_rows.hpp>
 #include <moe/core/fingerprint.hpp>
 #include <moe/core/gradient.hpp>
@@ -35,9 +33,9 @@ struct ContestRecord {
 ///     w           = softmax over the k best scores of a token
 ///     y_t         = sum over those experts e, ascending, of multiplier * w(t, e) * expert_e(x_t)
 ///
-/// Two passes: the first keeps of an output only its length, a block of experts at a time; the
-/// second is about the winners' rows, each of which has a row of its own to write to. So backward
-/// finds outputs and their gradients row by row, and sends both paths to an expert at once:
+/// Two passes: the first keeps of an output only its length; the second is about the winners' rows,
+/// each of which has a row of its own to write to. So backward finds outputs and their gradients
+/// row by row, and sends both paths to an expert at once:
 ///
 ///     dout = multiplier * w dy_t + (1 - logit_share) dscore out / |out|,   out = expert_e(x_t)
 template <class S>
@@ -65,9 +63,9 @@ public:
         const KernelTable<S>& kernel = kernels<S>();
         State& s = node.template state<State>();
         s.fingerprint = 0;  // until all is there
-        const Context known = with_facts(bank, context);
+        const Context known = bank.with_facts(context);
         View<S> scores = s.scores.matrix(x.rows(), bank.num_experts());
-        judge(bank, x, y.cols(), ws.logits(), scores, s, node, known);
+        judge(bank, x, ws.logits(), scores, s, node, known);
         Routing& routing = ws.edit_routing();
         choose(scores, routing, {known, node.child(gate_node<Bank>)});
 
@@ -102,7 +100,7 @@ public:
         if (state == nullptr || state->fingerprint != fingerprint(x, ws.routing(), context))
             fail_without_batch(ws);
         State& s = *state;
-        const Context known = with_facts(bank, context);
+        const Context known = bank.with_facts(context);
         s.fill(ws.routing(), known, static_cast<S>(bank.config().input_scale));
         View<S> douts = s.douts.matrix(ws.routing().num_kept(), dy.cols());
         output_gradients(dy, douts, s, ws, {known, node.child(gate_node<Bank>)});
@@ -110,7 +108,7 @@ public:
         dx.setZero();
         const auto unasked = s.unasked.resize(std::max(douts.rows(), x.rows()));
         Index first = 0;
-        for_each_pair(bank, grad, [&](std::size_t i, const auto& group, auto& given) {
+        bank.for_each_pair(grad, [&](std::size_t i, const auto& group, auto& given) {
             const Index last = first + group.num_experts();
             const bool is_routed = group.num_experts() > 0;
             const Rows<S> rows = is_routed ? s.own_rows(first, last) : s.rows.of_tokens();
@@ -127,43 +125,48 @@ public:
     template <class Bank>
     void reserve(const Bank& bank, Index tokens, Index assignments, Workspace<S>& node) const {
         State& s = node.template state<State>();
-        const Index in_block = most_rows(tokens, bank.num_experts()), out = bank.output_dim();
-        s.scores.matrix(tokens, bank.num_experts());
-        s.live.resize(tokens);
-        s.resize_block(in_block, bank.num_experts(), bank.config().input_scale);
-        s.outputs.matrix(std::max(in_block, assignments), out);
+        const Index experts = bank.num_experts(), out = bank.output_dim();
+        const Index rows = most_rows(bank, tokens, assignments);
+        s.scores.matrix(tokens, experts);
+        s.lengths.reserve(tokens, experts, bank.config().input_scale);
+        s.outputs.matrix(rows, out);
         s.rows.reserve(tokens, assignments);
-        s.own.resize(assignments), s.ones.resize(std::max(in_block, assignments));
+        s.own.resize(assignments), s.ones.resize(assignments);
         gate_.reserve(tokens, assignments, node.child(gate_node<Bank>));
-        bank.for_each_group([&](std::size_t i, const auto& group) {
-            if (node.keeps()) reserve_gradient(group, node.child(i));
-            const Index rows = group.num_experts() > 0 ? std::max(in_block, assignments) : tokens;
-            if constexpr (requires { group.reserve(tokens, rows, node.child(i)); })
-                group.reserve(tokens, rows, node.child(i));
-        });
+        bank.reserve_groups(tokens, rows, node);
         if (!node.keeps()) return;
         s.douts.matrix(assignments, out);
-        s.dscores.matrix(tokens, bank.num_experts());
+        s.dscores.matrix(tokens, experts);
         s.dweights.resize(assignments), s.unasked.resize(std::max(tokens, assignments));
+    }
+    /// Bytes of that room.
+    template <class Bank>
+    Index workspace_bytes(const Bank& bank, Index tokens, Index assignments, Keep keep,
+                          int workers) const {
+        const Index experts = bank.num_experts(), out = bank.output_dim();
+        const Index rows = most_rows(bank, tokens, assignments);
+        Index scalars = checked_product(tokens, experts) + checked_product(rows, out) + assignments;
+        if (keep != Keep::nothing)
+            scalars += checked_product(assignments, out + 1) + checked_product(tokens, experts) +
+                       std::max(tokens, assignments);
+        return checked_product(scalars, static_cast<Index>(sizeof(S))) +
+               assignments * static_cast<Index>(sizeof(std::int32_t)) +
+               OutputLengths<S>::bytes(tokens, experts, bank.config().input_scale) +
+               BatchRows<S>::bytes(tokens, assignments) +
+               gate_.workspace_bytes(tokens, assignments, keep, workers) +
+               bank.group_bytes(tokens, rows, keep, workers);
     }
 
 private:
-    /// Rows of a block in the first pass, if it is of more than one expert.
-    static constexpr Index block_rows = 4096;
-
     struct State {
-        // First pass. The rows of a block are all tokens but padding, once per expert.
-        Buffer<S> scores;               // [T, E]
-        Buffer<std::int32_t> live;      // tokens that are not padding
-        Buffer<Index> block_offsets;    // [experts of a group + 1]
-        Buffer<std::int32_t> from, to;  // [most_rows]
-        Buffer<std::int64_t> ids;       // [most_rows]
-        Buffer<S> scales;               // [most_rows] or empty
+        // First pass.
+        Buffer<S> scores;  // [T, E]
+        OutputLengths<S> lengths;
         // Second pass, and backward.
         BatchRows<S> rows;                     // the winners'
         Buffer<std::int32_t> own;              // [num_kept] 0, 1, ..: where each writes
-        Buffer<S> ones;                        // what it writes with
-        Buffer<S> outputs, douts;              // [num_kept, O]
+        Buffer<S> ones;                        // [num_kept] what it writes with
+        Buffer<S> outputs, douts;              // [num_kept, O]; outputs are the first pass's, too
         Buffer<S> dscores, dweights, unasked;  // [T, E], [N], [num_kept or T]
         TopKModule<S> no_gate;                 // the gate's gradient: it has no parameters
         std::uint64_t fingerprint = 0;
@@ -181,40 +184,16 @@ private:
             result.weights = ones.span();
             return result;
         }
-        void resize_block(Index count, Index experts, double input_scale) {
-            block_offsets.resize(experts + 1);
-            from.assign(count, 0), to.assign(count, 0), ids.assign(count, 0);
-            ones.assign(count, S(1));
-            scales.assign(input_scale != 1 ? count : 0, static_cast<S>(input_scale));
-        }
     };
 
     template <class Bank>
-    static constexpr std::size_t gate_node = std::tuple_size_v<typename Bank::GroupTuple>;
+    static constexpr std::size_t gate_node = Bank::num_groups;
 
     static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
-    /// As many experts as fit a block, one at least.
-    static Index experts_of_block(Index tokens, Index experts) {
-        return std::clamp<Index>(block_rows / tokens, 1, experts);
-    }
-    /// Rows that a block has room for. It grows with the tokens, as the rows in use need not: so
-    /// a smaller batch finds room in a workspace that has seen a larger one.
-    static Index most_rows(Index tokens, Index experts) {
-        return std::min(checked_product(tokens, experts), std::max(block_rows, tokens));
-    }
+    /// Rows that groups have in either pass.
     template <class Bank>
-    static Context with_facts(const Bank& bank, const Context& context) {
-        Context known = context;
-        known.experts = elements(bank.facts());
-        return known;
-    }
-    /// f(i, group, its gradient) for every group in order.
-    template <class Bank, class F>
-    static void for_each_pair(const Bank& bank, Bank& grad, F&& f) {
-        [&]<std::size_t... I>(std::index_sequence<I...>) {
-            (f(I, bank.template group<I>(), grad.template group<I>()), ...);
-        }
-        (std::make_index_sequence<gate_node<Bank>>{});
+    static Index most_rows(const Bank& bank, Index tokens, Index assignments) {
+        return std::max(OutputLengths<S>::most_rows(tokens, bank.num_experts()), assignments);
     }
     std::uint64_t fingerprint(In<S> x, const Routing& routing, const Context& context) const {
         return Fingerprint(identity_)
@@ -226,70 +205,15 @@ private:
 
     /// The first pass: scores of every expert for every token.
     template <class Bank>
-    void judge(const Bank& bank, In<S> x, Index out, In<S> logits, View<S> scores, State& s,
+    void judge(const Bank& bank, In<S> x, In<S> logits, View<S> scores, State& s,
                Workspace<S>& node, const Context& context) const {
         constexpr S none = -std::numeric_limits<S>::infinity();
         std::fill_n(scores.data(), scores.size(), none);
-        s.live.resize(x.rows());
-        Index live = 0;
-        for (Index t = 0; t < x.rows(); ++t)
-            if (!context.is_padding(t)) s.live[live++] = static_cast<std::int32_t>(t);
-        if (live == 0) return;
-        const KernelTable<S>& kernel = kernels<S>();
-        s.resize_block(most_rows(x.rows(), bank.num_experts()), bank.num_experts(),
-                       bank.config().input_scale);
-        s.outputs.matrix(s.from.size(), out);
-        Index before = 0;  // experts of earlier groups
-        bank.for_each_group([&](std::size_t i, const auto& group) {
-            if (group.num_experts() == 0) return;
-            if constexpr (requires { group.reserve(live, live, node); })  // see most_rows()
-                group.reserve(live, s.from.size(), node.child(i));
-            const Index step = experts_of_block(live, group.num_experts());
-            for (Index first = 0; first < group.num_experts(); first += step) {
-                const Index count = std::min(step, group.num_experts() - first);
-                const Rows<S> rows = block_of(first, count, live, group.num_experts(), s, context);
-                View<S> outputs(s.outputs.data(), count * live, out, Eigen::OuterStride<>(out));
-                outputs.setZero();
-                group.forward(x, rows, outputs, Call<S>{context, node.child(i)});
-                const double flops = 2.0 * static_cast<double>(outputs.size());
-                for_row_runs(node.executor(), outputs.rows(), flops,
-                             [&](Index begin, Index end, int) {
-                                 for (Index r = begin; r < end; ++r) {
-                                     const Index t = rows.from[at(r)];
-                                     const Index e = before + first + r / live;
-                                     if (logits(t, e) == none) continue;
-                                     scores(t, e) = score(length(kernel, outputs, r), logits(t, e));
-                                 }
-                             });
-            }
-            before += group.num_experts();
+        s.lengths.for_each(bank, x, s.outputs, node, context, [&](Index t, Index e, S length) {
+            if (logits(t, e) != none) scores(t, e) = score(length, logits(t, e));
         });
     }
 
-    /// All live tokens for each of the local experts [first, first + count), none for the others.
-    /// As long as the block's room and as many experts as the group has, whatever is in use: what
-    /// groups keep follows both.
-    static Rows<S> block_of(Index first, Index count, Index live, Index experts, State& s,
-                            const Context& context) {
-        for (Index e = 0; e <= experts; ++e)
-            s.block_offsets[e] = std::clamp<Index>(e - first, 0, count) * live;
-        for (Index r = 0; r < count * live; ++r) {
-            s.from[r] = s.live[r % live];
-            s.to[r] = static_cast<std::int32_t>(r);
-            s.ids[r] = context.first_token + s.from[r];
-        }
-        return {.offsets = std::as_const(s.block_offsets).span().first(at(experts) + 1),
-                .from = std::as_const(s.from).span(),
-                .to = std::as_const(s.to).span(),
-                .weights = std::as_const(s.ones).span(),
-                .input_weights = std::as_const(s.scales).span(),
-                .ids = std::as_const(s.ids).span()};
-    }
-
-    static S length(const KernelTable<S>& kernel, const View<S>& outputs, Index row) {
-        const S* const values = row_data(outputs, row);
-        return std::sqrt(kernel.dot(outputs.cols(), values, values));
-    }
     S score(S length, S logit) const {
         if (logit_share_ == 0) return length;
         return std::fma(logit_share_, logit, (1 - logit_share_) * length);
@@ -335,7 +259,7 @@ private:
                 const Index a = routing.expert_assignments()[at(r)];
                 const Assignment& winner = routing.assignments()[at(a)];
                 const S slope = dscores(winner.token, winner.expert);
-                const S norm = length(kernel, outputs, r);
+                const S norm = row_length(kernel, outputs, r);
                 kernel.scale(dy.cols(), rows.weights[at(r)], row_data(dy, winner.token),
                              row_data(douts, r));
                 if (norm != 0)

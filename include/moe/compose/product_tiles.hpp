@@ -39,6 +39,11 @@ public:
         for (Buffer<S>& room : packing_)
             room.resize(product_scratch(kernels<S>(), tile_cols(kernels<S>())));
     }
+    /// Bytes of that room.
+    static Index bytes(int workers) {
+        return workers * product_scratch(kernels<S>(), tile_cols(kernels<S>())) *
+               static_cast<Index>(sizeof(S));
+    }
 
     /// @param product_of  product_of(i), i in [0, count); their results are apart
     template <class F>

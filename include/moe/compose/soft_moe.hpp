@@ -10,6 +10,7 @@
 #include <utility>
 
 #include <moe/bank.hpp>
+#include <moe/compose/routing_bytes.hpp>
 #include <moe/compose/soft_slots.hpp>
 #include <moe/core/fingerprint.hpp>
 #include <moe/core/parameters.hpp>
@@ -56,14 +57,25 @@ public:
     explicit SoftMoe(const Config& config, const SoftSlots& slots, const Groups&... groups)
         : bank_(config, groups...) {
         static_assert(sizeof...(Groups) > 0, "moe: a SoftMoe needs experts");
-        bank_.for_each_group([](std::size_t i, const auto& group) {
-            if (group.num_experts() == 0)
-                detail::fail("moe::SoftMoe: group ", i,
-                             " has no routed experts (Shared), it must have some; what it gives "
-                             "for x, and not for slots, can be added to y outside");
-        });
+        check_groups();
         Random random = Random(config.seed, 1).child(0);
         slots_ = slots.build<S>(detail::shape_of(config, num_experts()), random);
+    }
+
+    /// A layer of this type from modules that exist already, e.g. frozen groups.
+    /// @throws std::invalid_argument if they do not fit each other or the config
+    static SoftMoe of_modules(const Config& config, SlotsType slots,
+                              typename BankType::GroupTuple groups) {
+        SoftMoe layer;
+        layer.bank_ = BankType(config, std::move(groups));
+        layer.check_groups();
+        layer.slots_ = std::move(slots);
+        const Index fit = layer.num_experts() * layer.slots_.settings().slots_per_expert;
+        if (layer.num_slots() != fit || layer.slots_.phi.cols() != config.model_dim)
+            detail::fail("moe::SoftMoe: the slots are ", layer.num_slots(), " of ",
+                         layer.slots_.phi.cols(), " columns, it must be ", fit, " of ",
+                         config.model_dim, ", slots_per_expert for each expert of the groups");
+        return layer;
     }
 
     const Config& config() const { return bank_.config(); }
@@ -145,6 +157,21 @@ public:
         state.dweights.resize(all);
     }
 
+    /// Bytes of those rooms, for a call by `workers` threads. A group that does not say counts as
+    /// 0.
+    Index workspace_bytes(Index tokens, Index slots, Keep keep, int workers) const {
+        const Index all = std::max(slots, num_slots()), wide = model_dim() + output_dim();
+        Index scalars =
+            detail::checked_product(tokens, model_dim()) + detail::checked_product(all, wide);
+        if (keep != Keep::nothing)
+            scalars += detail::checked_product(tokens, output_dim()) +
+                       detail::checked_product(all, wide + 1);
+        return detail::checked_product(scalars, static_cast<Index>(sizeof(S))) +
+               detail::routing_bytes(all, num_experts(), all) +
+               slots_.workspace_bytes(tokens, keep, workers) +
+               bank_.workspace_bytes(all, all, keep, workers);
+    }
+
     /// slots.*, experts.<e>.*
     void visit_parameters(auto&& visit) {
         moe::visit_parameters(slots_, [&visit](std::string_view name, auto& matrix, Role role) {
@@ -170,7 +197,7 @@ private:
         check("forward", x, y, "y", context);
         State& state = ws.template state<State>();
         state.fingerprint = 0;  // until all is there
-        const Context known = with_facts(context);
+        const Context known = bank_.with_facts(context);
         const Call<S> call{known, ws.child(slots_node)};
         send(x.rows(), context, state.routing);
         const Index all = state.routing.num_tokens();
@@ -189,7 +216,7 @@ private:
         State* const state = ws.template find<State>();
         if (state == nullptr || state->fingerprint != fingerprint(x, context))
             detail::fail_without_batch(ws);
-        const Context known = with_facts(context);
+        const Context known = bank_.with_facts(context);
         const Call<S> call{known, ws.child(slots_node)};
         const Index all = state->routing.num_tokens();
         View<S> inputs = state->inputs.matrix(all, model_dim());  // as forward left them
@@ -202,6 +229,15 @@ private:
                              grad.bank_, ws.child(bank_node), context.without_tokens());
         slots_.dispatch_backward(without_padding(x, context, state->tokens), dinputs, dx,
                                  grad.slots_, call);
+    }
+
+    void check_groups() const {
+        bank_.for_each_group([](std::size_t i, const auto& group) {
+            if (group.num_experts() == 0)
+                detail::fail("moe::SoftMoe: group ", i,
+                             " has no routed experts (Shared), it must have some; what it gives "
+                             "for x, and not for slots, can be added to y outside");
+        });
     }
 
     /// Slot p of sequence b is row b P + p. A sequence without tokens sends nothing.
@@ -218,12 +254,6 @@ private:
         routing.group();
     }
 
-    /// Context::is_allowed() knows the number of experts from here.
-    Context with_facts(const Context& context) const {
-        Context known = context;
-        known.experts = detail::elements(bank_.facts());
-        return known;
-    }
     /// What the matrix holds for padding, be it NaN, reaches nobody.
     static Eigen::Ref<const Matrix<S>> without_padding(In<S> matrix, const Context& context,
                                                        Buffer<S>& room) {

@@ -15,7 +15,7 @@ namespace moe::inline MOE_ABI {
 ///     silu          a sigmoid(a)
 ///
 /// A new one goes here, into kernels/body.inl (the formula and both switches),
-/// kernels/reference.hpp (plain::act, plain::slope, exact::evaluate),
+/// kernels/plain.hpp (act, slope), kernels/reference.hpp (exact::evaluate),
 /// tests/support/dense_layer.hpp, tests/kernels/bits_main.cpp and polynomials_test.cpp, and
 /// README.md.
 enum class Activation { relu, relu_squared, gelu, gelu_tanh, silu };

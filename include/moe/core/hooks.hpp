@@ -113,6 +113,16 @@ inline constexpr bool multiplies_scores = requires {
     requires G::multiplies_scores;
 };
 
+/// How many of a token's logits, the first ones, are the experts' own: what losses read. A gate
+/// that wants others besides says so with expert_logits(experts); 0: none are.
+template <class G>
+Index expert_logits(const G& gate, Index experts) {
+    if constexpr (requires { gate.expert_logits(experts); })
+        return gate.expert_logits(experts);
+    else
+        return has_expert_logits<G> && num_logits(gate, experts) == experts ? experts : 0;
+}
+
 }  // namespace moe::inline MOE_ABI::hooks
 
 #endif  // MOE_CORE_HOOKS_HPP

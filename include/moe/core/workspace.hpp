@@ -84,6 +84,7 @@ struct Routed {
     Buffer<S> logits, dlogits;  // [T, L]
     Buffer<S> raw_logits;       // [T, L] without the offset, only if it is in standard deviations
     Index num_logits = 0;
+    Index other_logits = 0;          // the last of those, which are not the experts' own
     Context context;                 // views as the caller gave them
     std::vector<ExpertFacts> facts;  // [E] what context.experts views
     Buffer<S> dx;                    // [T, D] the router's share
@@ -186,6 +187,11 @@ public:
     /// [T, L] gradient of the losses at the logits: cleared by routing, added to by losses,
     /// consumed by backward.
     View<S> dlogits() const { return matrix(routed().dlogits); }
+    /// [T, E] of both, the columns that are the experts' own: without the logits that a gate wants
+    /// besides; [T, 0] if none are. Of experts that are not allowed they may hold numbers, not
+    /// -inf, where there are others.
+    View<S> expert_logits() const { return matrix(routed().logits, routed().other_logits); }
+    View<S> expert_dlogits() const { return matrix(routed().dlogits, routed().other_logits); }
     /// The context of the last batch.
     const Context& context() const { return routed().context; }
 
@@ -222,9 +228,9 @@ private:
                 "layer with this workspace first");
         return *routed;
     }
-    View<S> matrix(Buffer<S>& buffer) const {
-        const Index cols = routed().num_logits, rows = cols == 0 ? 0 : buffer.size() / cols;
-        return View<S>(buffer.data(), rows, cols, Eigen::OuterStride<>(cols));
+    View<S> matrix(Buffer<S>& buffer, Index without = 0) const {
+        const Index all = routed().num_logits, rows = all == 0 ? 0 : buffer.size() / all;
+        return View<S>(buffer.data(), rows, all - without, Eigen::OuterStride<>(all));
     }
 
     std::shared_ptr<Settings> settings_;

@@ -68,8 +68,8 @@ struct KeepAny {
 /// Weights are those on the inner gate's side of the expert. What anyone has pruned has c_i = 0:
 /// so a replay keeps the masks that were chosen. A sum of 0 makes weights of 0. A NaN among the
 /// logits of a token, its masks' included, makes all its weights NaN. Experts that a token may not
-/// go to are masked here. Losses that want one logit per expert refuse such logits. The dial may
-/// set a lower k. Context::noise: [1, T, k] Gumbel samples.
+/// go to are masked here. Losses are about the first E logits. The dial may set a lower k.
+/// Context::noise: [1, T, k] Gumbel samples.
 ///
 /// Source: MC# (arXiv:2510.10962), online top-any pruning. It reads x and g; here the router of the
 /// layer is what reads x.

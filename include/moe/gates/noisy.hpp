@@ -45,8 +45,8 @@ struct GateNoise {
 /// are ranked by logits without noise.
 ///
 /// Kind::learned takes 2 E logits of a token from the router, [z | n] with noise logits n. At
-/// inference z alone is used. Experts that a token may not go to are masked in z. Losses that want
-/// one logit per expert refuse such logits.
+/// inference z alone is used. Experts that a token may not go to are masked in z. Losses are about
+/// z, without noise.
 ///
 /// Backward goes to z and to n, with the samples as constants:
 ///

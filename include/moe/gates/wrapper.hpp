@@ -63,6 +63,8 @@ struct GateWrapper {
     }
 
     Index num_logits(Index experts) const { return hooks::num_logits(inner, experts); }
+    /// What a wrapper wants besides the inner gate's logits comes after them.
+    Index expert_logits(Index experts) const { return hooks::expert_logits(inner, experts); }
     bool weighs_input() const { return hooks::weighs_input(inner); }
     void check(const Shape& shape) const {
         if constexpr (requires { inner.check(shape); }) inner.check(shape);

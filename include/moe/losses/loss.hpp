@@ -22,6 +22,9 @@ namespace moe::inline MOE_ABI {
 ///     Loss z_loss(logits, routing, context, weight, dlogits)
 ///     Loss z_loss(ws, weight)        the same on what forward() or route() left in a workspace
 ///
+/// The second form is about the experts' own logits, Workspace::expert_logits(): not about noise
+/// logits of Noisy, or masks of KeepAny.
+///
 /// It computes the value from the logits alone and **adds** weight * d(value)/d(logits) to dlogits.
 /// So the loss to report is weight * value, and the weight holds the coefficient and whatever the
 /// caller's own loss is scaled by. With weight 0 only the value is computed, dlogits is not
@@ -39,7 +42,8 @@ namespace moe::inline MOE_ABI {
 ///     and the gradient of its row NaN.
 ///   - Sums over tokens are in double, in token order; sums over experts are those of the kernels.
 ///   - Nothing is kept; the short form allocates nothing on the second call.
-///   - @throws std::invalid_argument if extents differ.
+///   - @throws std::invalid_argument if extents differ, or no logits are the experts' own: those of
+///     ProductKeyTopK are of half keys.
 struct Loss {
     const char* name;
     double value;
@@ -72,6 +76,7 @@ struct LossScratch {
     Buffer<S> gradient;       // [L] of a token
     Buffer<S> fraction;       // [E] f(e)
     Buffer<double> load_sum;  // [2 E] n(e), then f(e) in its place; summed scores
+    Buffer<S> masked;         // [T, E] the logits; only where the layer has not masked them
 };
 
 /// The matrices of a loss, checked against one another.
@@ -84,6 +89,11 @@ struct LossInput {
     Out<S>& dlogits;  // [T, L]
 
     void check(const char* who) const {
+        if (logits.cols() == 0)
+            fail("moe::", who,
+                 ": the gate of this layer has no logits of experts, which the loss is about "
+                 "(ProductKeyTopK has those of half keys); take another gate, or write a loss on "
+                 "ws.logits()");
         if (dlogits.rows() != logits.rows() || dlogits.cols() != logits.cols())
             fail("moe::", who, ": dlogits is [", dlogits.rows(), ", ", dlogits.cols(),
                  "], logits is [", logits.rows(), ", ", logits.cols(), "]");
@@ -115,13 +125,27 @@ Loss call_loss(F loss, const Eigen::DenseBase<X>& logits, const Routing& routing
     return loss(LossInput<S>{z, routing, context, weight, dz}, scratch);
 }
 
+/// The experts' own logits, -inf for those that are not allowed. The layer leaves that to the gate
+/// where there are other logits.
+template <class S>
+View<S> masked_logits(const Workspace<S>& ws, LossScratch<S>& scratch) {
+    const View<S> logits = ws.expert_logits();
+    if (!ws.context().restricts() || logits.cols() == ws.logits().cols()) return logits;
+    View<S> masked = scratch.masked.matrix(logits.rows(), logits.cols());
+    for (Index t = 0; t < logits.rows(); ++t)
+        for (Index e = 0; e < logits.cols(); ++e)
+            masked(t, e) =
+                ws.context().is_allowed(t, e) ? logits(t, e) : -std::numeric_limits<S>::infinity();
+    return masked;
+}
+
 /// loss(input, scratch) on a workspace.
 template <class F, class S>
 Loss call_loss(F loss, Workspace<S>& ws, double weight) {
-    const Eigen::Ref<const Matrix<S>> z(ws.logits());
-    Eigen::Ref<Matrix<S>> dz(ws.dlogits());
-    return loss(LossInput<S>{z, ws.routing(), ws.context(), weight, dz},
-                ws.template state<LossScratch<S>>());
+    LossScratch<S>& scratch = ws.template state<LossScratch<S>>();
+    const Eigen::Ref<const Matrix<S>> z(masked_logits(ws, scratch));
+    Eigen::Ref<Matrix<S>> dz(ws.expert_dlogits());
+    return loss(LossInput<S>{z, ws.routing(), ws.context(), weight, dz}, scratch);
 }
 
 }  // namespace detail

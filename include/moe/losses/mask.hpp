@@ -6,6 +6,7 @@
 
 #include <Eigen/Core>
 
+#include <moe/core/context.hpp>
 #include <moe/core/workspace.hpp>
 #include <moe/gates/keep_any.hpp>
 #include <moe/losses/loss.hpp>
@@ -27,15 +28,20 @@ namespace moe::inline MOE_ABI {
 /// @param gate  of a layer or a head
 /// @param ws    what that left the batch in
 /// @param grad  of the same gate, **added** to
+/// @param gradients  what Context::gradients is in backward, if forward had none: masks look at
+///                   weights, and these at multipliers with MultiplierOrder::before_normalization.
+///                   Null: those that forward had
 /// @return the value without `weight`; see Loss
 /// Source: MC# (arXiv:2510.10962), the L1 norm of the masks.
 template <class S>
 Loss mask_loss(const KeepAnyModule<S>& gate, Workspace<S>& ws, double weight,
-               KeepAnyModule<S>& grad) {
+               KeepAnyModule<S>& grad, ContextGradients* gradients = nullptr) {
     constexpr std::size_t gate_node = 1;  // of a head's children
+    Context context = ws.context();
+    if (gradients != nullptr) context.gradients = gradients;
     const Eigen::Ref<const Matrix<S>> z(ws.logits());
     return gate.mask_loss(z, ws.routing(), weight, ws.dlogits(), grad,
-                          Call<S>{ws.context(), ws.child(gate_node)});
+                          Call<S>{context, ws.child(gate_node)});
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_GROUP_LIST_HPP
+#define MOE_GROUP_LIST_HPP
+
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include <moe/core/concepts.hpp>
+#include <moe/core/gradient.hpp>
+#include <moe/core/memory.hpp>
+#include <moe/core/parameters.hpp>
+#include <moe/core/random.hpp>
+#include <moe/core/shape.hpp>
+
+namespace moe::inline MOE_ABI::detail {
+
+/// The groups of a Bank in the order of the arguments, which is that of their experts: the global
+/// number of an expert is its position in that order. What can be said of groups without a batch.
+template <class S, class... Groups>
+class GroupList {
+    static_assert((ExpertGroup<built_t<Groups, S>, S> && ...),
+                  "moe: an expert group needs num_experts() const and forward(x, rows, y, call) "
+                  "const; wrap a single expert type: moe::experts(count, prototype)");
+    static_assert((std::default_initializable<built_t<Groups, S>> && ...),
+                  "moe: an expert group needs a default constructor; what it makes stands for a "
+                  "gradient that is not wanted");
+
+public:
+    using GroupTuple = std::tuple<built_t<Groups, S>...>;
+    static constexpr std::size_t num_groups = sizeof...(Groups);
+    static constexpr bool is_trainable = (TrainableGroup<built_t<Groups, S>, S> && ...);
+
+    /// One entry per routed expert.
+    const std::vector<ExpertFacts>& facts() const { return facts_; }
+    /// The context that groups get: Context::experts says what is known of the experts.
+    Context with_facts(const Context& context) const {
+        Context filled = context;
+        filled.experts = elements(facts_);
+        return filled;
+    }
+    /// Floating-point operations that every token costs in groups without routed experts, forward.
+    double shared_flops_per_token() const {
+        double flops = 0;
+        for_each_group([&](std::size_t, const auto& group) {
+            if constexpr (requires { group.flops_per_token(); }) flops += group.flops_per_token();
+        });
+        return flops;
+    }
+    template <std::size_t I>
+    const auto& group() const {
+        return std::get<I>(groups_);
+    }
+    template <std::size_t I>
+    auto& group() {
+        return std::get<I>(groups_);
+    }
+    const GroupTuple& groups() const { return groups_; }
+    GroupTuple& groups() { return groups_; }
+
+    /// f(i, group) for every group in order.
+    template <class F>
+    void for_each_group(F&& f) const {
+        [&]<std::size_t... I>(std::index_sequence<I...>) { (f(I, std::get<I>(groups_)), ...); }
+        (std::index_sequence_for<Groups...>{});
+    }
+    /// f(i, group, the same group of grad) for every group in order.
+    template <class F>
+    void for_each_pair(GroupList& grad, F&& f) const {
+        [&]<std::size_t... I>(std::index_sequence<I...>) {
+            (f(I, std::get<I>(groups_), std::get<I>(grad.groups_)), ...);
+        }
+        (std::index_sequence_for<Groups...>{});
+    }
+
+    /// Rooms of the groups, each in a child of `ws` with its number.
+    /// @param rows  of a group with routed experts; one without has `tokens`
+    void reserve_groups(Index tokens, Index rows, Workspace<S>& ws) const {
+        for_each_group([&](std::size_t i, const auto& group) {
+            if (ws.keeps()) reserve_gradient(group, ws.child(i));
+            const Index own = group.num_experts() > 0 ? rows : tokens;
+            if constexpr (requires { group.reserve(tokens, own, ws.child(i)); })
+                group.reserve(tokens, own, ws.child(i));
+        });
+    }
+    /// Bytes of those rooms. A group that does not say counts as 0.
+    Index group_bytes(Index tokens, Index rows, Keep keep, int workers) const {
+        Index bytes = 0;
+        for_each_group([&](std::size_t, const auto& group) {
+            if (keep != Keep::nothing) bytes += gradient_bytes(group);
+            const Index own = group.num_experts() > 0 ? rows : tokens;
+            if constexpr (requires { group.workspace_bytes(tokens, own, keep, workers); })
+                bytes += group.workspace_bytes(tokens, own, keep, workers);
+        });
+        return bytes;
+    }
+
+    /// experts.<global number>.*, then shared.<number>.* of groups without routed experts
+    void visit_parameters(auto&& visit) {
+        Index first = 0, shared = 0;
+        for_each_group_mutable([&](auto& group) {
+            const bool routed = group.num_experts() > 0;
+            const std::string prefix = routed ? "experts." : "shared.";
+            const Index offset = routed ? first : shared;
+            Index last = offset;
+            moe::visit_parameters(group, [&](std::string_view name, auto& matrix, Role role) {
+                // A group numbers its experts from 0: "2.gate". The layer numbers them throughout.
+                // What belongs to the group as a whole, "base", goes under its first expert.
+                std::size_t digits = 0;
+                Index local = 0;
+                while (digits < name.size() && name[digits] >= '0' && name[digits] <= '9')
+                    local = 10 * local + (name[digits++] - '0');
+                last = std::max(last, offset + local + 1);
+                visit(prefix + std::to_string(offset + local) + (digits == 0 ? "." : "") +
+                          std::string(name.substr(digits)),
+                      matrix, role);
+            });
+            first += group.num_experts();
+            if (!routed) shared = last;
+        });
+    }
+
+    void own_gradients() {
+        for_each_group_mutable([](auto& group) {
+            if constexpr (requires { group.own_gradients(); }) group.own_gradients();
+        });
+    }
+
+protected:
+    GroupList() = default;
+    explicit GroupList(GroupTuple groups) : groups_(std::move(groups)) {}
+    /// Built from recipes or copied, each from random numbers of its own.
+    explicit GroupList(const Config& config, const Groups&... groups)
+        : GroupList(config, shape_of(config, 0), std::index_sequence_for<Groups...>{}, groups...) {}
+
+    /// Routed experts of the groups as they are: users may put other groups in their place.
+    Index experts_now() const {
+        Index experts = 0;
+        for_each_group([&](std::size_t, const auto& group) { experts += group.num_experts(); });
+        return experts;
+    }
+    /// Learns the facts.
+    /// @throws std::invalid_argument if a group does not fit the shape
+    void adopt(const Shape& shape) {
+        for_each_group([&](std::size_t, const auto& group) {
+            if constexpr (requires { group.check(shape); }) group.check(shape);
+            for (Index e = 0; e < group.num_experts(); ++e) {
+                if constexpr (requires { group.facts(e); })
+                    facts_.push_back(group.facts(e));
+                else
+                    facts_.emplace_back();
+            }
+        });
+    }
+
+private:
+    template <std::size_t... I>
+    GroupList(const Config& config, const Shape& shape, std::index_sequence<I...>,
+              const Groups&... groups)
+        : groups_{build_group<I>(config, shape, groups)...} {}
+
+    template <std::size_t I, class Group>
+    static auto build_group(const Config& config, const Shape& shape, const Group& group) {
+        Random random = Random(config.seed, 2).child(I);
+        return built<Group, S>(group, shape, random);
+    }
+
+    template <class F>
+    void for_each_group_mutable(F&& f) {
+        [&]<std::size_t... I>(std::index_sequence<I...>) { (f(std::get<I>(groups_)), ...); }
+        (std::index_sequence_for<Groups...>{});
+    }
+
+    GroupTuple groups_;
+    std::vector<ExpertFacts> facts_;
+};
+
+}  // namespace moe::inline MOE_ABI::detail
+
+#endif  // MOE_GROUP_LIST_HPP
