@@ -52,7 +52,7 @@ bool is_enough(MassRule rule, S c, S p) {
 ///
 /// Some at a time, and on from there. To find those above a threshold by bisection first, and sort
 /// them, was slower: slots and sums want the order in any case, and the kernel that ranks 16 is
-/// quicker than a sort. On Zen 4, in microseconds per token of float:
+/// quicker than a sort. On Zen 3 with AVX2, in microseconds per token of float:
 ///
 ///     n = 128, takes 12 / 50 / 115    ranking 0.6 / 3.5 / 6.0     bisection 0.5 / 6.3 / 13
 ///     n = 256, takes 30 / 98 / 228    ranking 0.9 / 7.1 / 15      bisection 4.9 / 13 / 29
