@@ -105,7 +105,7 @@ std::vector<Request> requests_of(const Routing& routing, const Matrix<double>& z
         for (Index e = 0; e < z.cols(); ++e)
             sum += std::exp(z(a.token, e) - z.row(a.token).maxCoeff());
         all.push_back({a.token, a.slot, a.expert, a.weight, z(a.token, a.expert), 1 / sum,
-                       random.uniform(a.token, a.expert, 0x43415043)});
+                       random.uniform(a.token, a.expert)});
     }
     return all;
 }
@@ -770,11 +770,14 @@ TEST(Capacity, SaysWhetherItIsCausal) {
 
 // ---- other gates inside ----
 
+const Capacity roomy{.limit = places(1000)};
+
 TEST(Capacity, IsOfAnyGate) {
     const Matrix<double> z = random_matrix<double>(40, 6, 8, 2);
     const Context training{.training = true, .seed = 3};
     const auto check = [&](const auto& inner) {
-        const Routing free = routed(inner, z, 6, training);
+        // As free as alone, with the draws of a gate inside another.
+        const Routing free = routed(WithCapacity{inner, roomy}, z, 6, training);
         for (const Priority priority : priorities) {
             const Routing routing =
                 routed(WithCapacity{inner, Capacity{.limit = places(5), .priority = priority}}, z,
@@ -799,7 +802,7 @@ TEST(Capacity, IsOfAnyGate) {
 }
 
 TEST(Capacity, IsApartFromThePartsOfTheGateInside) {
-    // The same gate type twice, around one another, in one node: as if one after the other.
+    // The same gate type twice, around one another: as if one after the other.
     const Matrix<double> z = random_matrix<double>(40, 3, 8, 2);
     const auto inner = WithCapacity{TopK{.k = 2}, Capacity{.limit = places(20)}};
     const WithCapacity twice{inner, Capacity{.limit = places(9), .priority = Priority::logit}};
@@ -818,20 +821,32 @@ TEST(Capacity, IsApartFromThePartsOfTheGateInside) {
     }
     EXPECT_EQ(kept(gate.routing), wanted);
 
-    // What is drawn here does not follow what an inner gate drew for the same token and expert.
-    const moe::CounterRandom random = gate.call().random();
-    double covariance = 0;
-    for (Index t = 0; t < 4000; ++t)
-        covariance +=
-            (random.uniform(t, 1) - 0.5) * (random.uniform(t, 1, 0x43415043) - 0.5) / 4000;
-    EXPECT_NEAR(covariance * 12, 0, 0.05);
+    // What is drawn here does not follow what the same gate inside drew for a token and expert: of
+    // 2000 tokens that want one expert, the inner gate keeps half and the outer half of those.
+    const Capacity by_draw{.limit = places(1000), .priority = Priority::random};
+    const auto halves = [&](Index places_left) {
+        Capacity of_outer = by_draw;
+        of_outer.limit = places(places_left);
+        return kept(routed<double>(WithCapacity{WithCapacity{TopK{.k = 1}, by_draw}, of_outer},
+                                   Matrix<double>::Zero(2000, 1), 1, {}));
+    };
+    const auto half = halves(1000), quarter = halves(500);
+    ASSERT_EQ(half.size(), 1000u);
+    ASSERT_EQ(quarter.size(), 500u);
+    const moe::CounterRandom random = gate.call().child(0).random();  // the inner gate's
+    std::vector<double> draws;
+    for (const Pair& pair : half) draws.push_back(random.uniform(pair.first, 0));
+    std::sort(draws.begin(), draws.end());
+    Index above = 0;  // of the quarter, by the inner draws: all of it if the outer drew the same
+    for (const Pair& pair : quarter) above += random.uniform(pair.first, 0) > draws[500] ? 1 : 0;
+    EXPECT_NEAR(static_cast<double>(above), 250, 50);
 }
 
 TEST(Capacity, CountsFirstChoicesThatAreTakenBackBeforeIt) {
     // GShard's random second experts are no longer counted.
     const Matrix<double> z = random_matrix<double>(60, 4, 8, 1);
     const Context training{.training = true, .seed = 3};
-    const Routing free = routed(moe::GShardTop2{}, z, 4, training);
+    const Routing free = routed(WithCapacity{moe::GShardTop2{}, roomy}, z, 4, training);
     ASSERT_LT(free.num_kept(), free.num_assignments());
     const Routing limited =
         routed(WithCapacity{moe::GShardTop2{}, Capacity{.limit = CapacityLimit::megatron(0.5)}}, z,

@@ -90,13 +90,15 @@ struct Capacity {
 /// CapacityLimit.
 template <class S, class Inner>
 class CapacityModule : public GateWrapper<S, Inner> {
+    using Base = GateWrapper<S, Inner>;
+
 public:
     static constexpr bool per_token = false;
 
     CapacityModule() = default;
     /// @throws std::invalid_argument if a setting is out of range
     CapacityModule(Inner gate, const Capacity& settings, Index experts)
-        : GateWrapper<S, Inner>{std::move(gate)}, settings_(settings), num_experts_(experts) {
+        : Base{std::move(gate)}, settings_(settings), num_experts_(experts) {
         using C = Capacity;
         settings.limit.check(name);
         if (settings.inference_limit) settings.inference_limit->check(name);
@@ -136,7 +138,7 @@ public:
     /// @throws std::invalid_argument if the inner gate does not fit, has another number of logits
     ///         than experts where logits are compared, or if tokens cannot pass through
     void check(const Shape& shape) const {
-        GateWrapper<S, Inner>::check(shape);
+        Base::check(shape);
         if (compares_logits() && shape.num_logits != shape.num_experts)
             detail::fail(name, ": the gate inside has ", shape.num_logits, " logits for ",
                          shape.num_experts,
@@ -157,14 +159,14 @@ public:
                          ": token_importance is empty, batch_prioritized wants one per token "
                          "of a gate with ",
                          logits.cols(), " logits for ", routing.num_experts(), " experts");
-        hooks::select<S>(this->inner, logits, routing, call);
+        Base::select(logits, routing, call);
         routing.group();
         const CapacityLimit& limit = settings_.inference_limit && !call.context.training
                                          ? *settings_.inference_limit
                                          : settings_.limit;
         if (!(limit.factor < std::numeric_limits<double>::infinity())) return;
         if (settings_.priority == Capacity::Priority::probability) {
-            hooks::weigh<S>(this->inner, logits, routing, call);
+            Base::weigh(logits, routing, call);
             routing.group();
         }
         State& state = call.ws.template state<State>();
@@ -181,7 +183,7 @@ public:
     }
 
     void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
-        GateWrapper<S, Inner>::reserve(tokens, assignments, ws);
+        Base::reserve(tokens, assignments, ws);
         State& state = ws.template state<State>();
         state.order.reserve(at(assignments));
         state.refused.reserve(at(assignments));
@@ -195,7 +197,7 @@ public:
         const bool seeks = settings_.overflow == Capacity::Overflow::next_choice;
         const std::size_t of_each =
             sizeof(Ranked) + sizeof(Index) + (seeks ? 2 : 0) * sizeof(Place);
-        return GateWrapper<S, Inner>::workspace_bytes(tokens, assignments, keep, workers) +
+        return Base::workspace_bytes(tokens, assignments, keep, workers) +
                detail::checked_product(assignments, static_cast<Index>(of_each)) +
                num_experts_ * static_cast<Index>(sizeof(Index)) +
                (seeks ? detail::checked_product(tokens, num_experts_) : 0);
@@ -271,7 +273,6 @@ private:
         using Priority = Capacity::Priority;
         const Priority priority = settings_.priority;
         const CounterRandom random = call.random();
-        constexpr std::uint32_t draw = 0x43415043;  // apart from those of the gate inside
         state.order.clear();
         for (Index t = first; t < last; ++t) {
             if (call.context.is_padding(t)) continue;
@@ -287,7 +288,7 @@ private:
                 if (priority == Priority::logit)
                     entry.key = static_cast<double>(logits(t, own.expert));
                 if (priority == Priority::random)
-                    entry.key = random.uniform(call.token(t), own.expert, draw);
+                    entry.key = random.uniform(call.token(t), own.expert);
                 if (std::isnan(entry.key)) entry.key = -std::numeric_limits<double>::infinity();
                 state.order.push_back(entry);
             }

@@ -112,7 +112,7 @@ public:
         check_extents(logits);
         check_dial(call.context, logits.rows());
         const Eigen::Ref<const Matrix<S>> z = of_experts(logits, call);
-        inner.select(z, routing, call);
+        Base::select(z, routing, call);
         if (call.context.training) return;
         routing.group();
         State& state = take_weights(z, routing, call);
@@ -302,7 +302,7 @@ private:
 
     /// Weighs as the inner gate does; leaves g in the state and room for the masks.
     State& take_weights(In<S> z, Routing& routing, const Call<S>& call) const {
-        inner.weigh(z, routing, call);
+        Base::weigh(z, routing, call);
         State& state = call.ws.template state<State>();
         state.masks.matrix(z.rows(), num_masks());
         state.weights.resize(routing.num_assignments());
@@ -375,8 +375,8 @@ private:
         if (trains && !grad.mask_weight.empty()) add_mask_gradient(routing, state, grad);
         const std::span<const S> given(state.dweights.data(), at(routing.num_assignments())), none;
         const WeightGradients<S> of_inner{on_input ? none : given, on_input ? given : none};
-        inner.backward(of_experts(logits, call), routing, of_inner, dlogits.leftCols(num_experts_),
-                       grad.inner, call);
+        Base::backward(of_experts(logits, call), routing, of_inner, dlogits.leftCols(num_experts_),
+                       grad, call);
     }
 
     /// dV_ji += da_j g_i, tokens in order.

@@ -34,11 +34,13 @@ namespace moe::inline MOE_ABI {
 /// w_0 on calibration data, see median_weight_ratio(); 2 % of tokens protected.
 template <class S, class Inner>
 class OnlinePruningModule : public GateWrapper<S, Inner> {
+    using Base = GateWrapper<S, Inner>;
+
 public:
     OnlinePruningModule() = default;
     /// @throws std::invalid_argument if a setting is out of range
     OnlinePruningModule(Inner gate, double ratio, double protected_fraction, Index keep)
-        : GateWrapper<S, Inner>{std::move(gate)},
+        : Base{std::move(gate)},
           ratio_(ratio),
           protected_fraction_(protected_fraction),
           keep_(keep) {
@@ -55,9 +57,9 @@ public:
     bool is_causal() const { return protected_fraction_ == 0 && hooks::is_causal(this->inner); }
 
     void select(In<S> logits, Routing& routing, const Call<S>& call) const {
-        hooks::select<S>(this->inner, logits, routing, call);
+        Base::select(logits, routing, call);
         routing.group();
-        hooks::weigh<S>(this->inner, logits, routing, call);
+        Base::weigh(logits, routing, call);
         routing.group();
         State& state = call.ws.template state<State>();
         find_protected(call.context, logits.rows(), state);
@@ -79,7 +81,7 @@ public:
     }
 
     void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
-        GateWrapper<S, Inner>::reserve(tokens, assignments, ws);
+        Base::reserve(tokens, assignments, ws);
         State& state = ws.template state<State>();
         state.order.reserve(static_cast<std::size_t>(tokens));
         state.pruned.reserve(static_cast<std::size_t>(assignments));
@@ -87,7 +89,7 @@ public:
     }
     Index workspace_bytes(Index tokens, Index assignments, Keep keep, int workers) const {
         constexpr auto number = static_cast<Index>(sizeof(Index));
-        return GateWrapper<S, Inner>::workspace_bytes(tokens, assignments, keep, workers) +
+        return Base::workspace_bytes(tokens, assignments, keep, workers) +
                detail::checked_product(tokens, number + 1) +
                detail::checked_product(assignments, number);
     }

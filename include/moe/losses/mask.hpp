@@ -12,6 +12,29 @@
 
 namespace moe::inline MOE_ABI {
 
+namespace detail {
+
+/// @param call  of the gate, in its own node
+template <class S>
+Loss mask_loss(const KeepAnyModule<S>& gate, const Call<S>& call, Workspace<S>& ws, double weight,
+               KeepAnyModule<S>& grad) {
+    const Eigen::Ref<const Matrix<S>> z(ws.logits());
+    return gate.mask_loss(z, ws.routing(), weight, ws.dlogits(), grad, call);
+}
+template <class S, class Gate>
+Loss mask_loss(const Gate& gate, const Call<S>& call, Workspace<S>& ws, double weight, Gate& grad) {
+    static_assert(
+        requires {
+            gate.inner;
+            requires !Gate::changes_logits;
+        },
+        "moe: moe::mask_loss takes the gate of a layer with moe::KeepAny, alone or in gates around "
+        "it that leave the logits as they are");
+    return mask_loss(gate.inner, call.child(0), ws, weight, grad.inner);
+}
+
+}  // namespace detail
+
 /// Makes a KeepAny gate spare experts: how many of a token's slots its masks keep.
 ///
 ///     value = mean over tokens of (sum of c_i)      in [1, k]
@@ -24,18 +47,16 @@ namespace moe::inline MOE_ABI {
 ///     moe::mask_loss(layer.gate(), ws, 0.01, grad.gate());
 ///     layer.backward(x, dy, dx, grad, ws, context);
 ///
-/// @param gate  of a layer or a head
+/// @param gate  of a layer or a head; may be in wrappers that leave the logits as they are, so not
+///              in Noisy
 /// @param ws    what that left the batch in
 /// @param grad  of the same gate, **added** to
 /// @return the value without `weight`; see Loss
 /// Source: MC# (arXiv:2510.10962), the L1 norm of the masks.
-template <class S>
-Loss mask_loss(const KeepAnyModule<S>& gate, Workspace<S>& ws, double weight,
-               KeepAnyModule<S>& grad) {
+template <class S, class Gate>
+Loss mask_loss(const Gate& gate, Workspace<S>& ws, double weight, Gate& grad) {
     constexpr std::size_t gate_node = 1;  // of a head's children
-    const Eigen::Ref<const Matrix<S>> z(ws.logits());
-    return gate.mask_loss(z, ws.routing(), weight, ws.dlogits(), grad,
-                          Call<S>{ws.context(), ws.child(gate_node)});
+    return detail::mask_loss(gate, Call<S>{ws.context(), ws.child(gate_node)}, ws, weight, grad);
 }
 
 }  // namespace moe::inline MOE_ABI
