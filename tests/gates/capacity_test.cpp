@@ -22,6 +22,7 @@
 #include <moe/gates/gshard_top_2.hpp>
 #include <moe/gates/noisy.hpp>
 #include <moe/gates/online_pruning.hpp>
+#include <moe/gates/sparse_mixer.hpp>
 #include <moe/gates/top_k.hpp>
 #include <moe/gates/top_p.hpp>
 #include <moe/io/routing.hpp>
@@ -759,6 +760,9 @@ TEST(Capacity, SaysWhetherItIsCausal) {
     const moe::OnlinePruning pruned{TopK{.k = 2}, 0.5, 0.0};
     EXPECT_FALSE(is_causal(pruned, {.priority = in_order}));
     EXPECT_TRUE(is_causal(pruned, {.limit = places(3), .priority = in_order}));
+    EXPECT_TRUE(is_causal(moe::SparseMixer{}, {.priority = in_order}));
+    EXPECT_TRUE(is_causal(moe::Noisy{TopK{.k = 2}}, {.priority = in_order}));
+    EXPECT_FALSE(is_causal(moe::Noisy{TopP{}}, {.priority = in_order}));
     // And raise it where a token's number of experts is its own.
     EXPECT_FALSE(is_causal(TopP{}, {.priority = in_order}));
     EXPECT_TRUE(is_causal(TopP{}, {.limit = places(3), .priority = in_order}));

@@ -90,6 +90,13 @@ bool is_causal(const G& gate) {
         return per_token<G>;
 }
 
+/// Whether every token to which that many experts are open gets the same number of them, dropped
+/// ones not counted.
+template <class G>
+inline constexpr bool fixed_count = requires {
+    requires G::fixed_count;
+};
+
 /// Whether a gate's logits are those of experts where there are as many: a product key's are not.
 template <class G>
 inline constexpr bool has_expert_logits = true;

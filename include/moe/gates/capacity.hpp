@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -21,9 +20,6 @@
 #include <moe/gates/wrapper.hpp>
 
 namespace moe::inline MOE_ABI {
-
-template <class S>
-class TopKModule;
 
 /// How many assignments an expert takes, who goes first, and what becomes of the others. Without
 /// it, layers are dropless.
@@ -122,12 +118,11 @@ public:
 
     const Capacity& settings() const { return settings_; }
     Index num_experts() const { return num_experts_; }
-    /// For batches of one size, which C depends on. Of the inner gates only TopK is known to give
-    /// tokens equally many experts.
+    /// For batches of one size, which C depends on.
     bool is_causal() const {
         const auto is_fixed = [this](const CapacityLimit& limit) {
             return limit.k != 0 || limit.factor == 0 ||
-                   (std::is_same_v<Inner, TopKModule<S>> && settings_.unlimited_last == 0);
+                   (hooks::fixed_count<Inner> && settings_.unlimited_last == 0);
         };
         return settings_.priority == Capacity::Priority::token_major &&
                settings_.overflow != Capacity::Overflow::next_choice && is_fixed(settings_.limit) &&

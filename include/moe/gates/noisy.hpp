@@ -75,6 +75,7 @@ class NoisyModule : public GateWrapper<S, Inner> {
 
 public:
     static constexpr bool changes_logits = true;
+    static constexpr bool fixed_count = hooks::fixed_count<Inner>;
 
     using Base::inner;
 

@@ -141,6 +141,7 @@ class SparseMixerModule : public TokenGate<S, SparseMixerModule<S>> {
 
 public:
     static constexpr bool multiplies_scores = false;  // its weights are not CombineRule's
+    static constexpr bool fixed_count = true;
     using Base::num_experts;
 
     SparseMixerModule() = default;

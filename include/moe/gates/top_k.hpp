@@ -90,7 +90,7 @@ class TopKModule : public TokenGate<S, TopKModule<S>> {
 
 public:
     using Base::num_experts;
-    static constexpr bool reads_k = true;
+    static constexpr bool reads_k = true, fixed_count = true;
 
     TopKModule() = default;
     /// @throws std::invalid_argument if a setting is out of range

@@ -43,7 +43,8 @@ namespace moe::inline MOE_ABI {
 /// base, as above, or with call.child(0). Its parameters keep their names.
 ///
 /// A wrapper that makes choices depend on other tokens says so with per_token, and with is_causal()
-/// if they do not depend on later ones. One that changes the logits for the inner gate sets
+/// if they do not depend on later ones. fixed_count is not handed on: a wrapper that leaves every
+/// token the number of experts it has says so. One that changes the logits for the inner gate sets
 /// changes_logits, for losses that compute its gradients.
 template <class S, class Inner>
 struct GateWrapper {
