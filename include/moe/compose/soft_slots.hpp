@@ -11,10 +11,10 @@
 #include <moe/compose/slot_shares.hpp>
 #include <moe/compose/unit_rows.hpp>
 #include <moe/core/concepts.hpp>
+#include <moe/core/error.hpp>
 #include <moe/core/group.hpp>
 #include <moe/core/parameters.hpp>
 #include <moe/core/views.hpp>
-#include <moe/gates/score.hpp>
 #include <moe/kernels/dispatch.hpp>
 
 namespace moe::inline MOE_ABI {

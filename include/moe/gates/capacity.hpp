@@ -11,12 +11,12 @@
 #include <vector>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/error.hpp>
 #include <moe/core/hooks.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/parameters.hpp>
 #include <moe/core/views.hpp>
 #include <moe/gates/capacity_limit.hpp>
-#include <moe/gates/score.hpp>
 #include <moe/gates/wrapper.hpp>
 
 namespace moe::inline MOE_ABI {

@@ -14,6 +14,7 @@
 #include <Eigen/Core>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/executor.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/parameters.hpp>
 #include <moe/core/views.hpp>

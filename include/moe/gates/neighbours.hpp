@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <limits>
 
+#include <moe/core/executor.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/routing.hpp>
 #include <moe/core/types.hpp>
@@ -15,7 +16,6 @@
 #include <moe/core/workspace.hpp>
 #include <moe/gates/samples.hpp>
 #include <moe/gates/select.hpp>
-#include <moe/gates/tokens.hpp>
 #include <moe/kernels/dispatch.hpp>
 
 namespace moe::inline MOE_ABI::detail {

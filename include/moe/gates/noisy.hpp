@@ -8,9 +8,10 @@
 #include <utility>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/executor.hpp>
 #include <moe/core/memory.hpp>
+#include <moe/core/softplus.hpp>
 #include <moe/gates/samples.hpp>
-#include <moe/gates/score.hpp>
 #include <moe/gates/tokens.hpp>
 #include <moe/gates/wrapper.hpp>
 
@@ -223,10 +224,10 @@ private:
         each_row(logits, call, [&](Index t, Index e) {
             if (h(t, e) == masked) return;
             const auto n = static_cast<double>(logits(t, width() + e));
-            const double small = std::exp(-std::abs(n)), slope = (n < 0 ? small : 1) / (1 + small);
             dlogits(t, e) += dh(t, e);
             S& dn = dlogits(t, width() + e);
-            dn = std::fma(dh(t, e) * sample(samples, t, e), static_cast<S>(slope), dn);
+            dn = std::fma(dh(t, e) * sample(samples, t, e),
+                          static_cast<S>(detail::softplus_slope(n)), dn);
         });
     }
 

@@ -8,11 +8,13 @@
 #include <limits>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/executor.hpp>
 #include <moe/core/parameters.hpp>
 #include <moe/core/random.hpp>
 #include <moe/gates/product_key_rule.hpp>
 #include <moe/gates/score.hpp>
 #include <moe/gates/select.hpp>
+#include <moe/gates/tokens.hpp>
 #include <moe/gates/weights.hpp>
 
 namespace moe::inline MOE_ABI {

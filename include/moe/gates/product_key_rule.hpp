@@ -11,7 +11,6 @@
 #include <moe/core/types.hpp>
 #include <moe/core/workspace.hpp>
 #include <moe/gates/select.hpp>
-#include <moe/gates/tokens.hpp>
 #include <moe/kernels/dispatch.hpp>
 
 namespace moe::inline MOE_ABI::detail {

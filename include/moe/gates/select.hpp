@@ -7,12 +7,12 @@
 #include <cstdint>
 #include <limits>
 
+#include <moe/core/executor.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/routing.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/views.hpp>
 #include <moe/core/workspace.hpp>
-#include <moe/gates/tokens.hpp>
 #include <moe/kernels/dispatch.hpp>
 
 namespace moe::inline MOE_ABI {

@@ -10,6 +10,7 @@
 #include <span>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/executor.hpp>
 #include <moe/core/sequences.hpp>
 #include <moe/gates/score.hpp>
 #include <moe/gates/select.hpp>

@@ -13,7 +13,6 @@
 #include <moe/core/sequences.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/workspace.hpp>
-#include <moe/gates/tokens.hpp>
 #include <moe/gates/weights.hpp>
 #include <moe/kernels/dispatch.hpp>
 

@@ -4,6 +4,7 @@
 
 #include <moe/core/concepts.hpp>
 #include <moe/gates/select.hpp>
+#include <moe/gates/tokens.hpp>
 #include <moe/gates/weights.hpp>
 
 namespace moe::inline MOE_ABI {

@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/executor.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/parameters.hpp>
 #include <moe/core/views.hpp>

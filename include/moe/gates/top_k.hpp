@@ -6,10 +6,12 @@
 #include <limits>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/error.hpp>
 #include <moe/core/parameters.hpp>
 #include <moe/gates/score.hpp>
 #include <moe/gates/select.hpp>
 #include <moe/gates/token_gate.hpp>
+#include <moe/gates/tokens.hpp>
 #include <moe/gates/weights.hpp>
 
 namespace moe::inline MOE_ABI {

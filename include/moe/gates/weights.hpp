@@ -9,6 +9,7 @@
 
 #include <moe/core/context.hpp>
 #include <moe/core/error.hpp>
+#include <moe/core/executor.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/routing.hpp>
 #include <moe/core/types.hpp>
@@ -16,7 +17,6 @@
 #include <moe/core/workspace.hpp>
 #include <moe/gates/placement.hpp>
 #include <moe/gates/score.hpp>
-#include <moe/gates/tokens.hpp>
 #include <moe/kernels/dispatch.hpp>
 
 namespace moe::inline MOE_ABI {
