@@ -24,6 +24,10 @@
 ///     Switch                      WithCapacity{TopK{.k = 1, .normalize = Normalize::none},
 ///                                              {.limit = CapacityLimit::gshard()}} and Jitter
 ///     GShard, NLLB, mesh-TF       WithCapacity{GShardTop2{...}, {...}}
+///     DeepSpeed top-k             WithCapacity{TopK{.k = 4, .normalize = Normalize::clamp,
+///                                                   .normalize_kept_only = true},
+///                                              {.limit = CapacityLimit::deepspeed(),
+///                                               .priority = Capacity::Priority::score}}
 ///     V-MoE                       Noisy{WithCapacity{TopK{...}, {.limit = CapacityLimit::vmoe(),
 ///                                 .priority = Capacity::Priority::batch_prioritized}}, {...}}:
 ///                                 it ranks tokens by noisy scores
@@ -46,10 +50,12 @@
 /// for it); uniform noise around 1 that is added (fastmoe's Switch); 0 / 0 of weights that
 /// underflow: the result is 0; no expert at all for rows whose probabilities round to less than p,
 /// or that hold a NaN (Uni-MoE); a limit by position that cuts experts meant for every token
-/// (Uni-MoE; see Capacity::unlimited_last), or that ranks equal numbers (Megatron-LM); a raw weight
-/// that overwrites a normalised one (NLLB), and its capacity of evaluation that stays in training;
-/// temperatures that divide probabilities (Dynamic_MoE); exp without the maximum subtracted
-/// (Megatron-LM's Sinkhorn); comparisons of vectors in different orders (CompeteSMoE).
+/// (Uni-MoE; see Capacity::unlimited_last), that ranks equal numbers (Megatron-LM), or in which an
+/// expert's own tokens lose to those that did not choose it (DeepSpeed, while it compared logits,
+/// with 0 for the latter); a raw weight that overwrites a normalised one (NLLB), and its capacity
+/// of evaluation that stays in training; temperatures that divide probabilities (Dynamic_MoE); exp
+/// without the maximum subtracted (Megatron-LM's Sinkhorn); comparisons of vectors in different
+/// orders (CompeteSMoE).
 
 #include <moe/balance/adaptive_experts.hpp>
 #include <moe/balance/quantile.hpp>

@@ -61,9 +61,9 @@ static_assert(moe::TrainableGate<OfTopK, float>);
 static_assert(!OfTopK::per_token && moe::hooks::reads_k<OfTopK> && !moe::hooks::reads_p<OfTopK>);
 static_assert(moe::hooks::multiplies_scores<OfTopK>);
 
-constexpr Priority priorities[] = {Priority::k_major,     Priority::token_major,
-                                   Priority::probability, Priority::logit,
-                                   Priority::random,      Priority::batch_prioritized};
+constexpr Priority priorities[] = {
+    Priority::k_major, Priority::token_major, Priority::probability,      Priority::score,
+    Priority::logit,   Priority::random,      Priority::batch_prioritized};
 template <class S>
 constexpr S infinity = std::numeric_limits<S>::infinity();
 
@@ -96,7 +96,7 @@ std::vector<Index> load(const Routing& routing) {
 /// What is served, in the order of assignments, with what priorities look at.
 struct Request {
     Index token, slot, expert;
-    double weight, logit, importance, draw;
+    double weight, logit, score, importance, draw;
 };
 std::vector<Request> requests_of(const Routing& routing, const Matrix<double>& z,
                                  const moe::CounterRandom& random) {
@@ -105,7 +105,8 @@ std::vector<Request> requests_of(const Routing& routing, const Matrix<double>& z
         double sum = 0;
         for (Index e = 0; e < z.cols(); ++e)
             sum += std::exp(z(a.token, e) - z.row(a.token).maxCoeff());
-        all.push_back({a.token, a.slot, a.expert, a.weight, z(a.token, a.expert), 1 / sum,
+        all.push_back({a.token, a.slot, a.expert, a.weight, z(a.token, a.expert),
+                       std::exp(z(a.token, a.expert) - z.row(a.token).maxCoeff()) / sum, 1 / sum,
                        random.uniform(a.token, a.expert)});
     }
     return all;
@@ -115,6 +116,7 @@ void serve(std::vector<Request>& all, Priority priority) {
         if (priority == Priority::k_major) return a.slot < b.slot;
         if (priority == Priority::probability) return a.weight > b.weight;
         if (priority == Priority::logit) return a.logit > b.logit;
+        if (priority == Priority::score) return a.score > b.score;
         if (priority == Priority::random) return a.draw > b.draw;
         if (priority == Priority::batch_prioritized)
             return a.slot != b.slot ? a.slot < b.slot : a.importance > b.importance;
@@ -179,7 +181,7 @@ TEST(Capacity, IsTheSameWhetherPositionsCountRequestsOrKeptOnes) {
 TEST(Capacity, ServesTheLowerTokenAmongEquals) {
     const Matrix<double> z = Matrix<double>::Zero(9, 3);
     for (const Priority priority : {Priority::k_major, Priority::token_major, Priority::probability,
-                                    Priority::logit, Priority::batch_prioritized})
+                                    Priority::logit, Priority::score, Priority::batch_prioritized})
         EXPECT_EQ(
             kept(routed(WithCapacity{TopK{.k = 2}, {.limit = places(2), .priority = priority}}, z,
                         3, {})),
@@ -738,6 +740,7 @@ TEST(Capacity, TokenMajorNeverLooksAhead) {
     EXPECT_TRUE(differs(Priority::k_major, 3));
     EXPECT_TRUE(differs(Priority::probability, 2));
     EXPECT_TRUE(differs(Priority::logit, 1));
+    EXPECT_TRUE(differs(Priority::score, 1));
 }
 
 TEST(Capacity, SaysWhetherItIsCausal) {
@@ -913,7 +916,7 @@ TEST(Capacity, ChecksItsSettingsWithASentence) {
     EXPECT_EQ(said({.unlimited_last = 2, .experts_per_device = 4}), "");
     EXPECT_EQ(said({.scope = Scope(3)}),
               "moe::Capacity: scope is number 3 of its choices, they are 0 to 2");
-    EXPECT_NE(said({.priority = Priority(6)}), "");
+    EXPECT_NE(said({.priority = Priority(7)}), "");
     EXPECT_NE(said({.overflow = Overflow(3)}), "");
     EXPECT_NE(gates_test::message(WithCapacity{TopK{.k = 7}}, 6), "");
 }
@@ -936,6 +939,7 @@ TEST(Capacity, ComparesLogitsOnlyWhereThereIsOnePerExpert) {
     EXPECT_EQ(said({.priority = Priority::logit}),
               "moe::Capacity: the gate inside has 8 logits for 4 experts; take "
               "Priority::probability and not Overflow::next_choice");
+    EXPECT_EQ(said({.priority = Priority::score}), said({.priority = Priority::logit}));
     EXPECT_EQ(said({.overflow = Overflow::next_choice}), said({.priority = Priority::logit}));
     EXPECT_EQ(
         said({.priority = Priority::batch_prioritized}),

@@ -37,6 +37,9 @@ struct Capacity {
         token_major,  ///< all choices of a token, then those of the next (DeepSpeed top-k)
         probability,  ///< the largest weights, as they are before anyone is dropped (Megatron)
         logit,        ///< the largest logits (Uni-MoE)
+        /// The largest softmax(z)_e over all logits z of the token, whatever the gate makes of them
+        /// (DeepSpeed top-k)
+        score,
         /// Tokens in falling order of their largest softmax probability, or of
         /// Context::token_importance if it is given, k-major (V-MoE, arXiv:2106.05974)
         batch_prioritized,
@@ -222,6 +225,7 @@ private:
 
     bool compares_logits() const {
         return settings_.priority == Capacity::Priority::logit ||
+               settings_.priority == Capacity::Priority::score ||
                settings_.overflow == Capacity::Overflow::next_choice;
     }
 
@@ -271,6 +275,7 @@ private:
         state.order.clear();
         for (Index t = first; t < last; ++t) {
             if (call.context.is_padding(t)) continue;
+            const Softmax softmax = priority == Priority::score ? softmax_of(t, logits) : Softmax{};
             const double rank_of_token =
                 priority == Priority::batch_prioritized ? importance(t, logits, call.context) : 0;
             for (Index a = routing.first(t); a < routing.first(t + 1); ++a) {
@@ -282,6 +287,8 @@ private:
                 if (priority == Priority::probability) entry.key = own.weight * own.input_weight;
                 if (priority == Priority::logit)
                     entry.key = static_cast<double>(logits(t, own.expert));
+                if (priority == Priority::score)
+                    entry.key = softmax(static_cast<double>(logits(t, own.expert)));
                 if (priority == Priority::random)
                     entry.key = random.uniform(call.token(t), own.expert);
                 if (std::isnan(entry.key)) entry.key = -std::numeric_limits<double>::infinity();
@@ -295,15 +302,23 @@ private:
         });
     }
 
+    /// exp(z - max) / sum of the logits of a token.
+    struct Softmax {
+        double most = 0, sum = 1;
+
+        double operator()(double z) const { return std::exp(z - most) / sum; }
+    };
+    static Softmax softmax_of(Index token, In<S> logits) {
+        const S* z = row_data(logits, token);
+        Softmax softmax{static_cast<double>(*std::max_element(z, z + logits.cols())), 0};
+        for (Index l = 0; l < logits.cols(); ++l)
+            softmax.sum += std::exp(static_cast<double>(z[l]) - softmax.most);
+        return softmax;
+    }
     /// The largest softmax probability of a token, or what the context says of it.
     static double importance(Index token, In<S> logits, const Context& context) {
         if (!context.token_importance.empty()) return context.token_importance[at(token)];
-        const S* z = row_data(logits, token);
-        const S most = *std::max_element(z, z + logits.cols());
-        double sum = 0;  // of exp(z - max), one over it is the probability of the best
-        for (Index l = 0; l < logits.cols(); ++l)
-            sum += std::exp(static_cast<double>(z[l]) - static_cast<double>(most));
-        return 1 / sum;
+        return 1 / softmax_of(token, logits).sum;
     }
 
     /// Fills state.free.
