@@ -233,6 +233,80 @@ TEST(Capacity, DrawsWhoIsServedByAddressAndEvenly) {
     EXPECT_GT(chi_squared, 15);
 }
 
+TEST(Capacity, ServesExemptSequencesFirstAndWhollyInTraining) {
+    // Sequences of 0 to 9 tokens; half of them exempt, by the draw of their first token.
+    const std::vector<Index> offsets{0, 4, 4, 9, 11, 20, 26, 33, 40};
+    const Matrix<double> z = random_matrix<double>(40, 5, 1, 2);
+    Context training{.training = true, .seed = 5, .first_token = 100};
+    training.sequence_offsets = offsets;
+    for (const Priority priority : priorities) {
+        const auto of = [&](double fraction, Index capacity) {
+            return WithCapacity{TopK{.k = 2}, Capacity{.limit = places(capacity),
+                                                       .priority = priority,
+                                                       .exempt_fraction = fraction}};
+        };
+        const auto free = routed(TopK{.k = 2}, z, 5, training);
+        auto gate = batch<double>(of(0.5, 9), 5);
+        gate.context = training;
+        gate.route(z);
+        const moe::CounterRandom random = gate.call().random();
+        std::vector<bool> exempt(40, false);
+        for (std::size_t b = 0; b + 1 < offsets.size(); ++b)
+            for (Index t = offsets[b]; t < offsets[b + 1]; ++t)
+                exempt[at(t)] = random.uniform(100 + offsets[b], 5) < 0.5;
+        ASSERT_EQ(std::count(exempt.begin(), exempt.end(), true), 18);
+
+        auto all = requests_of(free, z, random);
+        for (Request& r : all) r.draw = random.uniform(100 + r.token, r.expert);
+        serve(all, priority);
+        std::stable_partition(all.begin(), all.end(),
+                              [&](const Request& r) { return exempt[at(r.token)]; });
+        for (const Index capacity : {0, 3, 9}) {
+            std::vector<Index> taken(5, 0);
+            std::set<Pair> wanted;
+            for (const Request& r : all)
+                if (taken[at(r.expert)]++ < capacity || exempt[at(r.token)])
+                    wanted.insert({r.token, r.expert});
+            EXPECT_EQ(kept(routed(of(0.5, capacity), z, 5, training)), wanted)
+                << static_cast<int>(priority) << " " << capacity;
+        }
+        Context inference = training;
+        inference.training = false;
+        EXPECT_EQ(routed(of(0.5, 9), z, 5, inference), routed(of(0, 9), z, 5, inference));
+        EXPECT_EQ(kept(routed(of(1, 0), z, 5, training)), kept(free));
+
+        // A sequence is exempt or not wherever it is in the batch.
+        Context second = training;
+        second.first_token += 20;
+        const std::vector<Index> rest{0, 6, 13, 20};
+        second.sequence_offsets = rest;
+        const Routing alone = routed(of(0.5, 0), Matrix<double>(z.bottomRows(20)), 5, second);
+        EXPECT_EQ(kept(alone), kept_of(routed(of(0.5, 0), z, 5, training), 20, 40));
+    }
+}
+
+TEST(Capacity, ExemptsAShareOfTheSequencesAndWantsToKnowThem) {
+    const WithCapacity recipe{TopK{.k = 1}, Capacity{.limit = places(0), .exempt_fraction = 0.1}};
+    std::vector<Index> offsets;
+    for (Index b = 0; b <= 4000; ++b) offsets.push_back(b);
+    Context training{.training = true};
+    const Matrix<double> z = Matrix<double>::Zero(4000, 1);
+    auto gate = batch<double>(recipe, 1);
+    gate.context = training;
+    try {
+        gate.route(z);
+        ADD_FAILURE();
+    } catch (const std::invalid_argument& error) {
+        EXPECT_STREQ(error.what(),
+                     "moe::Capacity: sequence_offsets is empty, exempt_fraction wants the "
+                     "sequences of a training batch");
+    }
+    gate.context.training = false;
+    EXPECT_NO_THROW(gate.route(z));
+    training.sequence_offsets = offsets;
+    EXPECT_NEAR(static_cast<double>(routed(recipe, z, 1, training).num_kept()), 400, 80);
+}
+
 // ---- who shares the places ----
 
 template <class Recipe>
@@ -645,6 +719,22 @@ TEST(Capacity, GradientsAreExact) {
                 random_matrix<double>(10, 5, 3, 1), 5);
 }
 
+TEST(Capacity, GradientsAreExactByScoresAndWithExemptSequences) {
+    const std::vector<Index> offsets{0, 4, 6, 9};
+    Context training{.training = true, .seed = 2};
+    training.sequence_offsets = offsets;
+    for (const Priority priority : {Priority::score, Priority::random}) {
+        const WithCapacity recipe{
+            TopK{.k = 2},
+            Capacity{.limit = places(2), .priority = priority, .exempt_fraction = 0.5}};
+        const Matrix<double> z = random_matrix<double>(9, 5, 3, 1);
+        ASSERT_LT(routed(recipe, z, 5, training).num_kept(), 18);
+        gates_test::expect_exact_gradient(recipe, z, 5, training);
+        gates_test::expect_same_bits_for_any_thread_count<double>(recipe, z, 5, training);
+        gates_test::expect_no_allocation<double>(recipe, z, 5, training);
+    }
+}
+
 TEST(Capacity, TokensPassThroughOnlyWhereOutputsAreAsWideAsTokens) {
     const Capacity passes{.limit = places(3), .overflow = Overflow::pass_through};
     const moe::Config narrow{.model_dim = 4, .output_dim = 3, .seed = 4};
@@ -752,6 +842,7 @@ TEST(Capacity, SaysWhetherItIsCausal) {
     EXPECT_TRUE(
         is_causal(TopK{.k = 2}, {.priority = in_order, .overflow = Overflow::pass_through}));
     EXPECT_FALSE(is_causal(TopK{.k = 2}, {}));
+    EXPECT_FALSE(is_causal(TopK{.k = 2}, {.priority = in_order, .exempt_fraction = 0.1}));
     // How many choose the limited experts is known when all have chosen.
     EXPECT_FALSE(is_causal(TopK{.k = 2}, {.priority = in_order, .unlimited_last = 1}));
     EXPECT_TRUE(
@@ -910,6 +1001,9 @@ TEST(Capacity, ChecksItsSettingsWithASentence) {
     EXPECT_EQ(said({.unlimited_last = 6}),
               "moe::Capacity: unlimited_last is 6, it must be in [0, 6), the experts of the layer");
     EXPECT_NE(said({.unlimited_last = -1}), "");
+    EXPECT_EQ(said({.exempt_fraction = 1.5}),
+              "moe::Capacity: exempt_fraction is 1.5, it must be in [0, 1]; 0 exempts no sequence");
+    EXPECT_NE(said({.exempt_fraction = std::nan("")}), "");
     EXPECT_EQ(said({.experts_per_device = 4}),
               "moe::Capacity: experts_per_device is 4, it must divide the 6 limited experts of the "
               "layer");

@@ -69,6 +69,9 @@ struct Capacity {
     Index next_choices = 0;        ///< most other experts that are tried; 0: all
     Index unlimited_last = 0;      ///< so many experts at the end are never full and not in E
     Index experts_per_device = 1;  ///< runs of experts with one capacity together (DeepSeek-V2)
+    /// Of the sequences of a training batch, drawn by the number of their first token: they are
+    /// served before all others and lose nothing, though there be no place (DeepSeek-V2: 0.1)
+    double exempt_fraction = 0;
 };
 
 /// A gate whose experts have a capacity: chooses as the inner gate does, then drops what is too
@@ -112,6 +115,9 @@ public:
         if (settings.unlimited_last < 0 || settings.unlimited_last >= std::max(experts, Index(1)))
             detail::fail(name, ": unlimited_last is ", settings.unlimited_last,
                          ", it must be in [0, ", experts, "), the experts of the layer");
+        if (!(settings.exempt_fraction >= 0 && settings.exempt_fraction <= 1))
+            detail::fail(name, ": exempt_fraction is ", settings.exempt_fraction,
+                         ", it must be in [0, 1]; 0 exempts no sequence");
         if (settings.experts_per_device < 1 ||
             (experts - settings.unlimited_last) % settings.experts_per_device != 0)
             detail::fail(name, ": experts_per_device is ", settings.experts_per_device,
@@ -128,6 +134,7 @@ public:
                    (hooks::fixed_count<Inner> && settings_.unlimited_last == 0);
         };
         return settings_.priority == Capacity::Priority::token_major &&
+               settings_.exempt_fraction == 0 &&
                settings_.overflow != Capacity::Overflow::next_choice && is_fixed(settings_.limit) &&
                is_fixed(settings_.inference_limit.value_or(settings_.limit)) &&
                hooks::is_causal(this->inner);
@@ -149,7 +156,8 @@ public:
 
     /// Adds the assignments of every token, dropped ones with their reason.
     /// @throws std::invalid_argument if Priority::batch_prioritized lacks Context::token_importance
-    ///         where there is not one logit per expert
+    ///         where there is not one logit per expert, or Capacity::exempt_fraction lacks
+    ///         sequence_offsets in training
     void select(In<S> logits, Routing& routing, const Call<S>& call) const {
         if (settings_.priority == Capacity::Priority::batch_prioritized &&
             call.context.token_importance.empty() && logits.cols() != routing.num_experts())
@@ -157,6 +165,10 @@ public:
                          ": token_importance is empty, batch_prioritized wants one per token "
                          "of a gate with ",
                          logits.cols(), " logits for ", routing.num_experts(), " experts");
+        if (exempts(call.context) && call.context.sequence_offsets.empty())
+            detail::fail(name,
+                         ": sequence_offsets is empty, exempt_fraction wants the sequences "
+                         "of a training batch");
         Base::select(logits, routing, call);
         routing.group();
         const CapacityLimit& limit = settings_.inference_limit && !call.context.training
@@ -204,6 +216,8 @@ public:
 private:
     static constexpr const char* name = "moe::Capacity";
 
+    static constexpr std::int32_t exempt = -1;  // the slot of what is never refused
+
     struct Ranked {
         std::int32_t slot;  // lower first
         double key;         // higher first
@@ -227,6 +241,17 @@ private:
         return settings_.priority == Capacity::Priority::logit ||
                settings_.priority == Capacity::Priority::score ||
                settings_.overflow == Capacity::Overflow::next_choice;
+    }
+
+    bool exempts(const Context& context) const {
+        return context.training && settings_.exempt_fraction > 0;
+    }
+    /// Whether nothing of a token's sequence is refused.
+    bool is_exempt(Index token, const Call<S>& call) const {
+        if (!exempts(call.context)) return false;
+        const Index first = call.context.sequence_offsets[at(call.context.sequence_of(token))];
+        // Beside the draws of Priority::random, which are those of experts.
+        return call.random().uniform(call.token(first), num_experts_) < settings_.exempt_fraction;
     }
 
     template <class F>
@@ -258,7 +283,7 @@ private:
             Index& places = state.free[at(device(expert))];
             if (places > 0)
                 --places;
-            else
+            else if (ranked.slot != exempt)
                 state.refused.push_back(ranked.assignment);
         }
         if (settings_.overflow == Capacity::Overflow::next_choice)
@@ -275,6 +300,7 @@ private:
         state.order.clear();
         for (Index t = first; t < last; ++t) {
             if (call.context.is_padding(t)) continue;
+            const bool is_first = is_exempt(t, call);
             const Softmax softmax = priority == Priority::score ? softmax_of(t, logits) : Softmax{};
             const double rank_of_token =
                 priority == Priority::batch_prioritized ? importance(t, logits, call.context) : 0;
@@ -284,6 +310,7 @@ private:
                 Ranked entry{0, rank_of_token, a};
                 if (priority == Priority::k_major || priority == Priority::batch_prioritized)
                     entry.slot = own.slot;
+                if (is_first) entry.slot = exempt;
                 if (priority == Priority::probability) entry.key = own.weight * own.input_weight;
                 if (priority == Priority::logit)
                     entry.key = static_cast<double>(logits(t, own.expert));
@@ -295,7 +322,7 @@ private:
                 state.order.push_back(entry);
             }
         }
-        if (priority == Priority::token_major) return;
+        if (priority == Priority::token_major && !exempts(call.context)) return;
         std::sort(state.order.begin(), state.order.end(), [](const Ranked& a, const Ranked& b) {
             if (a.slot != b.slot) return a.slot < b.slot;
             return a.key > b.key || (a.key == b.key && a.assignment < b.assignment);
