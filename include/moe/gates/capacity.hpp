@@ -3,20 +3,19 @@
 #define MOE_GATES_CAPACITY_HPP
 
 #include <algorithm>
-#include <cmath>
-#include <cstdint>
+#include <cstddef>
 #include <limits>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
 #include <moe/core/concepts.hpp>
 #include <moe/core/error.hpp>
 #include <moe/core/hooks.hpp>
-#include <moe/core/memory.hpp>
-#include <moe/core/parameters.hpp>
-#include <moe/core/views.hpp>
 #include <moe/gates/capacity_limit.hpp>
+#include <moe/gates/capacity_order.hpp>
+#include <moe/gates/next_choices.hpp>
 #include <moe/gates/wrapper.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -31,22 +30,7 @@ struct Capacity {
         sequence,  ///< of Context::sequence_offsets; the batch if there are none
         group,     ///< runs of group_size tokens of the batch
     };
-    /// Who gets a place; among equals the lower token.
-    enum class Priority {
-        k_major,  ///< all first choices in token order, then all second ones (GShard, NLLB, ...)
-        token_major,  ///< all choices of a token, then those of the next (DeepSpeed top-k)
-        probability,  ///< the largest weights, as they are before anyone is dropped (Megatron)
-        logit,        ///< the largest logits (Uni-MoE)
-        /// The largest softmax(z)_e over all logits z of the token, whatever the gate makes of them
-        /// (DeepSpeed top-k)
-        score,
-        /// Tokens in falling order of their largest softmax probability, or of
-        /// Context::token_importance if it is given, k-major (V-MoE, arXiv:2106.05974)
-        batch_prioritized,
-        /// By draws keyed by token and expert, in training and out of it (DeepSpeed's random token
-        /// selection)
-        random,
-    };
+    using Priority = CapacityPriority;
     /// What becomes of an assignment for which there is no place.
     enum class Overflow {
         drop,  ///< it adds nothing
@@ -181,58 +165,44 @@ public:
         }
         State& state = call.ws.template state<State>();
         state.refused.clear();
-        state.added.clear();
+        state.next.added.clear();
         for_each_scope(call.context, logits.rows(), [&](Index first, Index last) {
             limit_scope(limit, first, last, logits, routing, call, state);
         });
         const bool passes = settings_.overflow == Capacity::Overflow::pass_through;
         for (const Index a : state.refused)
             routing.set_dropped(a, passes ? Dropped::pass_through : Dropped::capacity);
-        for (const Place& place : state.added) routing.add(place.token, place.expert);
+        for (const auto& place : state.next.added) routing.add(place.token, place.expert);
         routing.group();
     }
 
     void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
         Base::reserve(tokens, assignments, ws);
         State& state = ws.template state<State>();
-        state.order.reserve(at(assignments));
+        state.order.requests.reserve(at(assignments));
         state.refused.reserve(at(assignments));
         state.free.reserve(at(num_experts_));
-        if (settings_.overflow != Capacity::Overflow::next_choice) return;
-        state.added.reserve(at(assignments));
-        state.seekers.reserve(at(assignments));
-        state.tried.reserve(at(detail::checked_product(tokens, num_experts_)));
+        if (settings_.overflow == Capacity::Overflow::next_choice)
+            state.next.reserve(tokens, assignments, num_experts_);
     }
     Index workspace_bytes(Index tokens, Index assignments, Keep keep, int workers) const {
+        constexpr auto of_each =
+            static_cast<Index>(sizeof(detail::CapacityOrder::Request) + sizeof(Index));
         const bool seeks = settings_.overflow == Capacity::Overflow::next_choice;
-        const std::size_t of_each =
-            sizeof(Ranked) + sizeof(Index) + (seeks ? 2 : 0) * sizeof(Place);
         return Base::workspace_bytes(tokens, assignments, keep, workers) +
-               detail::checked_product(assignments, static_cast<Index>(of_each)) +
+               detail::checked_product(assignments, of_each) +
                num_experts_ * static_cast<Index>(sizeof(Index)) +
-               (seeks ? detail::checked_product(tokens, num_experts_) : 0);
+               (seeks ? detail::NextChoices::bytes(tokens, assignments, num_experts_) : 0);
     }
 
 private:
     static constexpr const char* name = "moe::Capacity";
 
-    static constexpr std::int32_t exempt = -1;  // the slot of what is never refused
-
-    struct Ranked {
-        std::int32_t slot;  // lower first
-        double key;         // higher first
-        Index assignment;   // lower first
-    };
-    struct Place {
-        Index token, expert;
-    };
     struct State {
-        std::vector<Ranked> order;
-        std::vector<Index> refused;       // assignments without a place, first who goes first
-        std::vector<Index> free;          // [E] places left, of a device at its first expert
-        std::vector<Place> added;         // next choices that got a place
-        std::vector<Place> seekers;       // tokens that look for one, and what they tried last
-        std::vector<std::uint8_t> tried;  // [tokens of the scope, E]
+        detail::CapacityOrder order;
+        std::vector<Index> refused;  // assignments without a place, first who goes first
+        std::vector<Index> free;     // [E] places left, of a device at its first expert
+        detail::NextChoices next;
     };
 
     static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
@@ -274,78 +244,27 @@ private:
 
     void limit_scope(const CapacityLimit& limit, Index first, Index last, In<S> logits,
                      const Routing& routing, const Call<S>& call, State& state) const {
-        rank(first, last, logits, routing, call, state);
+        state.order.template fill<S>(settings_.priority, first, last, logits, routing, call,
+                                     [&](Index t) { return is_exempt(t, call); });
         fill_places(limit, first, last, routing, call.context, state);
-        const auto begin = static_cast<std::ptrdiff_t>(state.refused.size());
-        for (const Ranked& ranked : state.order) {
-            const Index expert = routing.assignments()[at(ranked.assignment)].expert;
-            if (expert >= limited(routing.num_experts())) continue;
+        const auto take = [&](Index expert) {
+            if (expert >= limited(routing.num_experts())) return true;
             Index& places = state.free[at(device(expert))];
-            if (places > 0)
-                --places;
-            else if (ranked.slot != exempt)
-                state.refused.push_back(ranked.assignment);
+            if (places == 0) return false;
+            --places;
+            return true;
+        };
+        const std::size_t begin = state.refused.size();
+        for (const auto& request : state.order.requests) {
+            const Index expert = routing.assignments()[at(request.assignment)].expert;
+            if (!take(expert) && request.slot != detail::CapacityOrder::exempt)
+                state.refused.push_back(request.assignment);
         }
-        if (settings_.overflow == Capacity::Overflow::next_choice)
-            try_next(first, last, begin, logits, routing, state);
-    }
-
-    /// Fills state.order by priority: the assignments of the scope, without what is dropped already
-    /// and what crosses a mask, which the layer takes out.
-    void rank(Index first, Index last, In<S> logits, const Routing& routing, const Call<S>& call,
-              State& state) const {
-        using Priority = Capacity::Priority;
-        const Priority priority = settings_.priority;
-        const CounterRandom random = call.random();
-        state.order.clear();
-        for (Index t = first; t < last; ++t) {
-            if (call.context.is_padding(t)) continue;
-            const bool is_first = is_exempt(t, call);
-            const Softmax softmax = priority == Priority::score ? softmax_of(t, logits) : Softmax{};
-            const double rank_of_token =
-                priority == Priority::batch_prioritized ? importance(t, logits, call.context) : 0;
-            for (Index a = routing.first(t); a < routing.first(t + 1); ++a) {
-                const Assignment& own = routing.assignments()[at(a)];
-                if (own.dropped != Dropped::no || !call.context.is_allowed(t, own.expert)) continue;
-                Ranked entry{0, rank_of_token, a};
-                if (priority == Priority::k_major || priority == Priority::batch_prioritized)
-                    entry.slot = own.slot;
-                if (is_first) entry.slot = exempt;
-                if (priority == Priority::probability) entry.key = own.weight * own.input_weight;
-                if (priority == Priority::logit)
-                    entry.key = static_cast<double>(logits(t, own.expert));
-                if (priority == Priority::score)
-                    entry.key = softmax(static_cast<double>(logits(t, own.expert)));
-                if (priority == Priority::random)
-                    entry.key = random.uniform(call.token(t), own.expert);
-                if (std::isnan(entry.key)) entry.key = -std::numeric_limits<double>::infinity();
-                state.order.push_back(entry);
-            }
-        }
-        if (priority == Priority::token_major && !exempts(call.context)) return;
-        std::sort(state.order.begin(), state.order.end(), [](const Ranked& a, const Ranked& b) {
-            if (a.slot != b.slot) return a.slot < b.slot;
-            return a.key > b.key || (a.key == b.key && a.assignment < b.assignment);
-        });
-    }
-
-    /// exp(z - max) / sum of the logits of a token.
-    struct Softmax {
-        double most = 0, sum = 1;
-
-        double operator()(double z) const { return std::exp(z - most) / sum; }
-    };
-    static Softmax softmax_of(Index token, In<S> logits) {
-        const S* z = row_data(logits, token);
-        Softmax softmax{static_cast<double>(*std::max_element(z, z + logits.cols())), 0};
-        for (Index l = 0; l < logits.cols(); ++l)
-            softmax.sum += std::exp(static_cast<double>(z[l]) - softmax.most);
-        return softmax;
-    }
-    /// The largest softmax probability of a token, or what the context says of it.
-    static double importance(Index token, In<S> logits, const Context& context) {
-        if (!context.token_importance.empty()) return context.token_importance[at(token)];
-        return 1 / softmax_of(token, logits).sum;
+        if (settings_.overflow != Capacity::Overflow::next_choice) return;
+        const Index rounds =
+            settings_.next_choices == 0 ? routing.num_experts() : settings_.next_choices;
+        state.next.template find<S>(first, last, std::span(state.refused).subspan(begin), rounds,
+                                    logits, routing, take);
     }
 
     /// Fills state.free.
@@ -358,52 +277,12 @@ private:
         const Index end = limited(experts), step = settings_.experts_per_device;
         Index tokens = 0, made = 0, classes[2] = {0, 0};
         for (Index t = first; t < last; ++t) tokens += context.is_padding(t) ? 0 : 1;
-        for (const Ranked& ranked : state.order)
-            made += routing.assignments()[at(ranked.assignment)].expert < end ? 1 : 0;
+        for (const auto& request : state.order.requests)
+            made += routing.assignments()[at(request.assignment)].expert < end ? 1 : 0;
         for (Index e = 0; e < end; e += step) ++classes[computes(e) ? 0 : 1];
         state.free.assign(at(experts), 0);
         for (Index e = 0; e < end; e += step)
             state.free[at(e)] = limit(tokens, made, classes[0], classes[1], computes(e));
-    }
-
-    /// Looks for other experts for state.refused[begin ..), in rounds.
-    void try_next(Index first, Index last, std::ptrdiff_t begin, In<S> logits,
-                  const Routing& routing, State& state) const {
-        const Index experts = routing.num_experts();
-        state.tried.assign(at((last - first) * experts), 0);
-        for (Index t = first; t < last; ++t)
-            for (const Assignment& own : routing.of(t))
-                state.tried[at((t - first) * experts + own.expert)] = 1;
-        state.seekers.clear();
-        for (std::size_t i = static_cast<std::size_t>(begin); i < state.refused.size(); ++i)
-            state.seekers.push_back({routing.assignments()[at(state.refused[i])].token, -1});
-        const Index rounds = settings_.next_choices == 0 ? experts : settings_.next_choices;
-        for (Index round = 0; round < rounds && !state.seekers.empty(); ++round) {
-            for (Place& seeker : state.seekers) {
-                std::uint8_t* tried = state.tried.data() + (seeker.token - first) * experts;
-                seeker.expert = best_untried(row_data(logits, seeker.token), tried, experts);
-                if (seeker.expert < 0) continue;
-                tried[seeker.expert] = 1;
-                const bool is_limited = seeker.expert < limited(experts);
-                Index& places = state.free[at(is_limited ? device(seeker.expert) : 0)];
-                if (is_limited && places == 0) continue;
-                if (is_limited) --places;
-                state.added.push_back(seeker);
-                seeker.expert = -1;  // is served
-            }
-            std::erase_if(state.seekers, [](const Place& seeker) { return seeker.expert < 0; });
-        }
-    }
-
-    /// -1 if there is none.
-    static Index best_untried(const S* z, const std::uint8_t* tried, Index experts) {
-        Index best = -1;
-        for (Index e = 0; e < experts; ++e) {
-            if (tried[e] || std::isnan(z[e]) || z[e] == -std::numeric_limits<S>::infinity())
-                continue;
-            if (best < 0 || z[e] > z[best]) best = e;
-        }
-        return best;
     }
 
     Capacity settings_;
