@@ -33,6 +33,8 @@
 ///                                 it ranks tokens by noisy scores
 ///     MoE++                       TopK{.k = 2} with Null for its zero expert, Config::input_scale
 ///                                 2 and GatingResidual{MlpRouter{}}
+///     SMoRA                       TopK{.k = 8, .score = Score::sigmoid, .scale = 8,
+///                                      .selection_bias = true, .weighs_bias = true}
 ///     hash layers, THOR           TokenTable, HashRouter or RandomRouter with
 ///                                 TopK{.k = 1, .ones = true}
 ///     quantile balancing          TopK{.selection_bias = true, .biases_logits = true} and
@@ -44,6 +46,7 @@
 ///     ties fall as torch.topk leaves them                   TieBreak::torch_cpu
 ///     a dropped token adds weight * x                       Capacity::Overflow::pass_through
 ///     weights that do not sum to 1, input times 2           as above
+///     the expert's input has a gradient for its weight      Placement::straight_through (st-moe)
 ///
 /// and this is not followed: jitter that reaches the experts (Mixtral) or stays at inference
 /// (Switch in transformers 4.30); noise that stays at inference (EvoMoE; GateNoise::inference asks

@@ -539,6 +539,10 @@ TEST(KeepAnySettings, AreCheckedOnceWithASentence) {
               "moe::KeepAny: normalize_kept_only of the gate inside is set, it must not be: what "
               "is kept is normalised here");
     EXPECT_NE(message(KeepAny{TopK{.k = 5}}, 4), "");
+    EXPECT_EQ(
+        message(KeepAny{TopK{.k = 2, .placement = moe::Placement::straight_through}}, 4),
+        "moe::KeepAny: placement of the gate inside is straight_through, it must be output or "
+        "input");
     auto tokens = batch<double>(KeepAny{TopK{.k = 2}}, 4);
     try {
         tokens.select(Matrix<double>::Zero(2, 4));

@@ -64,7 +64,8 @@ Index num_logits(const G& gate, Index experts) {
         return experts;
 }
 
-/// Whether a gate's weights scale what experts read instead of what they return.
+/// Whether a gate wants the gradients at input weights: its weights scale what experts read, or are
+/// taught by it.
 template <class G>
 bool weighs_input(const G& gate) {
     if constexpr (requires { gate.weighs_input(); })

@@ -96,6 +96,10 @@ public:
             detail::fail(name,
                          ": normalize_kept_only of the gate inside is set, it must not be: what "
                          "is kept is normalised here");
+        if (inner.settings().placement == Placement::straight_through)
+            detail::fail(name,
+                         ": placement of the gate inside is straight_through, it must be output or "
+                         "input");
         mask_weight = Parameter<S>(num_masks(), num_masks());
     }
 

@@ -46,12 +46,17 @@ struct TopK {
     bool straight_through = false;
     Placement placement = Placement::output;
 
-    /// Whether the module has a bias [1, E] that is added to the scores for selection and never
-    /// weighs (DeepSeek-V3, arXiv:2408.15664). It starts at 0 and no gradient reaches it.
+    /// Whether the module has a bias [1, E] that is added to the scores for selection and does not
+    /// weigh (DeepSeek-V3, arXiv:2408.15664). It starts at 0 and no gradient reaches it.
     bool selection_bias = false;
     /// Whether that bias is added to the logits instead of the scores (Megatron-LM's quantile
     /// balancing); the weights are scores as ever.
     bool biases_logits = false;
+
+    /// Whether weights are made of score + bias, too, instead of the scores (SMoRA, with
+    /// Score::sigmoid and scale = k: arXiv:2501.15103). Not for softmax_of_selected and
+    /// biases_logits.
+    bool weighs_bias = false;
 
     Index num_groups = 1;   ///< groups of consecutive experts; divides E (DeepSeek-V3: 8)
     Index groups_kept = 1;  ///< groups that a token may choose from (DeepSeek-V3: 4)
@@ -73,6 +78,7 @@ struct TopK {
 ///         = the k best of score(z_t) + bias       with a selection bias, or as torch ranks
 ///         = the k best of z_t + bias              with TopK::biases_logits
 ///     w_t = scale * score(z_t)[S_t] / normaliser
+///         = scale * (score(z_t) + bias)[S_t] / normaliser     with TopK::weighs_bias
 ///
 /// Slots are in falling order of what was ranked. Experts at -inf are never selected: a row with
 /// fewer than k others gets fewer, a row of -inf none. A row that holds a NaN gets NaN weights.
@@ -140,6 +146,12 @@ private:
         if (s.biases_logits && !s.selection_bias)
             detail::fail(name,
                          ": biases_logits is set but there is no bias; set selection_bias too");
+        if (s.weighs_bias && !s.selection_bias)
+            detail::fail(name, ": weighs_bias is set but there is no bias; set selection_bias too");
+        if (s.weighs_bias && (s.biases_logits || s.score == Score::softmax_of_selected))
+            detail::fail(name,
+                         ": weighs_bias is set, but the bias is one of logits; take a score that "
+                         "does not depend on the selection, and not biases_logits");
         if (s.straight_through && !s.ones)
             detail::fail(name,
                          ": straight_through is set, but the weights are not ones; it is how "
@@ -177,7 +189,9 @@ private:
         return k;
     }
 
-    const detail::CombineRule& rule() const { return rule_; }
+    detail::BiasedRule<S> rule() const {
+        return {rule_, settings_.weighs_bias ? bias_.data() : nullptr};
+    }
 
     auto choice(const Call<S>& call, Index tokens) const {
         return [this, &context = call.context, k = dialled_k(call.context, tokens)](

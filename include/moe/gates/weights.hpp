@@ -37,7 +37,8 @@ namespace detail {
 ///     d   = sum of s_i in slot order, or the p-norm of s for p != 1
 ///     w_i = scale * s_i / q     q = 1, d, d + epsilon or max(d, epsilon)
 ///
-/// With MultiplierOrder::before_normalization, s_i is score(z)_i times the context's multiplier.
+/// With a bias, s_i is score(z)_i + bias_i. With MultiplierOrder::before_normalization, s_i is that
+/// times the context's multiplier.
 ///
 /// Left out, with weight 0, are null experts and, if kept_only, dropped assignments. A quotient by
 /// 0 is 0, and so is its gradient. A row that holds a NaN has NaN weights and a NaN gradient.
@@ -62,14 +63,17 @@ struct CombineRule {
         if (!std::isfinite(scale)) fail(gate, ": scale is ", scale, ", it must be finite");
         check_choice(gate, "score", score, Score::relu);
         check_choice(gate, "normalize", normalize, Normalize::clamp);
-        check_choice(gate, "placement", placement, Placement::input);
+        check_choice(gate, "placement", placement, Placement::straight_through);
     }
 
     /// Sets the weight and input weight of every assignment.
     /// @param normalizes  normalizes(token, assignments): whether this token is normalised
+    /// @param bias        [L] of scores, or null; not for softmax_of_selected
     template <class S, class Normalizes>
-    void weigh(In<S> logits, Routing& routing, const Call<S>& call, Normalizes&& normalizes) const {
+    void weigh(In<S> logits, Routing& routing, const Call<S>& call, Normalizes&& normalizes,
+               const S* bias = nullptr) const {
         each_token(logits, routing, call, [&](Index t, Token<S>& token) {
+            token.bias = bias;
             evaluate(token, normalizes(t, kept(token)), call.context);
             const Index first = routing.first(t);
             const bool on_input = placement == Placement::input;
@@ -88,18 +92,22 @@ struct CombineRule {
     /// @throws std::invalid_argument if dlogits is of another extent than logits
     template <class S, class Normalizes>
     void backward(In<S> logits, const Routing& routing, const WeightGradients<S>& dweights,
-                  Out<S> dlogits, const Call<S>& call, Normalizes&& normalizes) const {
+                  Out<S> dlogits, const Call<S>& call, Normalizes&& normalizes,
+                  const S* bias = nullptr) const {
         if (ones && straight_through) {
             CombineRule of_scores = *this;
             of_scores.ones = false;
-            return of_scores.backward(logits, routing, dweights, dlogits, call, normalizes);
+            return of_scores.backward(logits, routing, dweights, dlogits, call, normalizes, bias);
         }
-        const auto given = gradients_at<S>(placement, dweights, routing, logits, dlogits);
+        auto given = gradients_at<S>(placement, dweights, routing, logits, dlogits);
         const bool to_multipliers = multiplies(call.context) && call.context.gradients != nullptr;
         auto& scratch = call.ws.template state<WeighScratch<S>>();
+        if (placement == Placement::straight_through)
+            given = add_input_side<S>(given, dweights.input, scratch.dweights);
         scratch.dmultipliers.assign(to_multipliers ? routing.num_assignments() : 0, S(0));
         each_token(logits, routing, call, [&](Index t, Token<S>& token) {
             if (token.count == 0) return;
+            token.bias = bias;
             S* dz = row_data(dlogits, t);
             const Quotient<S> quotient = evaluate(token, normalizes(t, kept(token)), call.context);
             if (quotient.is_broken) {
@@ -142,7 +150,7 @@ struct CombineRule {
 
 private:
     static Index stride_of(Index n, Index longest) {
-        return round_up_16(n) + 5 * round_up_16(longest);
+        return round_up_16(n) + 6 * round_up_16(longest);
     }
 
     /// One token: what it is given, and what evaluate() leaves.
@@ -152,13 +160,15 @@ private:
         const S* z;              // [L] logits
         const Assignment* list;  // [count]
         Index count;
-        bool any_left_out;  // false: none in the whole batch, which saves a look at each
-        S* all;             // [L] softmax of z, for Score::softmax
-        S* s;               // [count] scores
-        S* q;               // [count] s / q
-        S* h;               // [count] d(loss)/d(s / q)
-        S* slope;           // [count] scratch
-        S* plain;           // [count] s without multipliers
+        bool any_left_out;        // false: none in the whole batch, which saves a look at each
+        S* all;                   // [L] softmax of z, for Score::softmax
+        S* s;                     // [count] scores
+        S* q;                     // [count] s / q
+        S* h;                     // [count] d(loss)/d(s / q)
+        S* slope;                 // [count] scratch
+        S* plain;                 // [count] s without multipliers
+        S* own;                   // [count] s without multipliers and bias
+        const S* bias = nullptr;  // [L] or null
 
         Index expert(Index i) const { return list[i].expert; }
         S logit(Index i) const { return z[list[i].expert]; }
@@ -173,7 +183,8 @@ private:
 
     template <class S>
     struct WeighScratch {
-        Buffer<S> values;        // [workers, L + 5 * longest list]
+        Buffer<S> values;        // [workers, L + 6 * longest list]
+        Buffer<S> dweights;      // [N] of both sides, for Placement::straight_through
         Buffer<S> dmultipliers;  // [N] if they are wanted
     };
 
@@ -204,7 +215,8 @@ private:
                            .q = lists + round_up_16(longest),
                            .h = lists + 2 * round_up_16(longest),
                            .slope = lists + 3 * round_up_16(longest),
-                           .plain = lists + 4 * round_up_16(longest)};
+                           .plain = lists + 4 * round_up_16(longest),
+                           .own = lists + 5 * round_up_16(longest)};
             f(t, token);
         });
     }
@@ -224,6 +236,12 @@ private:
     static bool multiplies(const Context& context) {
         return context.multiplies() &&
                context.dial.multiplier_order == MultiplierOrder::before_normalization;
+    }
+    template <class S>
+    static S multiplier(const Token<S>& token, Index i, const Context& context) {
+        return multiplies(context)
+                   ? static_cast<S>(context.multiplier(token.list[i].token, token.expert(i)))
+                   : S(1);
     }
     /// Scores whose slope is 1, or 0: d(log s)/dz is no number where they are 0.
     bool is_linear() const { return score == Score::raw || score == Score::relu; }
@@ -247,12 +265,14 @@ private:
         quotient.is_broken = fill_scores(token, context);
         const bool multiplied = multiplies(context);
         for (Index i = 0; i < token.count; ++i) {
-            if (left_out(token, i, context)) token.s[i] = 0;
+            const bool is_out = left_out(token, i, context);
+            if (is_out) token.s[i] = 0;
+            token.own[i] = token.s[i];
+            if (token.bias != nullptr && !ones && !is_out && !is_masked(token.logit(i)))
+                token.s[i] += token.bias[token.expert(i)];
             token.plain[i] = token.s[i];
-            if (multiplied)
-                token.s[i] = std::fma(  // a bare product could be fused into the sum below
-                    token.s[i],
-                    static_cast<S>(context.multiplier(token.list[i].token, token.expert(i))), S(0));
+            if (multiplied)  // a bare product could be fused into the sum below
+                token.s[i] = std::fma(token.s[i], multiplier(token, i, context), S(0));
             token.q[i] = token.s[i];
         }
         if (quotient.is_broken || ones || !normalizes || normalize == Normalize::none)
@@ -346,7 +366,8 @@ private:
     ///     d(loss)/dlog s = s_i d(loss)/ds_i = r_i (h_i - m dd/ds_i)
     ///
     /// and a softmax subtracts c times itself, c the sum of the latter: m if q does not move, else
-    /// m epsilon / q or 0, since the sum of s dd/ds is d.
+    /// m epsilon / q or 0, since the sum of s dd/ds is d. With a bias, only the score's part of s
+    /// moves: r_i is the share of that.
     template <class S>
     void add_gradient(Token<S>& token, const Quotient<S>& quotient, const Context& context,
                       S* dz) const {
@@ -360,6 +381,13 @@ private:
                 token.h[i] = std::fma(-m, norm_slope(token.s[i], quotient.d), token.h[i]);
             c = normalize == Normalize::add_epsilon ? m * (static_cast<S>(epsilon) / quotient.q)
                                                     : S(0);
+        }
+        if (token.bias != nullptr) {
+            c = 0;
+            for (Index i = 0; i < count; ++i) {
+                token.q[i] = token.own[i] * (multiplier(token, i, context) / quotient.q);
+                c = std::fma(token.h[i], token.q[i], c);
+            }
         }
         if (score == Score::softmax && std::isfinite(c)) {
             if (c != 0) table.axpy(token.num_logits, -c, token.all, dz);
@@ -386,13 +414,25 @@ private:
         for (Index i = 0; i < token.count; ++i) {
             const S z = token.logit(i);
             const bool is_still = left_out(token, i, context) || (score == Score::relu && z <= 0);
-            const S factor =
-                multiplies(context)
-                    ? static_cast<S>(context.multiplier(token.list[i].token, token.expert(i)))
-                    : S(1);
-            token.slope[i] = !is_linear() ? z : is_still ? S(0) : factor / q;
+            token.slope[i] = !is_linear() ? z : is_still ? S(0) : multiplier(token, i, context) / q;
         }
         if (!is_linear()) score_slopes(score, token.count, token.slope, token.slope);
+    }
+};
+
+/// A rule with the bias of its scores; without, if that is null.
+template <class S>
+struct BiasedRule : CombineRule {
+    const S* bias;  // [L]
+
+    template <class Normalizes>
+    void weigh(In<S> logits, Routing& routing, const Call<S>& call, Normalizes&& normalizes) const {
+        CombineRule::weigh<S>(logits, routing, call, normalizes, bias);
+    }
+    template <class Normalizes>
+    void backward(In<S> logits, const Routing& routing, const WeightGradients<S>& dweights,
+                  Out<S> dlogits, const Call<S>& call, Normalizes&& normalizes) const {
+        CombineRule::backward<S>(logits, routing, dweights, dlogits, call, normalizes, bias);
     }
 };
 
