@@ -2,12 +2,10 @@
 #ifndef MOE_GATES_PLACEMENT_HPP
 #define MOE_GATES_PLACEMENT_HPP
 
-#include <cstddef>
 #include <span>
 #include <stdexcept>
 
 #include <moe/core/error.hpp>
-#include <moe/core/memory.hpp>
 #include <moe/core/routing.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/views.hpp>
@@ -26,8 +24,8 @@ enum class Placement {
 
 namespace detail {
 
-/// d(loss)/dw on the side of the weights: for straight_through that of the output, to which
-/// add_input_side() adds the other.
+/// d(loss)/dw on the side of the weights; for straight_through that of the output, and
+/// dweights.input is to be added to it.
 /// @throws std::logic_error unless a gate that weighs on this side got a gradient per assignment
 /// @throws std::invalid_argument if dlogits is of another extent than logits
 template <class S>
@@ -48,17 +46,6 @@ std::span<const S> gradients_at(Placement placement, const WeightGradients<S>& d
         fail("moe: a gate's dlogits is [", dlogits.rows(), ", ", dlogits.cols(),
              "], its logits are [", logits.rows(), ", ", logits.cols(), "]");
     return given;
-}
-
-/// d(loss)/dw of Placement::straight_through.
-/// @param sums  what the result views
-template <class S>
-std::span<const S> add_input_side(std::span<const S> output, std::span<const S> input,
-                                  Buffer<S>& sums) {
-    sums.resize(static_cast<Index>(output.size()));
-    for (std::size_t a = 0; a < output.size(); ++a)
-        sums[static_cast<Index>(a)] = output[a] + input[a];
-    return sums.span();
 }
 
 }  // namespace detail
