@@ -11,6 +11,7 @@
 #include <moe/core/executor.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/softplus.hpp>
+#include <moe/core/steering.hpp>
 #include <moe/gates/samples.hpp>
 #include <moe/gates/tokens.hpp>
 #include <moe/gates/wrapper.hpp>
@@ -185,12 +186,11 @@ private:
         if (is_noisy) samples.emplace(name, call, logits.rows(), width());
         each_row(logits, call, [&](Index t, Index e) {
             const S z = logits(t, e);
-            const bool is_masked = z == masked || (masks && !context.is_allowed(t, e));
-            if (is_masked)
-                h(t, e) = masked;
-            else
-                h(t, e) = samples ? std::fma(sample(*samples, t, e), sigma(logits, t, e), z) : z;
+            h(t, e) = z == masked || !samples
+                          ? z
+                          : std::fma(sample(*samples, t, e), sigma(logits, t, e), z);
         });
+        if (masks) detail::mask_logits<S>(h, context, true, masked);
         f(h, without_noise);
     }
 
