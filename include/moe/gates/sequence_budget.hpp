@@ -78,11 +78,7 @@ public:
         : Base(experts),
           settings_(settings),
           most_(settings.max_experts == 0 ? experts : settings.max_experts),
-          rule_{.score = settings.score,
-                .normalize = settings.normalize,
-                .epsilon = settings.epsilon,
-                .scale = settings.scale,
-                .placement = settings.placement} {
+          rule_(detail::combine_rule(settings, settings.score)) {
         if (settings.min_experts < 0 || settings.min_experts > experts)
             detail::fail(name, ": min_experts is ", settings.min_experts, ", it must be in [0, ",
                          experts, "], the experts of the layer");

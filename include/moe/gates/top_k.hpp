@@ -107,15 +107,7 @@ public:
           settings_(settings),
           groups_{settings.num_groups, settings.groups_kept, settings.group_score,
                   settings.group_mask},
-          rule_{.score = settings.score,
-                .normalize = settings.normalize,
-                .epsilon = settings.epsilon,
-                .norm_power = settings.norm_power,
-                .scale = settings.scale,
-                .kept_only = settings.normalize_kept_only,
-                .ones = settings.ones,
-                .straight_through = settings.straight_through,
-                .placement = settings.placement} {
+          rule_(detail::combine_rule(settings, settings.score)) {
         check_settings();
         if (settings.selection_bias) bias_ = Parameter<S>(1, experts);
     }

@@ -158,6 +158,23 @@ private:
     }
 };
 
+/// The rule that a recipe describes by its settings; those that it has not are as they are above.
+template <class Settings>
+CombineRule combine_rule(const Settings& settings, Score score) {
+    CombineRule rule{.score = score,
+                     .normalize = settings.normalize,
+                     .epsilon = settings.epsilon,
+                     .scale = settings.scale,
+                     .placement = settings.placement};
+    if constexpr (requires { settings.normalize_kept_only; })
+        rule.kept_only = settings.normalize_kept_only;
+    if constexpr (requires { settings.norm_power; }) rule.norm_power = settings.norm_power;
+    if constexpr (requires { settings.ones; }) rule.ones = settings.ones;
+    if constexpr (requires { settings.straight_through; })
+        rule.straight_through = settings.straight_through;
+    return rule;
+}
+
 /// A rule with the bias of its scores; without, if that is null.
 template <class S>
 struct BiasedRule : CombineRule {
