@@ -192,7 +192,6 @@ private:
     template <class Bank>
     static constexpr std::size_t gate_node = std::tuple_size_v<typename Bank::GroupTuple>;
 
-    static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
     /// As many experts as fit a block, one at least.
     static Index experts_of_block(Index tokens, Index experts) {
         return std::clamp<Index>(block_rows / tokens, 1, experts);

@@ -179,9 +179,9 @@ public:
     void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
         Base::reserve(tokens, assignments, ws);
         State& state = ws.template state<State>();
-        state.order.requests.reserve(at(assignments));
-        state.refused.reserve(at(assignments));
-        state.free.reserve(at(num_experts_));
+        state.order.requests.reserve(detail::at(assignments));
+        state.refused.reserve(detail::at(assignments));
+        state.free.reserve(detail::at(num_experts_));
         if (settings_.overflow == Capacity::Overflow::next_choice)
             state.next.reserve(tokens, assignments, num_experts_);
     }
@@ -205,8 +205,6 @@ private:
         detail::NextChoices next;
     };
 
-    static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
-
     bool compares_logits() const {
         return settings_.priority == Capacity::Priority::logit ||
                settings_.priority == Capacity::Priority::score ||
@@ -219,7 +217,8 @@ private:
     /// Whether nothing of a token's sequence is refused.
     bool is_exempt(Index token, const Call<S>& call) const {
         if (!exempts(call.context)) return false;
-        const Index first = call.context.sequence_offsets[at(call.context.sequence_of(token))];
+        const Index first =
+            call.context.sequence_offsets[detail::at(call.context.sequence_of(token))];
         // Beside the draws of Priority::random, which are those of experts.
         return call.random().uniform(call.token(first), num_experts_) < settings_.exempt_fraction;
     }
@@ -249,14 +248,14 @@ private:
         fill_places(limit, first, last, routing, call.context, state);
         const auto take = [&](Index expert) {
             if (expert >= limited(routing.num_experts())) return true;
-            Index& places = state.free[at(device(expert))];
+            Index& places = state.free[detail::at(device(expert))];
             if (places == 0) return false;
             --places;
             return true;
         };
         const std::size_t begin = state.refused.size();
         for (const auto& request : state.order.requests) {
-            const Index expert = routing.assignments()[at(request.assignment)].expert;
+            const Index expert = routing.assignments()[detail::at(request.assignment)].expert;
             if (!take(expert) && request.slot != detail::CapacityOrder::exempt)
                 state.refused.push_back(request.assignment);
         }
@@ -271,18 +270,19 @@ private:
     void fill_places(const CapacityLimit& limit, Index first, Index last, const Routing& routing,
                      const Context& context, State& state) const {
         const auto computes = [&context](Index e) {
-            return at(e) >= context.experts.size() || context.experts[at(e)].capacity_class == 0;
+            return detail::at(e) >= context.experts.size() ||
+                   context.experts[detail::at(e)].capacity_class == 0;
         };
         const Index experts = routing.num_experts();
         const Index end = limited(experts), step = settings_.experts_per_device;
         Index tokens = 0, made = 0, classes[2] = {0, 0};
         for (Index t = first; t < last; ++t) tokens += context.is_padding(t) ? 0 : 1;
         for (const auto& request : state.order.requests)
-            made += routing.assignments()[at(request.assignment)].expert < end ? 1 : 0;
+            made += routing.assignments()[detail::at(request.assignment)].expert < end ? 1 : 0;
         for (Index e = 0; e < end; e += step) ++classes[computes(e) ? 0 : 1];
-        state.free.assign(at(experts), 0);
+        state.free.assign(detail::at(experts), 0);
         for (Index e = 0; e < end; e += step)
-            state.free[at(e)] = limit(tokens, made, classes[0], classes[1], computes(e));
+            state.free[detail::at(e)] = limit(tokens, made, classes[0], classes[1], computes(e));
     }
 
     Capacity settings_;

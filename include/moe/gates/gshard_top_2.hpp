@@ -182,7 +182,7 @@ private:
     /// Experts that a token of this importance may get.
     Index most(std::span<const double> importance, Index t) const {
         if (!settings_.by_importance) return most_experts();
-        const double value = importance[static_cast<std::size_t>(t)];
+        const double value = importance[detail::at(t)];
         return value >= 1 ? most_experts() : value > 0 ? 1 : 0;
     }
 

@@ -215,7 +215,7 @@ public:
         state.masks.matrix(tokens, num_masks());
         state.weights.resize(assignments);
         state.kept.resize(assignments);
-        state.pruned.reserve(at(assignments));
+        state.pruned.reserve(detail::at(assignments));
         if (!ws.keeps()) return;
         state.dmasks.matrix(tokens, num_masks());
         state.dweights.resize(assignments);
@@ -248,7 +248,6 @@ private:
         std::vector<Index> pruned;  // assignments
     };
 
-    static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
     detail::SlotMasks<S> masks() const { return {mask_weight}; }
     /// m of a token.
     const S* logits_of_masks(In<S> logits, Index t) const {
@@ -257,7 +256,7 @@ private:
     S* row(Buffer<S>& of_masks, Index t) const { return of_masks.data() + t * num_masks(); }
     double flops() const { return 40.0 * static_cast<double>(num_masks() * num_masks()); }
     static bool is_pruned(const Routing& routing, Index a) {
-        return routing.assignments()[at(a)].dropped == Dropped::pruned;
+        return routing.assignments()[detail::at(a)].dropped == Dropped::pruned;
     }
 
     void check_extents(In<S> logits) const {
@@ -321,7 +320,8 @@ private:
             for (Index j = 0; j < n; ++j) dm[j] += da[j];
         });
         if (trains && !grad.mask_weight.empty()) add_mask_gradient(routing, state, grad);
-        const std::span<const S> given(state.dweights.data(), at(routing.num_assignments())), none;
+        const auto count = detail::at(routing.num_assignments());
+        const std::span<const S> given(state.dweights.data(), count), none;
         const WeightGradients<S> of_inner{on_input ? none : given, on_input ? given : none};
         Base::backward(of_experts(logits, call), routing, of_inner, dlogits.leftCols(num_experts_),
                        grad, call);

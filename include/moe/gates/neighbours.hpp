@@ -113,7 +113,7 @@ S midpoint_factor(bool is_best, double uniform) {
 }
 
 inline bool is_null(const Assignment& assignment, const Context& context) {
-    const auto expert = static_cast<std::size_t>(assignment.expert);
+    const auto expert = at(assignment.expert);
     return expert < context.experts.size() && context.experts[expert].is_null;
 }
 

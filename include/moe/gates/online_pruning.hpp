@@ -65,7 +65,7 @@ public:
         find_protected(call.context, logits.rows(), state);
         state.pruned.clear();
         for (Index t = 0; t < logits.rows(); ++t) {
-            if (state.is_protected[static_cast<std::size_t>(t)]) continue;
+            if (state.is_protected[detail::at(t)]) continue;
             Index number = routing.first(t), slot = 0;
             double first = 0;
             for (const Assignment& own : routing.of(t)) {
@@ -83,9 +83,9 @@ public:
     void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
         Base::reserve(tokens, assignments, ws);
         State& state = ws.template state<State>();
-        state.order.reserve(static_cast<std::size_t>(tokens));
-        state.pruned.reserve(static_cast<std::size_t>(assignments));
-        state.is_protected.reserve(static_cast<std::size_t>(tokens));
+        state.order.reserve(detail::at(tokens));
+        state.pruned.reserve(detail::at(assignments));
+        state.is_protected.reserve(detail::at(tokens));
     }
     Index workspace_bytes(Index tokens, Index assignments, Keep keep, int workers) const {
         constexpr auto number = static_cast<Index>(sizeof(Index));
@@ -105,7 +105,7 @@ private:
 
     void find_protected(const Context& context, Index tokens, State& state) const {
         const auto importance = context.token_importance;
-        state.is_protected.assign(static_cast<std::size_t>(tokens), 0);
+        state.is_protected.assign(detail::at(tokens), 0);
         if (importance.empty() || protected_fraction_ == 0) return;
         state.order.clear();
         for (Index t = 0; t < tokens; ++t)
@@ -113,7 +113,7 @@ private:
         const double share = protected_fraction_ * static_cast<double>(state.order.size());
         const auto count = static_cast<std::ptrdiff_t>(std::ceil(share));
         const auto value = [&importance](Index t) {
-            const double given = importance[static_cast<std::size_t>(t)];
+            const double given = importance[detail::at(t)];
             return std::isnan(given) ? -std::numeric_limits<double>::infinity() : given;
         };
         std::partial_sort(state.order.begin(), state.order.begin() + count, state.order.end(),
@@ -121,8 +121,7 @@ private:
                               return value(a) > value(b) || (value(a) == value(b) && a < b);
                           });
         for (std::ptrdiff_t i = 0; i < count; ++i)
-            state.is_protected[static_cast<std::size_t>(state.order[static_cast<std::size_t>(i)])] =
-                1;
+            state.is_protected[detail::at(state.order[detail::at(i)])] = 1;
     }
 
     double ratio_ = 0, protected_fraction_ = 0;
@@ -168,7 +167,7 @@ inline double median_weight_ratio(const Routing& routing, Index slot = 1) {
     for (Index t = 0; t < routing.num_tokens(); ++t) {
         const auto own = routing.of(t);
         if (static_cast<Index>(own.size()) <= slot) continue;
-        const Assignment& other = own[static_cast<std::size_t>(slot)];
+        const Assignment& other = own[detail::at(slot)];
         const double ratio =
             other.weight * other.input_weight / (own[0].weight * own[0].input_weight);
         if (!std::isnan(ratio)) ratios.push_back(ratio);

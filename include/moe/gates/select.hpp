@@ -270,8 +270,7 @@ void select_each(In<S> logits, Routing& routing, const Call<S>& call, Index most
             scratch.counts[i] = static_cast<std::int32_t>(count);
             for (Index s = 0; s < count; ++s) scratch.chosen[i * most + s] = ranked[s].index;
         });
-        routing.add_lists(first, {scratch.counts.data(), static_cast<std::size_t>(here)},
-                          scratch.chosen.data(), most);
+        routing.add_lists(first, {scratch.counts.data(), at(here)}, scratch.chosen.data(), most);
     }
 }
 

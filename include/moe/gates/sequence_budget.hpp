@@ -166,13 +166,12 @@ private:
         const double flops = 20.0 * static_cast<double>(n);
         detail::for_tokens(call.ws.executor(), tokens, flops,
                            [&](Index t, int) { serve_minimum(row_data(logits, t), t, scratch); });
-        detail::parallel_for(
-            call.ws.executor(), runs.count(), flops * static_cast<double>(tokens),
-            [&](Index run, int) {
-                const double mean =
-                    k.empty() ? own : static_cast<double>(k[static_cast<std::size_t>(run)]);
-                serve_rest(logits, runs.first(run), runs.last(run), mean, scratch);
-            });
+        detail::parallel_for(call.ws.executor(), runs.count(), flops * static_cast<double>(tokens),
+                             [&](Index run, int) {
+                                 const double mean =
+                                     k.empty() ? own : static_cast<double>(k[detail::at(run)]);
+                                 serve_rest(logits, runs.first(run), runs.last(run), mean, scratch);
+                             });
     }
 
     /// Takes the minimum of a token; leaves the scores of what it may get besides as keys.

@@ -28,7 +28,7 @@ struct Dialled {
     V operator()(Index token) const {
         if (per_sequence.empty()) return own;
         const auto next = std::upper_bound(offsets.begin(), offsets.end(), token);
-        return per_sequence[static_cast<std::size_t>(next - offsets.begin()) - 1];
+        return per_sequence[at(next - offsets.begin()) - 1];
     }
 
     /// check(field, value) for every value that a token can get.
