@@ -2,7 +2,6 @@
 #ifndef MOE_GATES_SAMPLES_HPP
 #define MOE_GATES_SAMPLES_HPP
 
-#include <cstddef>
 #include <cstdint>
 #include <span>
 

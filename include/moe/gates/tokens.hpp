@@ -3,7 +3,6 @@
 #define MOE_GATES_TOKENS_HPP
 
 #include <algorithm>
-#include <cstddef>
 #include <span>
 
 #include <moe/core/context.hpp>
