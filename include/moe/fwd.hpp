@@ -172,6 +172,7 @@ template <class S, class Inner>
 class CapacityModule;
 template <class Inner>
 struct WithCapacity;
+enum class CapacityPriority;
 struct CapacityLimit;
 template <class S>
 class DenseToSparseModule;

@@ -11,6 +11,10 @@
 ///     LLaMA-MoE                   the same with .scale = E / k, MlpRouter and, in training, Noisy
 ///     DeepSeek-V2                 TopK{.k = 6, .normalize = Normalize::none, .scale = 16,
 ///                                      .num_groups = 8, .groups_kept = 3}
+///       trained                   the same WithCapacity, {.limit = CapacityLimit::megatron(1),
+///                                 .inference_limit = CapacityLimit::none(),
+///                                 .priority = Capacity::Priority::probability,
+///                                 .experts_per_device = E / D, .exempt_fraction = 0.1}
 ///     DeepSeek-V3, Kimi, GLM-4.5  TopK{.k = 8, .score = Score::sigmoid,
 ///                                      .normalize = Normalize::add_epsilon, .scale = 2.5,
 ///                                      .selection_bias = true, .num_groups = 8, .groups_kept = 4,
@@ -24,11 +28,17 @@
 ///     Switch                      WithCapacity{TopK{.k = 1, .normalize = Normalize::none},
 ///                                              {.limit = CapacityLimit::gshard()}} and Jitter
 ///     GShard, NLLB, mesh-TF       WithCapacity{GShardTop2{...}, {...}}
+///     DeepSpeed top-k             WithCapacity{TopK{.k = 4, .normalize = Normalize::clamp,
+///                                                   .normalize_kept_only = true},
+///                                              {.limit = CapacityLimit::deepspeed(),
+///                                               .priority = Capacity::Priority::score}}
 ///     V-MoE                       Noisy{WithCapacity{TopK{...}, {.limit = CapacityLimit::vmoe(),
 ///                                 .priority = Capacity::Priority::batch_prioritized}}, {...}}:
 ///                                 it ranks tokens by noisy scores
 ///     MoE++                       TopK{.k = 2} with Null for its zero expert, Config::input_scale
 ///                                 2 and GatingResidual{MlpRouter{}}
+///     SMoRA                       TopK{.k = 8, .score = Score::sigmoid, .scale = 8,
+///                                      .selection_bias = true, .weighs_bias = true}
 ///     hash layers, THOR           TokenTable, HashRouter or RandomRouter with
 ///                                 TopK{.k = 1, .ones = true}
 ///     quantile balancing          TopK{.selection_bias = true, .biases_logits = true} and
@@ -40,16 +50,19 @@
 ///     ties fall as torch.topk leaves them                   TieBreak::torch_cpu
 ///     a dropped token adds weight * x                       Capacity::Overflow::pass_through
 ///     weights that do not sum to 1, input times 2           as above
+///     the expert's input has a gradient for its weight      Placement::straight_through (st-moe)
 ///
 /// and this is not followed: jitter that reaches the experts (Mixtral) or stays at inference
 /// (Switch in transformers 4.30); noise that stays at inference (EvoMoE; GateNoise::inference asks
 /// for it); uniform noise around 1 that is added (fastmoe's Switch); 0 / 0 of weights that
 /// underflow: the result is 0; no expert at all for rows whose probabilities round to less than p,
 /// or that hold a NaN (Uni-MoE); a limit by position that cuts experts meant for every token
-/// (Uni-MoE; see Capacity::unlimited_last), or that ranks equal numbers (Megatron-LM); a raw weight
-/// that overwrites a normalised one (NLLB), and its capacity of evaluation that stays in training;
-/// temperatures that divide probabilities (Dynamic_MoE); exp without the maximum subtracted
-/// (Megatron-LM's Sinkhorn); comparisons of vectors in different orders (CompeteSMoE).
+/// (Uni-MoE; see Capacity::unlimited_last), that ranks equal numbers (Megatron-LM), or in which an
+/// expert's own tokens lose to those that did not choose it (DeepSpeed, while it compared logits,
+/// with 0 for the latter); a raw weight that overwrites a normalised one (NLLB), and its capacity
+/// of evaluation that stays in training; temperatures that divide probabilities (Dynamic_MoE); exp
+/// without the maximum subtracted (Megatron-LM's Sinkhorn); comparisons of vectors in different
+/// orders (CompeteSMoE).
 
 #include <moe/balance/adaptive_experts.hpp>
 #include <moe/balance/quantile.hpp>

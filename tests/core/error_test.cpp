@@ -90,4 +90,15 @@ TEST(Error, NegativeExtentsAreRefused) {
     EXPECT_THROW(checked_product(std::numeric_limits<Index>::min(), -1), std::length_error);
 }
 
+TEST(Error, AChoiceThatIsNoneIsRefusedWithItsField) {
+    enum class Side { left, right };
+    using moe::detail::check_choice;
+    for (const Side side : {Side::left, Side::right})
+        EXPECT_NO_THROW(check_choice("moe::X", "side", side, Side::right));
+    EXPECT_EQ(message([] { check_choice("moe::X", "side", static_cast<Side>(2), Side::right); }),
+              "moe::X: side is number 2 of its choices, they are 0 to 1");
+    EXPECT_EQ(message([] { check_choice("moe::X", "side", static_cast<Side>(-1), Side::right); }),
+              "moe::X: side is number -1 of its choices, they are 0 to 1");
+}
+
 }  // namespace

@@ -508,6 +508,24 @@ TEST(ThreadPool, AFailureWhileItStartsStopsTheThreadsThatRun) {
     EXPECT_GE(n, 3);  // each of three threads allocates
 }
 
+TEST(ForTokens, EveryTokenIsVisitedOnceByAnyNumberOfThreads) {
+    for (const int threads : {1, 2, 3, 7})
+        for (const Index tokens : {0, 1, 63, 64, 65, 1000}) {
+            moe::ThreadPool pool(threads);
+            std::vector<int> visits(static_cast<std::size_t>(tokens), 0);
+            std::vector<int> workers(static_cast<std::size_t>(tokens), -1);
+            moe::detail::for_tokens(pool, tokens, 1e9, [&](Index t, int worker) {
+                ++visits[static_cast<std::size_t>(t)];
+                workers[static_cast<std::size_t>(t)] = worker;
+            });
+            for (const int count : visits) EXPECT_EQ(count, 1) << tokens << " tokens";
+            for (const int worker : workers) {
+                EXPECT_GE(worker, 0);
+                EXPECT_LT(worker, threads);
+            }
+        }
+}
+
 #if defined(_OPENMP)
 
 TEST(OpenMp, TheTeamIsWhatWasAskedFor) {

@@ -67,11 +67,13 @@ TEST(Hooks, GatesAreCalledInTheFormThatIsThere) {
 
 struct OfTheBatch : Selects {
     static constexpr bool per_token = false;
+    static constexpr bool fixed_count = true;
     bool weighs_input() const { return true; }
 };
 
 TEST(Hooks, WhatAGateDoesNotSayHasADefault) {
     static_assert(moe::hooks::per_token<Selects> && !moe::hooks::per_token<OfTheBatch>);
+    static_assert(!moe::hooks::fixed_count<Selects> && moe::hooks::fixed_count<OfTheBatch>);
     EXPECT_FALSE(moe::hooks::weighs_input(Selects{}));
     EXPECT_TRUE(moe::hooks::weighs_input(OfTheBatch{}));
 }

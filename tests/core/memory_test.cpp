@@ -189,4 +189,9 @@ TEST(MemoryDeathTest, ADebugBuildCatchesElementsThatAreNotThere) {
 }
 #endif
 
+TEST(Memory, WorkersAreWholeCacheLinesApart) {
+    const Index counts[] = {0, 1, 15, 16, 17, 32, 33}, rounded[] = {0, 16, 16, 16, 32, 32, 48};
+    for (int i = 0; i < 7; ++i) EXPECT_EQ(moe::detail::round_up_16(counts[i]), rounded[i]);
+}
+
 }  // namespace

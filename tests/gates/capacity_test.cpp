@@ -22,6 +22,7 @@
 #include <moe/gates/gshard_top_2.hpp>
 #include <moe/gates/noisy.hpp>
 #include <moe/gates/online_pruning.hpp>
+#include <moe/gates/sparse_mixer.hpp>
 #include <moe/gates/top_k.hpp>
 #include <moe/gates/top_p.hpp>
 #include <moe/io/routing.hpp>
@@ -60,9 +61,9 @@ static_assert(moe::TrainableGate<OfTopK, float>);
 static_assert(!OfTopK::per_token && moe::hooks::reads_k<OfTopK> && !moe::hooks::reads_p<OfTopK>);
 static_assert(moe::hooks::multiplies_scores<OfTopK>);
 
-constexpr Priority priorities[] = {Priority::k_major,     Priority::token_major,
-                                   Priority::probability, Priority::logit,
-                                   Priority::random,      Priority::batch_prioritized};
+constexpr Priority priorities[] = {
+    Priority::k_major, Priority::token_major, Priority::probability,      Priority::score,
+    Priority::logit,   Priority::random,      Priority::batch_prioritized};
 template <class S>
 constexpr S infinity = std::numeric_limits<S>::infinity();
 
@@ -95,7 +96,7 @@ std::vector<Index> load(const Routing& routing) {
 /// What is served, in the order of assignments, with what priorities look at.
 struct Request {
     Index token, slot, expert;
-    double weight, logit, importance, draw;
+    double weight, logit, score, importance, draw;
 };
 std::vector<Request> requests_of(const Routing& routing, const Matrix<double>& z,
                                  const moe::CounterRandom& random) {
@@ -104,8 +105,9 @@ std::vector<Request> requests_of(const Routing& routing, const Matrix<double>& z
         double sum = 0;
         for (Index e = 0; e < z.cols(); ++e)
             sum += std::exp(z(a.token, e) - z.row(a.token).maxCoeff());
-        all.push_back({a.token, a.slot, a.expert, a.weight, z(a.token, a.expert), 1 / sum,
-                       random.uniform(a.token, a.expert, 0x43415043)});
+        all.push_back({a.token, a.slot, a.expert, a.weight, z(a.token, a.expert),
+                       std::exp(z(a.token, a.expert) - z.row(a.token).maxCoeff()) / sum, 1 / sum,
+                       random.uniform(a.token, a.expert)});
     }
     return all;
 }
@@ -114,6 +116,7 @@ void serve(std::vector<Request>& all, Priority priority) {
         if (priority == Priority::k_major) return a.slot < b.slot;
         if (priority == Priority::probability) return a.weight > b.weight;
         if (priority == Priority::logit) return a.logit > b.logit;
+        if (priority == Priority::score) return a.score > b.score;
         if (priority == Priority::random) return a.draw > b.draw;
         if (priority == Priority::batch_prioritized)
             return a.slot != b.slot ? a.slot < b.slot : a.importance > b.importance;
@@ -178,7 +181,7 @@ TEST(Capacity, IsTheSameWhetherPositionsCountRequestsOrKeptOnes) {
 TEST(Capacity, ServesTheLowerTokenAmongEquals) {
     const Matrix<double> z = Matrix<double>::Zero(9, 3);
     for (const Priority priority : {Priority::k_major, Priority::token_major, Priority::probability,
-                                    Priority::logit, Priority::batch_prioritized})
+                                    Priority::logit, Priority::score, Priority::batch_prioritized})
         EXPECT_EQ(
             kept(routed(WithCapacity{TopK{.k = 2}, {.limit = places(2), .priority = priority}}, z,
                         3, {})),
@@ -228,6 +231,80 @@ TEST(Capacity, DrawsWhoIsServedByAddressAndEvenly) {
     }
     EXPECT_LT(chi_squared, 75);
     EXPECT_GT(chi_squared, 15);
+}
+
+TEST(Capacity, ServesExemptSequencesFirstAndWhollyInTraining) {
+    // Sequences of 0 to 9 tokens; half of them exempt, by the draw of their first token.
+    const std::vector<Index> offsets{0, 4, 4, 9, 11, 20, 26, 33, 40};
+    const Matrix<double> z = random_matrix<double>(40, 5, 1, 2);
+    Context training{.training = true, .seed = 5, .first_token = 100};
+    training.sequence_offsets = offsets;
+    for (const Priority priority : priorities) {
+        const auto of = [&](double fraction, Index capacity) {
+            return WithCapacity{TopK{.k = 2}, Capacity{.limit = places(capacity),
+                                                       .priority = priority,
+                                                       .exempt_fraction = fraction}};
+        };
+        const auto free = routed(TopK{.k = 2}, z, 5, training);
+        auto gate = batch<double>(of(0.5, 9), 5);
+        gate.context = training;
+        gate.route(z);
+        const moe::CounterRandom random = gate.call().random();
+        std::vector<bool> exempt(40, false);
+        for (std::size_t b = 0; b + 1 < offsets.size(); ++b)
+            for (Index t = offsets[b]; t < offsets[b + 1]; ++t)
+                exempt[at(t)] = random.uniform(100 + offsets[b], 5) < 0.5;
+        ASSERT_EQ(std::count(exempt.begin(), exempt.end(), true), 18);
+
+        auto all = requests_of(free, z, random);
+        for (Request& r : all) r.draw = random.uniform(100 + r.token, r.expert);
+        serve(all, priority);
+        std::stable_partition(all.begin(), all.end(),
+                              [&](const Request& r) { return exempt[at(r.token)]; });
+        for (const Index capacity : {0, 3, 9}) {
+            std::vector<Index> taken(5, 0);
+            std::set<Pair> wanted;
+            for (const Request& r : all)
+                if (taken[at(r.expert)]++ < capacity || exempt[at(r.token)])
+                    wanted.insert({r.token, r.expert});
+            EXPECT_EQ(kept(routed(of(0.5, capacity), z, 5, training)), wanted)
+                << static_cast<int>(priority) << " " << capacity;
+        }
+        Context inference = training;
+        inference.training = false;
+        EXPECT_EQ(routed(of(0.5, 9), z, 5, inference), routed(of(0, 9), z, 5, inference));
+        EXPECT_EQ(kept(routed(of(1, 0), z, 5, training)), kept(free));
+
+        // A sequence is exempt or not wherever it is in the batch.
+        Context second = training;
+        second.first_token += 20;
+        const std::vector<Index> rest{0, 6, 13, 20};
+        second.sequence_offsets = rest;
+        const Routing alone = routed(of(0.5, 0), Matrix<double>(z.bottomRows(20)), 5, second);
+        EXPECT_EQ(kept(alone), kept_of(routed(of(0.5, 0), z, 5, training), 20, 40));
+    }
+}
+
+TEST(Capacity, ExemptsAShareOfTheSequencesAndWantsToKnowThem) {
+    const WithCapacity recipe{TopK{.k = 1}, Capacity{.limit = places(0), .exempt_fraction = 0.1}};
+    std::vector<Index> offsets;
+    for (Index b = 0; b <= 4000; ++b) offsets.push_back(b);
+    Context training{.training = true};
+    const Matrix<double> z = Matrix<double>::Zero(4000, 1);
+    auto gate = batch<double>(recipe, 1);
+    gate.context = training;
+    try {
+        gate.route(z);
+        ADD_FAILURE();
+    } catch (const std::invalid_argument& error) {
+        EXPECT_STREQ(error.what(),
+                     "moe::Capacity: sequence_offsets is empty, exempt_fraction wants the "
+                     "sequences of a training batch");
+    }
+    gate.context.training = false;
+    EXPECT_NO_THROW(gate.route(z));
+    training.sequence_offsets = offsets;
+    EXPECT_NEAR(static_cast<double>(routed(recipe, z, 1, training).num_kept()), 400, 80);
 }
 
 // ---- who shares the places ----
@@ -642,6 +719,22 @@ TEST(Capacity, GradientsAreExact) {
                 random_matrix<double>(10, 5, 3, 1), 5);
 }
 
+TEST(Capacity, GradientsAreExactByScoresAndWithExemptSequences) {
+    const std::vector<Index> offsets{0, 4, 6, 9};
+    Context training{.training = true, .seed = 2};
+    training.sequence_offsets = offsets;
+    for (const Priority priority : {Priority::score, Priority::random}) {
+        const WithCapacity recipe{
+            TopK{.k = 2},
+            Capacity{.limit = places(2), .priority = priority, .exempt_fraction = 0.5}};
+        const Matrix<double> z = random_matrix<double>(9, 5, 3, 1);
+        ASSERT_LT(routed(recipe, z, 5, training).num_kept(), 18);
+        gates_test::expect_exact_gradient(recipe, z, 5, training);
+        gates_test::expect_same_bits_for_any_thread_count<double>(recipe, z, 5, training);
+        gates_test::expect_no_allocation<double>(recipe, z, 5, training);
+    }
+}
+
 TEST(Capacity, TokensPassThroughOnlyWhereOutputsAreAsWideAsTokens) {
     const Capacity passes{.limit = places(3), .overflow = Overflow::pass_through};
     const moe::Config narrow{.model_dim = 4, .output_dim = 3, .seed = 4};
@@ -737,6 +830,7 @@ TEST(Capacity, TokenMajorNeverLooksAhead) {
     EXPECT_TRUE(differs(Priority::k_major, 3));
     EXPECT_TRUE(differs(Priority::probability, 2));
     EXPECT_TRUE(differs(Priority::logit, 1));
+    EXPECT_TRUE(differs(Priority::score, 1));
 }
 
 TEST(Capacity, SaysWhetherItIsCausal) {
@@ -748,6 +842,7 @@ TEST(Capacity, SaysWhetherItIsCausal) {
     EXPECT_TRUE(
         is_causal(TopK{.k = 2}, {.priority = in_order, .overflow = Overflow::pass_through}));
     EXPECT_FALSE(is_causal(TopK{.k = 2}, {}));
+    EXPECT_FALSE(is_causal(TopK{.k = 2}, {.priority = in_order, .exempt_fraction = 0.1}));
     // How many choose the limited experts is known when all have chosen.
     EXPECT_FALSE(is_causal(TopK{.k = 2}, {.priority = in_order, .unlimited_last = 1}));
     EXPECT_TRUE(
@@ -759,6 +854,9 @@ TEST(Capacity, SaysWhetherItIsCausal) {
     const moe::OnlinePruning pruned{TopK{.k = 2}, 0.5, 0.0};
     EXPECT_FALSE(is_causal(pruned, {.priority = in_order}));
     EXPECT_TRUE(is_causal(pruned, {.limit = places(3), .priority = in_order}));
+    EXPECT_TRUE(is_causal(moe::SparseMixer{}, {.priority = in_order}));
+    EXPECT_TRUE(is_causal(moe::Noisy{TopK{.k = 2}}, {.priority = in_order}));
+    EXPECT_FALSE(is_causal(moe::Noisy{TopP{}}, {.priority = in_order}));
     // And raise it where a token's number of experts is its own.
     EXPECT_FALSE(is_causal(TopP{}, {.priority = in_order}));
     EXPECT_TRUE(is_causal(TopP{}, {.limit = places(3), .priority = in_order}));
@@ -770,11 +868,14 @@ TEST(Capacity, SaysWhetherItIsCausal) {
 
 // ---- other gates inside ----
 
+const Capacity roomy{.limit = places(1000)};
+
 TEST(Capacity, IsOfAnyGate) {
     const Matrix<double> z = random_matrix<double>(40, 6, 8, 2);
     const Context training{.training = true, .seed = 3};
     const auto check = [&](const auto& inner) {
-        const Routing free = routed(inner, z, 6, training);
+        // As free as alone, with the draws of a gate inside another.
+        const Routing free = routed(WithCapacity{inner, roomy}, z, 6, training);
         for (const Priority priority : priorities) {
             const Routing routing =
                 routed(WithCapacity{inner, Capacity{.limit = places(5), .priority = priority}}, z,
@@ -799,7 +900,7 @@ TEST(Capacity, IsOfAnyGate) {
 }
 
 TEST(Capacity, IsApartFromThePartsOfTheGateInside) {
-    // The same gate type twice, around one another, in one node: as if one after the other.
+    // The same gate type twice, around one another: as if one after the other.
     const Matrix<double> z = random_matrix<double>(40, 3, 8, 2);
     const auto inner = WithCapacity{TopK{.k = 2}, Capacity{.limit = places(20)}};
     const WithCapacity twice{inner, Capacity{.limit = places(9), .priority = Priority::logit}};
@@ -818,20 +919,32 @@ TEST(Capacity, IsApartFromThePartsOfTheGateInside) {
     }
     EXPECT_EQ(kept(gate.routing), wanted);
 
-    // What is drawn here does not follow what an inner gate drew for the same token and expert.
-    const moe::CounterRandom random = gate.call().random();
-    double covariance = 0;
-    for (Index t = 0; t < 4000; ++t)
-        covariance +=
-            (random.uniform(t, 1) - 0.5) * (random.uniform(t, 1, 0x43415043) - 0.5) / 4000;
-    EXPECT_NEAR(covariance * 12, 0, 0.05);
+    // What is drawn here does not follow what the same gate inside drew for a token and expert: of
+    // 2000 tokens that want one expert, the inner gate keeps half and the outer half of those.
+    const Capacity by_draw{.limit = places(1000), .priority = Priority::random};
+    const auto halves = [&](Index places_left) {
+        Capacity of_outer = by_draw;
+        of_outer.limit = places(places_left);
+        return kept(routed<double>(WithCapacity{WithCapacity{TopK{.k = 1}, by_draw}, of_outer},
+                                   Matrix<double>::Zero(2000, 1), 1, {}));
+    };
+    const auto half = halves(1000), quarter = halves(500);
+    ASSERT_EQ(half.size(), 1000u);
+    ASSERT_EQ(quarter.size(), 500u);
+    const moe::CounterRandom random = gate.call().child(0).random();  // the inner gate's
+    std::vector<double> draws;
+    for (const Pair& pair : half) draws.push_back(random.uniform(pair.first, 0));
+    std::sort(draws.begin(), draws.end());
+    Index above = 0;  // of the quarter, by the inner draws: all of it if the outer drew the same
+    for (const Pair& pair : quarter) above += random.uniform(pair.first, 0) > draws[500] ? 1 : 0;
+    EXPECT_NEAR(static_cast<double>(above), 250, 50);
 }
 
 TEST(Capacity, CountsFirstChoicesThatAreTakenBackBeforeIt) {
     // GShard's random second experts are no longer counted.
     const Matrix<double> z = random_matrix<double>(60, 4, 8, 1);
     const Context training{.training = true, .seed = 3};
-    const Routing free = routed(moe::GShardTop2{}, z, 4, training);
+    const Routing free = routed(WithCapacity{moe::GShardTop2{}, roomy}, z, 4, training);
     ASSERT_LT(free.num_kept(), free.num_assignments());
     const Routing limited =
         routed(WithCapacity{moe::GShardTop2{}, Capacity{.limit = CapacityLimit::megatron(0.5)}}, z,
@@ -888,13 +1001,16 @@ TEST(Capacity, ChecksItsSettingsWithASentence) {
     EXPECT_EQ(said({.unlimited_last = 6}),
               "moe::Capacity: unlimited_last is 6, it must be in [0, 6), the experts of the layer");
     EXPECT_NE(said({.unlimited_last = -1}), "");
+    EXPECT_EQ(said({.exempt_fraction = 1.5}),
+              "moe::Capacity: exempt_fraction is 1.5, it must be in [0, 1]; 0 exempts no sequence");
+    EXPECT_NE(said({.exempt_fraction = std::nan("")}), "");
     EXPECT_EQ(said({.experts_per_device = 4}),
               "moe::Capacity: experts_per_device is 4, it must divide the 6 limited experts of the "
               "layer");
     EXPECT_EQ(said({.unlimited_last = 2, .experts_per_device = 4}), "");
     EXPECT_EQ(said({.scope = Scope(3)}),
               "moe::Capacity: scope is number 3 of its choices, they are 0 to 2");
-    EXPECT_NE(said({.priority = Priority(6)}), "");
+    EXPECT_NE(said({.priority = Priority(7)}), "");
     EXPECT_NE(said({.overflow = Overflow(3)}), "");
     EXPECT_NE(gates_test::message(WithCapacity{TopK{.k = 7}}, 6), "");
 }
@@ -917,6 +1033,7 @@ TEST(Capacity, ComparesLogitsOnlyWhereThereIsOnePerExpert) {
     EXPECT_EQ(said({.priority = Priority::logit}),
               "moe::Capacity: the gate inside has 8 logits for 4 experts; take "
               "Priority::probability and not Overflow::next_choice");
+    EXPECT_EQ(said({.priority = Priority::score}), said({.priority = Priority::logit}));
     EXPECT_EQ(said({.overflow = Overflow::next_choice}), said({.priority = Priority::logit}));
     EXPECT_EQ(
         said({.priority = Priority::batch_prioritized}),

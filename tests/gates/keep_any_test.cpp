@@ -16,6 +16,7 @@
 #include <moe/gates/capacity.hpp>
 #include <moe/io/routing.hpp>
 #include <moe/layer.hpp>
+#include <moe/losses/mask.hpp>
 #include <moe/routers/linear.hpp>
 #include <moe/stats/load.hpp>
 #include <moe/testing/gradient_check.hpp>
@@ -538,6 +539,10 @@ TEST(KeepAnySettings, AreCheckedOnceWithASentence) {
               "moe::KeepAny: normalize_kept_only of the gate inside is set, it must not be: what "
               "is kept is normalised here");
     EXPECT_NE(message(KeepAny{TopK{.k = 5}}, 4), "");
+    EXPECT_EQ(
+        message(KeepAny{TopK{.k = 2, .placement = moe::Placement::straight_through}}, 4),
+        "moe::KeepAny: placement of the gate inside is straight_through, it must be output or "
+        "input");
     auto tokens = batch<double>(KeepAny{TopK{.k = 2}}, 4);
     try {
         tokens.select(Matrix<double>::Zero(2, 4));
@@ -545,6 +550,39 @@ TEST(KeepAnySettings, AreCheckedOnceWithASentence) {
     } catch (const std::invalid_argument& error) {
         EXPECT_STREQ(error.what(),
                      "moe::KeepAny: logits is [2, 4], the gate wants 6 logits per token");
+    }
+}
+
+TEST(KeepAnyMaskLoss, ReachesTheGateThroughGatesAroundIt) {
+    // Capacity that is never full, twice: the numbers and gradients of the gate alone.
+    const KeepAny recipe{TopK{.k = 3, .score = Score::sigmoid, .normalize = Normalize::none}};
+    const moe::Capacity roomy{.limit = moe::CapacityLimit::megatron(100)};
+    const auto make = [](const auto& gate) {
+        return moe::make_layer<double>(moe::Config{.model_dim = 5, .seed = 4}, moe::LinearRouter{},
+                                       gate, moe::Swiglu{.count = 4, .ffn_dim = 3});
+    };
+    auto alone = make(recipe);
+    auto within = make(moe::WithCapacity{moe::WithCapacity{recipe, roomy}, roomy});
+    moe::KeepAnyModule<double>& inner = within.gate().inner.inner;
+    alone.gate().mask_weight.view() = random_matrix<double>(3, 3, 91, 1).eval();
+    inner.mask_weight = alone.gate().mask_weight;
+    // At inference nothing is drawn; in training the samples are given.
+    const std::vector<double> noise(9 * 3, 0.25);
+    for (const bool trains : {false, true}) {
+        const Context context{.training = trains, .noise = noise};
+        const auto x = random_matrix<double>(9, 5, 2, 2);
+        moe::Workspace<double> ws, ws_within;
+        alone.head().route(x, ws, context);
+        within.head().route(x, ws_within, context);
+        auto grad = moe::zeros_like(alone);
+        auto grad_within = moe::zeros_like(within);
+        EXPECT_EQ(moe::mask_loss(alone.gate(), ws, 0.7, grad.gate()).value,
+                  moe::mask_loss(within.gate(), ws_within, 0.7, grad_within.gate()).value);
+        EXPECT_TRUE(
+            moe::testing::same_bits(ws_within.dlogits(), ws.dlogits(), {.allow_zeros = true}));
+        EXPECT_TRUE(moe::testing::same_bits(grad_within.gate().inner.inner.mask_weight.view(),
+                                            grad.gate().mask_weight.view(), {.allow_zeros = true}));
+        EXPECT_EQ(ws.dlogits().isZero(0), !trains);
     }
 }
 

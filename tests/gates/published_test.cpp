@@ -556,7 +556,7 @@ std::vector<Case> cases() {
                             Capacity{.limit = CapacityLimit::deepspeed(0.8, 1)}},
                training);
     table.gate("deepspeed_top_k_probabilities", deepspeed, "topkgating, probs",
-               deepspeed_top_k(Priority::probability), training);
+               deepspeed_top_k(Priority::score), training);
     table.gate("deepspeed_top_k_position", deepspeed, "topkgating, position",
                deepspeed_top_k(Priority::token_major), training);
     table.gate(

@@ -6,12 +6,17 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include <moe/experts/swiglu.hpp>
 #include <moe/gates/top_k.hpp>
 #include <moe/head.hpp>
+#include <moe/layer.hpp>
+#include <moe/routers/linear.hpp>
 #include <moe/testing/compare.hpp>
 #include <moe/testing/finite_difference.hpp>
+#include <moe/testing/gradient_check.hpp>
 #include <moe/testing/random.hpp>
 
 #include "gates/batch.hpp"
@@ -422,6 +427,70 @@ TYPED_TEST(TopKGate, MovesTheSelectionWithItsBiasButNotTheWeights) {
     EXPECT_EQ(tokens.experts_of(0), (Experts{0, 2}));
 }
 
+// SMoRA: the best of s + b, weights k (s + b) / (their sum).
+TYPED_TEST(TopKGate, WeighsScoresWithTheirBiasIfTold) {
+    using S = TypeParam;
+    for (const Score score : {Score::sigmoid, Score::softmax, Score::raw, Score::sqrt_softplus})
+        for (const Normalize normalize : {Normalize::none, Normalize::plain}) {
+            const moe::Matrix<S> z = golden_logits<S>();
+            auto tokens = batch<S>(TopK{.k = 3,
+                                        .score = score,
+                                        .normalize = normalize,
+                                        .scale = 3,
+                                        .selection_bias = true,
+                                        .weighs_bias = true},
+                                   8);
+            for (Index e = 0; e < 8; ++e)
+                tokens.gate.bias()(0, e) = static_cast<S>(gates_test::golden_bias[e]);
+            tokens.route(z);
+            for (Index t = 0; t < 4; ++t) {
+                double total = 0, sum = 0;
+                std::vector<std::pair<double, Index>> biased;
+                for (Index e = 0; e < 8; ++e) total += std::exp(static_cast<double>(z(t, e)));
+                for (Index e = 0; e < 8; ++e) {
+                    const auto value = static_cast<double>(z(t, e));
+                    double s = value;
+                    if (score == Score::sigmoid) s = 1 / (1 + std::exp(-value));
+                    if (score == Score::softmax) s = std::exp(value) / total;
+                    if (score == Score::sqrt_softplus) s = std::sqrt(std::log(1 + std::exp(value)));
+                    biased.push_back({-(s + gates_test::golden_bias[e]), e});
+                }
+                std::sort(biased.begin(), biased.end());
+                for (std::size_t i = 0; i < 3; ++i) sum -= biased[i].first;
+                if (normalize == Normalize::none) sum = 1;
+                for (std::size_t i = 0; i < 3; ++i) {
+                    EXPECT_EQ(tokens.experts_of(t)[i], biased[i].second);
+                    EXPECT_NEAR(tokens.weights_of(t)[i], 3 * -biased[i].first / sum,
+                                sizeof(S) == 4 ? 2e-6 : 1e-14);
+                }
+            }
+        }
+}
+
+TEST(TopKBias, ThatWeighsLeavesMaskedAndNullExpertsAtZero) {
+    auto tokens = batch<double>(TopK{.k = 2,
+                                     .score = Score::sigmoid,
+                                     .normalize = Normalize::none,
+                                     .selection_bias = true,
+                                     .weighs_bias = true},
+                                4);
+    for (Index e = 0; e < 4; ++e) tokens.gate.bias()(0, e) = 0.5;
+    std::vector<moe::ExpertFacts> facts(4);
+    facts[1].is_null = true;
+    tokens.context.experts = facts;
+    moe::Matrix<double> z = rows<double>({{1, 2, -infinity<double>, 0}});
+    tokens.route(z);
+    EXPECT_EQ(tokens.experts_of(0), (Experts{1, 0}));
+    EXPECT_EQ(tokens.weights_of(0)[0], 0);
+    EXPECT_GT(tokens.weights_of(0)[1], 1.2);
+    tokens.routing.reset(1, 4);
+    tokens.routing.add(0, 2);  // a plan that was made without the mask
+    tokens.routing.group();
+    tokens.weigh(z);
+    EXPECT_EQ(tokens.weights_of(0)[0], 0);
+    EXPECT_TRUE(tokens.backward(z, derivatives<double>(1)).isZero(0));
+}
+
 TEST(TopKBias, IsStateThatNoGradientReaches) {
     auto gate = build<double>(TopK{.k = 2, .selection_bias = true}, 8);
     std::vector<std::string> names;
@@ -564,6 +633,22 @@ TEST(TopKGradient, AgreesWithDifferencesForPublishedGates) {
          .groups_kept = 2,
          .group_score = GroupScore::top_two_sum},
         {.k = 8, .score = Score::sigmoid, .normalize = Normalize::add_epsilon, .epsilon = 1e-6},
+        {.k = 3, .score = Score::sigmoid, .scale = 3, .selection_bias = true, .weighs_bias = true},
+        {.k = 3, .selection_bias = true, .weighs_bias = true},
+        {.k = 3, .normalize = Normalize::none, .selection_bias = true, .weighs_bias = true},
+        {.k = 3,
+         .normalize = Normalize::add_epsilon,
+         .epsilon = 0.1,
+         .norm_power = 2,
+         .selection_bias = true,
+         .weighs_bias = true},
+        {.k = 3, .score = Score::raw, .selection_bias = true, .weighs_bias = true},
+        {.k = 3,
+         .score = Score::sqrt_softplus,
+         .normalize = Normalize::clamp,
+         .epsilon = 100,
+         .selection_bias = true,
+         .weighs_bias = true},
     };
     for (const TopK& recipe : recipes) {
         moe::Matrix<double> z = random_spaced<double>(5, 8, 11, 0.2);
@@ -722,6 +807,17 @@ TEST(TopKSettings, AreCheckedOnceWithASentence) {
               "moe::TopK: epsilon is -1, it must be finite and >= 0");
     EXPECT_EQ(message({.k = 2, .score = Score(42)}),
               "moe::TopK: score is number 42 of its choices, they are 0 to 5");
+    EXPECT_EQ(message({.k = 2, .weighs_bias = true}),
+              "moe::TopK: weighs_bias is set but there is no bias; set selection_bias too");
+    EXPECT_EQ(
+        message({.k = 2,
+                 .score = Score::softmax_of_selected,
+                 .selection_bias = true,
+                 .weighs_bias = true}),
+        "moe::TopK: weighs_bias is set, but the bias is one of logits; take a score that does "
+        "not depend on the selection, and not biases_logits");
+    EXPECT_NE(message({.k = 2, .selection_bias = true, .biases_logits = true, .weighs_bias = true}),
+              "");
     EXPECT_NE(message({.k = 2, .normalize = Normalize(4)}), "");
     EXPECT_NE(message({.k = 2, .placement = Placement(-1)}), "");
     EXPECT_EQ(message({.k = 2, .group_score = GroupScore(3)}),
@@ -751,6 +847,47 @@ struct Identity {
         dx = dlogits;
     }
 };
+
+TEST(TopKInALayer, HasExactGradientsWhereTheBiasWeighs) {
+    for (const Score score : {Score::sigmoid, Score::softmax}) {
+        auto layer = moe::make_layer<double>(
+            moe::Config{.model_dim = 4, .seed = 3}, moe::LinearRouter{},
+            TopK{.k = 2, .score = score, .scale = 2, .selection_bias = true, .weighs_bias = true},
+            moe::Swiglu{.count = 4, .ffn_dim = 5});
+        for (Index e = 0; e < 4; ++e) layer.gate().bias()(0, e) = gates_test::golden_bias[e + 1];
+        EXPECT_TRUE(moe::testing::check_gradients(layer, {.rows = 6, .columns = 4, .scale = 0.01}));
+    }
+}
+
+TEST(TopKInALayer, HasExactGradientsAtMultipliersWhereTheBiasWeighs) {
+    // d(loss)/d(multiplier) and d(loss)/dz of weights m (s + b) / (sum of m (s + b)).
+    std::vector<double> multiplier{0.5, 2, 1.5, 0.7, 1, 1.2, 0.9, 3}, dmultiplier(8, 0);
+    moe::ContextGradients gradients{.gate_multiplier = dmultiplier};
+    for (const Score score : {Score::sigmoid, Score::softmax}) {
+        auto tokens = batch<double>(
+            TopK{.k = 3, .score = score, .selection_bias = true, .weighs_bias = true}, 8);
+        for (Index e = 0; e < 8; ++e) tokens.gate.bias()(0, e) = gates_test::golden_bias[e];
+        std::vector<moe::ExpertFacts> facts(8);
+        tokens.context = {.gate_multiplier = multiplier,
+                          .dial = {.multiplier_order = moe::MultiplierOrder::before_normalization},
+                          .gradients = &gradients,
+                          .experts = facts};
+        moe::Matrix<double> z = golden_logits<double>();
+        tokens.route(z);
+        const auto c = derivatives<double>(12);
+        std::fill(dmultiplier.begin(), dmultiplier.end(), 0);
+        const moe::Matrix<double> dz = tokens.backward(z, c);
+        const auto loss = [&] {
+            tokens.route(z);
+            double sum = 0;
+            for (std::size_t a = 0; a < 12; ++a)
+                sum += c[a] * tokens.routing.assignments()[a].weight;
+            return sum;
+        };
+        EXPECT_TRUE(moe::testing::check_gradient(loss, z, dz));
+        EXPECT_TRUE(moe::testing::check_gradient(loss, multiplier, dmultiplier));
+    }
+}
 
 TEST(TopKInAHead, RoutesNoPaddingAndNoForbiddenExpert) {
     moe::Head<double, Identity, TopK> head({.model_dim = 8}, {}, {.k = 2},

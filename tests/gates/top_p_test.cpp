@@ -399,7 +399,7 @@ TEST(TopPSettings, AreCheckedOnceWithASentence) {
     EXPECT_EQ(message({.rule = Rule(3)}),
               "moe::TopP: rule is number 3 of its choices, they are 0 to 2");
     EXPECT_NE(message({.normalize = Normalize(-1)}), "");
-    EXPECT_NE(message({.placement = Placement(2)}), "");
+    EXPECT_NE(message({.placement = Placement(3)}), "");
 }
 
 TYPED_TEST(TopPGate, GivesTheSameBitsForAnyThreadCount) {

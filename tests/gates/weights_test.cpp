@@ -534,8 +534,8 @@ TEST(CombineRule, RefusesSettingsThatMeanNothing) {
     EXPECT_NE(message({.score = Score(6)}), "");
     EXPECT_EQ(message({.normalize = Normalize(4)}),
               "moe::Gate: normalize is number 4 of its choices, they are 0 to 3");
-    EXPECT_EQ(message({.placement = Placement(2)}),
-              "moe::Gate: placement is number 2 of its choices, they are 0 to 1");
+    EXPECT_EQ(message({.placement = Placement(3)}),
+              "moe::Gate: placement is number 3 of its choices, they are 0 to 2");
 }
 
 }  // namespace

@@ -6,6 +6,9 @@
 
 #include <gtest/gtest.h>
 
+#include <moe/gates/capacity.hpp>
+#include <moe/gates/expert_choice.hpp>
+#include <moe/gates/noisy.hpp>
 #include <moe/gates/top_k.hpp>
 #include <moe/testing/finite_difference.hpp>
 #include <moe/testing/random.hpp>
@@ -24,12 +27,13 @@ using moe::TopK;
 /// A gate around a gate: an expert keeps the first `capacity` tokens that chose it.
 template <class S, class Inner>
 struct FirstCome : moe::GateWrapper<S, Inner> {
+    using Base = moe::GateWrapper<S, Inner>;
     static constexpr bool per_token = false;
 
     Index capacity = 0;
 
     void select(moe::In<S> logits, moe::Routing& routing, const moe::Call<S>& call) const {
-        moe::hooks::select<S>(this->inner, logits, routing, call);
+        Base::select(logits, routing, call);
         routing.group();
         std::vector<Index> refused;
         for (Index e = 0; e < routing.num_experts(); ++e) {
@@ -133,6 +137,83 @@ TEST(AWrappedGate, HasExactGradientsWithCapacityBelowK) {
                 EXPECT_TRUE(
                     moe::testing::check_gradient(loss, z, dz, {.same_branch = same_branch}));
             }
+}
+
+struct MarkedState {
+    double drawn = 0;
+    Index reserved = 0;
+};
+/// A gate around a gate that leaves in the workspace what it drew, and adds it to the weights.
+template <class S, class Inner>
+struct Marked : moe::GateWrapper<S, Inner> {
+    using Base = moe::GateWrapper<S, Inner>;
+
+    void select(moe::In<S> logits, moe::Routing& routing, const moe::Call<S>& call) const {
+        call.ws.template state<MarkedState>().drawn = call.random().uniform(0, 0);
+        Base::select(logits, routing, call);
+    }
+    void weigh(moe::In<S> logits, moe::Routing& routing, const moe::Call<S>& call) const {
+        Base::weigh(logits, routing, call);
+        const double drawn = call.ws.template state<MarkedState>().drawn;
+        for (Index a = 0; a < routing.num_assignments(); ++a)
+            routing.set_weight(a, routing.template weight<double>(a) + drawn);
+    }
+    void reserve(Index tokens, Index assignments, moe::Workspace<S>& ws) const {
+        ws.template state<MarkedState>().reserved += tokens;
+        Base::reserve(tokens, assignments, ws);
+    }
+};
+
+TEST(AWrappedGate, SharesNoStateAndNoDrawsWithItsOwnKindInside) {
+    using Twice = Marked<double, Marked<double, moe::TopKModule<double>>>;
+    const auto top_k = gates_test::build<double>(TopK{.k = 1}, 3);
+    gates_test::Batch<double, Twice> tokens(Twice{{{{top_k}}}});
+    tokens.context.seed = 5;
+    tokens.route(moe::Matrix<double>::Zero(1, 3));
+    const double outer = tokens.call().random().uniform(0, 0),
+                 inner = tokens.call().child(0).random().uniform(0, 0);
+    EXPECT_NE(outer, inner);
+    EXPECT_NEAR(tokens.weights_of(0)[0], 1 + inner + outer, 1e-15);
+    tokens.gate.reserve(7, 7, tokens.ws);
+    EXPECT_EQ(tokens.ws.state<MarkedState>().reserved, 7);
+    EXPECT_EQ(tokens.ws.child(0).state<MarkedState>().reserved, 7);
+}
+
+TEST(AWrappedGate, AddsNoiseOfItsOwnToThatOfTheNoiseInside) {
+    const moe::GateNoise noise{.kind = moe::GateNoise::Kind::fixed, .std = 0.5};
+    const TopK inner{.k = 3, .score = Score::raw, .normalize = Normalize::none};
+    auto tokens = batch<double>(moe::Noisy{moe::Noisy{inner, noise}, noise}, 3);
+    tokens.context = {.training = true, .seed = 8};
+    const moe::Matrix<double> z = moe::testing::random_matrix<double>(20, 3, 1, 2);
+    tokens.route(z);
+    const moe::CounterRandom outer = tokens.call().random(),
+                             within = tokens.call().child(0).random();
+    for (const moe::Assignment& a : tokens.routing.assignments()) {
+        const double sum = outer.normal(a.token, a.expert) + within.normal(a.token, a.expert);
+        EXPECT_NEAR(a.weight, z(a.token, a.expert) + 0.5 * sum, 1e-12);
+    }
+}
+
+/// A gate around a gate that says nothing of its own.
+struct Plain {
+    template <class S>
+    auto operator()(S, const auto& inner) const {
+        auto gate = gates_test::build<S>(inner, 4);
+        return moe::GateWrapper<S, decltype(gate)>{gate};
+    }
+};
+
+TEST(AWrappedGate, IsCausalWhereItsInnerGateIsUnlessItLooksAtOtherTokens) {
+    const auto is_causal = [](const auto& inner) {
+        return moe::hooks::is_causal(Plain()(1.0, inner));
+    };
+    const moe::Capacity in_order{.priority = moe::Capacity::Priority::token_major};
+    EXPECT_TRUE(is_causal(TopK{.k = 2}));
+    EXPECT_TRUE(is_causal(moe::WithCapacity{TopK{.k = 2}, in_order}));
+    EXPECT_FALSE(is_causal(moe::WithCapacity{TopK{.k = 2}, moe::Capacity{}}));
+    EXPECT_FALSE(is_causal(moe::ExpertChoice{}));
+    // One that looks at other tokens, and does not say at which, might look at later ones.
+    EXPECT_FALSE(moe::hooks::is_causal(gates_test::build<double>(FirstComeTopK{{.k = 2}, 1}, 4)));
 }
 
 }  // namespace

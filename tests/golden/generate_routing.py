@@ -690,15 +690,16 @@ def deepspeed_topk(rng, policy):
     s = z.softmax(1)
     need_order(s, 3)
     chosen = mask_of(np.argsort(-array(s), axis=1)[:, :3], 9)
-    # The package compares softmax over all experts, a gate with normalised weights compares those: here both agree.
+    # The package compares softmax over all experts. By the normalised weights, others would go first.
     normalized = array(s) / (array(s) * chosen).sum(1, keepdims=True)
     capacity = math.ceil(13 / 9 * 0.7 * 3)
+    differ = False
     for e in range(9):
         tokens = np.flatnonzero(chosen[:, e])
         best = [set(tokens[np.argsort(-scores[tokens, e])][:capacity]) for scores in (array(s), normalized)]
-        need(policy != "probs" or best[0] == best[1])
+        differ |= best[0] != best[1]
+    need(policy != "probs" or differ)
     need_apart_by_expert(s, chosen)
-    need_apart_by_expert(normalized, chosen)
     with Float64():
         _, _, _, ids, _, w, _ = deepspeed().topkgating(z, 3, 0.7, 1, drop_policy=policy, sparse_routes=True)
     ids, w = array(ids).T, w.T

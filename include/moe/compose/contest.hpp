@@ -189,7 +189,6 @@ private:
     template <class Bank>
     static constexpr std::size_t gate_node = Bank::num_groups;
 
-    static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
     /// Rows that groups have in either pass.
     template <class Bank>
     static Index most_rows(const Bank& bank, Index tokens, Index assignments) {

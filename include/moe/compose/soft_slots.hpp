@@ -9,8 +9,8 @@
 #include <moe/compose/slot_logits.hpp>
 #include <moe/compose/slot_shares.hpp>
 #include <moe/core/concepts.hpp>
+#include <moe/core/error.hpp>
 #include <moe/core/views.hpp>
-#include <moe/gates/score.hpp>
 
 namespace moe::inline MOE_ABI {
 

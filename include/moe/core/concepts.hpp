@@ -121,11 +121,13 @@ using other_scalar = std::conditional_t<std::is_same_v<S, float>, double, float>
 ///                                       sets the weights of the assignments that are there; all
 ///                                       that replay runs. Without it, select's weights stay
 ///     num_logits(E) const               logits per token; E
-///     weighs_input() const              whether weights go to Assignment::input_weight: only then
-///                                       are gradients at input weights computed; false
+///     weighs_input() const              whether weights go to Assignment::input_weight, or backward
+///                                       reads gradients there: only then are they computed; false
 ///     per_token                         static constexpr bool: a token's choice is its own, not a
 ///                                       matter of the others in the batch; true
 ///     is_causal() const                 whether no choice depends on later tokens; per_token
+///     fixed_count                       static constexpr bool: all tokens get equally many experts,
+///                                       as far as as many are open to them; false
 ///     reads_k, reads_p                  static constexpr bool: context.dial.k or p is read here;
 ///                                       false: a call that sets it is refused
 ///     multiplies_scores                 static constexpr bool: weights have context.multiplier()

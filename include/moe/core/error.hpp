@@ -57,6 +57,15 @@ template <class Error = std::invalid_argument, class... Parts>
     raise<Error>(message);
 }
 
+/// @param last  the enumerator of the largest value; they count from 0
+/// @throws std::invalid_argument unless a setting is one of its enumerators
+template <class Enum>
+void check_choice(const char* who, const char* field, Enum value, Enum last) {
+    const int number = static_cast<int>(value), most = static_cast<int>(last);
+    if (number < 0 || number > most)
+        fail(who, ": ", field, " is number ", number, " of its choices, they are 0 to ", most);
+}
+
 /// a * b for extents.
 /// @throws std::length_error if the product does not fit an Index
 inline Index checked_product(Index a, Index b) {

@@ -341,6 +341,20 @@ void parallel_for(Executor& executor, Index tasks, double flops, F&& function,
     }
 }
 
+/// f(token, worker) for every token, in blocks over the executor's workers. f must not throw and
+/// writes what belongs to its token, or scratch of its worker.
+/// @param flops  of one token
+template <class F>
+void for_tokens(Executor& executor, Index tokens, double flops, F&& f) {
+    constexpr Index block = 64;
+    const Index blocks = tokens / block + (tokens % block != 0);
+    parallel_for(executor, blocks, flops * static_cast<double>(tokens),
+                 [&](Index number, int worker) {
+                     const Index last = std::min(tokens, (number + 1) * block);
+                     for (Index t = number * block; t < last; ++t) f(t, worker);
+                 });
+}
+
 }  // namespace detail
 }  // namespace moe::inline MOE_ABI
 

@@ -64,7 +64,8 @@ Index num_logits(const G& gate, Index experts) {
         return experts;
 }
 
-/// Whether a gate's weights scale what experts read instead of what they return.
+/// Whether a gate wants the gradients at input weights: its weights scale what experts read, or are
+/// taught by it.
 template <class G>
 bool weighs_input(const G& gate) {
     if constexpr (requires { gate.weighs_input(); })
@@ -89,6 +90,13 @@ bool is_causal(const G& gate) {
     else
         return per_token<G>;
 }
+
+/// Whether every token to which that many experts are open gets the same number of them, dropped
+/// ones not counted.
+template <class G>
+inline constexpr bool fixed_count = requires {
+    requires G::fixed_count;
+};
 
 /// Whether a gate's logits are those of experts where there are as many: a product key's are not.
 template <class G>

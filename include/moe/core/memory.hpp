@@ -159,6 +159,12 @@ private:
     Index capacity_ = 0;
 };
 
+namespace detail {
+
+/// The next multiple of 16 elements: workers that are that far apart share no cache line.
+inline Index round_up_16(Index count) { return (count + 15) / 16 * 16; }
+
+}  // namespace detail
 }  // namespace moe::inline MOE_ABI
 
 #endif  // MOE_CORE_MEMORY_HPP

@@ -2,6 +2,7 @@
 #ifndef MOE_CORE_TYPES_HPP
 #define MOE_CORE_TYPES_HPP
 
+#include <cstddef>
 #include <type_traits>
 
 #include <Eigen/Core>
@@ -41,6 +42,13 @@ using ConstView = Eigen::Map<const Matrix<S>, Eigen::Unaligned, Eigen::OuterStri
 /// The scalars a layer exists for.
 template <class S>
 inline constexpr bool is_scalar = std::is_same_v<S, float> || std::is_same_v<S, double>;
+
+namespace detail {
+
+/// An Index as the standard containers count.
+inline std::size_t at(Index i) { return static_cast<std::size_t>(i); }
+
+}  // namespace detail
 
 }  // namespace moe::inline MOE_ABI
 

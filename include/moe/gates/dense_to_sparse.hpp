@@ -8,6 +8,7 @@
 #include <limits>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/executor.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/views.hpp>
 #include <moe/gates/samples.hpp>

@@ -9,12 +9,15 @@
 #include <optional>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/executor.hpp>
+#include <moe/core/memory.hpp>
 #include <moe/core/sequences.hpp>
 #include <moe/gates/samples.hpp>
 #include <moe/gates/score.hpp>
 #include <moe/gates/select.hpp>
 #include <moe/gates/share_rule.hpp>
 #include <moe/gates/token_gate.hpp>
+#include <moe/gates/tokens.hpp>
 #include <moe/gates/weights.hpp>
 
 namespace moe::inline MOE_ABI {

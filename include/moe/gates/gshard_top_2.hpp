@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <optional>
@@ -182,7 +181,7 @@ private:
     /// Experts that a token of this importance may get.
     Index most(std::span<const double> importance, Index t) const {
         if (!settings_.by_importance) return most_experts();
-        const double value = importance[static_cast<std::size_t>(t)];
+        const double value = importance[detail::at(t)];
         return value >= 1 ? most_experts() : value > 0 ? 1 : 0;
     }
 

@@ -71,12 +71,7 @@ public:
     HybridEntropyModule(const HybridEntropy& settings, Index experts)
         : Base(experts),
           settings_(settings),
-          rule_{.score = Score::softmax,
-                .normalize = settings.normalize,
-                .epsilon = settings.epsilon,
-                .scale = settings.scale,
-                .kept_only = settings.normalize_kept_only,
-                .placement = settings.placement} {
+          rule_(detail::combine_rule(settings, Score::softmax)) {
         const HybridEntropy& s = settings_;
         detail::check_mass(name, "p", s.p);
         if (s.keep_top_k < 1 || s.keep_top_k > experts)

@@ -3,7 +3,6 @@
 #define MOE_GATES_KEEP_ANY_HPP
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <limits>
 #include <optional>
@@ -14,16 +13,18 @@
 #include <Eigen/Core>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/executor.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/parameters.hpp>
+#include <moe/core/steering.hpp>
 #include <moe/core/views.hpp>
 #include <moe/gates/samples.hpp>
+#include <moe/gates/slot_masks.hpp>
 #include <moe/gates/temperature.hpp>
 #include <moe/gates/tokens.hpp>
 #include <moe/gates/top_k.hpp>
 #include <moe/gates/weights.hpp>
 #include <moe/gates/wrapper.hpp>
-#include <moe/kernels/dispatch.hpp>
 #include <moe/losses/loss.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -95,6 +96,10 @@ public:
             detail::fail(name,
                          ": normalize_kept_only of the gate inside is set, it must not be: what "
                          "is kept is normalised here");
+        if (inner.settings().placement == Placement::straight_through)
+            detail::fail(name,
+                         ": placement of the gate inside is straight_through, it must be output or "
+                         "input");
         mask_weight = Parameter<S>(num_masks(), num_masks());
     }
 
@@ -112,7 +117,7 @@ public:
         check_extents(logits);
         check_dial(call.context, logits.rows());
         const Eigen::Ref<const Matrix<S>> z = of_experts(logits, call);
-        inner.select(z, routing, call);
+        Base::select(z, routing, call);
         if (call.context.training) return;
         routing.group();
         State& state = take_weights(z, routing, call);
@@ -120,11 +125,8 @@ public:
         for (Index t = 0; t < logits.rows(); ++t) {
             const Index first = routing.first(t), n = routing.first(t + 1) - first;
             S* const a = row(state.masks, t);
-            score_masks(row_data(logits, t), n, state.weights.data() + first, a);
-            Index best = 0;
-            for (Index j = 1; j < n; ++j)
-                if (a[j] > a[best] || (std::isnan(a[best]) && !std::isnan(a[j]))) best = j;
-            for (Index i = best + 1; i < n; ++i) state.pruned.push_back(first + i);
+            masks().score(n, logits_of_masks(logits, t), state.weights.data() + first, a);
+            for (Index i = masks().best(n, a); i < n; ++i) state.pruned.push_back(first + i);
         }
         for (const Index a : state.pruned) routing.set_dropped(a, Dropped::pruned);
         routing.group();
@@ -148,16 +150,20 @@ public:
             const Index first = routing.first(t), n = routing.first(t + 1) - first;
             const S* const g = state.weights.data() + first;
             S* const c = state.kept.data() + first;
-            const S* const z = row_data(logits, t);
-            if (samples)
-                fill_soft(*samples, tau, t, n, z, g, row(state.masks, t), c);
-            else
-                fill_hard(n, z, c);
+            const S* const m = logits_of_masks(logits, t);
+            if (samples) {
+                S* const pi = row(state.masks, t);
+                masks().score(n, m, g, pi);
+                masks().keep_soft(
+                    n, tau, [&](Index j) { return samples->gumbel(t, j); }, pi, c);
+            } else {
+                masks().keep_hard(n, m, c);
+            }
             for (Index i = 0; i < n; ++i)
                 if (is_pruned(routing, first + i)) c[i] = 0;
-            const Sums sums(n, g, c);
+            const detail::KeptShares<S> shares(n, g, c);
             for (Index i = 0; i < n; ++i) {
-                const auto w = static_cast<double>(g[i] * c[i] * sums.ratio());
+                const auto w = static_cast<double>(shares.weight(i));
                 on_input ? routing.set_input_weight(first + i, w)
                          : routing.set_weight(first + i, w);
             }
@@ -172,20 +178,9 @@ public:
         const auto given =
             detail::gradients_at<S>(inner.settings().placement, dweights, routing, logits, dlogits);
         const State& state = call.ws.template state<State>();
-        // With A = (sum of h g c) / (sum of g c), u_i = ratio (h_i - A):
-        //     dg_i = c_i u_i + A,  dc_i = g_i u_i
         through(logits, routing, dlogits, grad, call, [&](Index first, Index n, S* dg, S* dc) {
-            const S *h = given.data() + first, *g = state.weights.data() + first,
-                    *c = state.kept.data() + first;
-            const Sums sums(n, g, c);
-            S mean = 0;
-            for (Index i = 0; i < n; ++i) mean = std::fma(h[i], g[i] * c[i], mean);
-            mean = sums.kept == 0 ? S(0) : mean / sums.kept;
-            for (Index i = 0; i < n; ++i) {
-                const S u = sums.ratio() * (h[i] - mean);
-                dg[i] = std::fma(c[i], u, mean);
-                dc[i] = g[i] * u;
-            }
+            detail::KeptShares<S>(n, state.weights.data() + first, state.kept.data() + first)
+                .backward(given.data() + first, dg, dc);
         });
     }
 
@@ -220,7 +215,7 @@ public:
         state.masks.matrix(tokens, num_masks());
         state.weights.resize(assignments);
         state.kept.resize(assignments);
-        state.pruned.reserve(at(assignments));
+        state.pruned.reserve(detail::at(assignments));
         if (!ws.keeps()) return;
         state.dmasks.matrix(tokens, num_masks());
         state.dweights.resize(assignments);
@@ -253,24 +248,15 @@ private:
         std::vector<Index> pruned;  // assignments
     };
 
-    /// The sums of g and of g c.
-    struct Sums {
-        S all = 0, kept = 0;
-
-        Sums(Index n, const S* g, const S* c) {
-            for (Index i = 0; i < n; ++i) {
-                all += g[i];
-                kept = std::fma(g[i], c[i], kept);
-            }
-        }
-        S ratio() const { return kept == 0 ? S(0) : all / kept; }
-    };
-
-    static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
+    detail::SlotMasks<S> masks() const { return {mask_weight}; }
+    /// m of a token.
+    const S* logits_of_masks(In<S> logits, Index t) const {
+        return row_data(logits, t) + num_experts_;
+    }
     S* row(Buffer<S>& of_masks, Index t) const { return of_masks.data() + t * num_masks(); }
     double flops() const { return 40.0 * static_cast<double>(num_masks() * num_masks()); }
     static bool is_pruned(const Routing& routing, Index a) {
-        return routing.assignments()[at(a)].dropped == Dropped::pruned;
+        return routing.assignments()[detail::at(a)].dropped == Dropped::pruned;
     }
 
     void check_extents(In<S> logits) const {
@@ -293,16 +279,14 @@ private:
     Eigen::Ref<const Matrix<S>> of_experts(In<S> logits, const Call<S>& call) const {
         if (!call.context.restricts()) return logits.leftCols(num_experts_);
         auto z = call.ws.template state<State>().experts.matrix(logits.rows(), num_experts_);
-        for (Index t = 0; t < logits.rows(); ++t)
-            for (Index e = 0; e < num_experts_; ++e)
-                z(t, e) = call.context.is_allowed(t, e) ? logits(t, e)
-                                                        : -std::numeric_limits<S>::infinity();
+        z = logits.leftCols(num_experts_);
+        detail::mask_logits<S>(z, call.context, true, -std::numeric_limits<S>::infinity());
         return z;
     }
 
     /// Weighs as the inner gate does; leaves g in the state and room for the masks.
     State& take_weights(In<S> z, Routing& routing, const Call<S>& call) const {
-        inner.weigh(z, routing, call);
+        Base::weigh(z, routing, call);
         State& state = call.ws.template state<State>();
         state.masks.matrix(z.rows(), num_masks());
         state.weights.resize(routing.num_assignments());
@@ -310,35 +294,6 @@ private:
             state.weights[a] = inner.weighs_input() ? routing.template input_weight<S>(a)
                                                     : routing.template weight<S>(a);
         return state;
-    }
-
-    /// a of a token with n experts.
-    /// @param z  [E + k] its logits
-    void score_masks(const S* z, Index n, const S* g, S* a) const {
-        for (Index j = 0; j < n; ++j) {
-            a[j] = z[num_experts_ + j];
-            for (Index i = 0; i < n; ++i) a[j] = std::fma(mask_weight(j, i), g[i], a[j]);
-        }
-    }
-
-    /// pi and c of a token in training.
-    void fill_soft(const detail::Samples& samples, double tau, Index t, Index n, const S* z,
-                   const S* g, S* pi, S* c) const {
-        if (n == 0) return;
-        score_masks(z, n, g, pi);
-        for (Index j = 0; j < n; ++j)
-            pi[j] = static_cast<S>((static_cast<double>(pi[j]) + samples.gumbel(t, j)) / tau);
-        kernels<S>().softmax(n, pi, pi);
-        S sum = 0;
-        for (Index i = n; i-- > 0;) c[i] = sum += pi[i];
-        if (!std::isnan(sum)) c[0] = 1;
-    }
-    /// c of a token at inference, before what is pruned.
-    void fill_hard(Index n, const S* z, S* c) const {
-        S kept = 1;
-        for (Index j = 0; j < n; ++j)
-            if (std::isnan(z[num_experts_ + j])) kept = z[num_experts_ + j];
-        std::fill_n(c, n, kept);
     }
 
     /// From the slots back: slots(first assignment, n, dg, dc) writes what reaches the weights of
@@ -357,26 +312,19 @@ private:
             S *dg = state.dweights.data() + first, *dc = state.dkept.data() + first;
             slots(first, n, dg, dc);
             if (!trains) return;
-            const S* const pi = row(state.masks, t);
+            for (Index i = 0; i < n; ++i)
+                if (is_pruned(routing, first + i)) dc[i] = 0;
             S* const da = row(state.dmasks, t);
-            S sum = 0, mean = 0;  // of dc over i <= j: d(loss)/dpi_j; c_1 does not move
-            for (Index j = 0; j < n; ++j) {
-                if (j > 0 && !is_pruned(routing, first + j)) sum += dc[j];
-                da[j] = sum;
-                mean = std::fma(pi[j], sum, mean);
-            }
+            masks().backward(n, tau, row(state.masks, t), dc, da, dg);
             S* const dm = row_data(dlogits, t) + num_experts_;
-            for (Index j = 0; j < n; ++j) {
-                da[j] = pi[j] * (da[j] - mean) / tau;
-                dm[j] += da[j];
-                for (Index i = 0; i < n; ++i) dg[i] = std::fma(mask_weight(j, i), da[j], dg[i]);
-            }
+            for (Index j = 0; j < n; ++j) dm[j] += da[j];
         });
         if (trains && !grad.mask_weight.empty()) add_mask_gradient(routing, state, grad);
-        const std::span<const S> given(state.dweights.data(), at(routing.num_assignments())), none;
+        const auto count = detail::at(routing.num_assignments());
+        const std::span<const S> given(state.dweights.data(), count), none;
         const WeightGradients<S> of_inner{on_input ? none : given, on_input ? given : none};
-        inner.backward(of_experts(logits, call), routing, of_inner, dlogits.leftCols(num_experts_),
-                       grad.inner, call);
+        Base::backward(of_experts(logits, call), routing, of_inner, dlogits.leftCols(num_experts_),
+                       grad, call);
     }
 
     /// dV_ji += da_j g_i, tokens in order.

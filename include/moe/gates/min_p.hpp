@@ -67,12 +67,7 @@ public:
         : Base(experts),
           settings_(settings),
           most_(detail::checked_most(name, settings.max_experts, 1, experts)),
-          rule_{.score = Score::softmax,
-                .normalize = settings.normalize,
-                .epsilon = settings.epsilon,
-                .scale = settings.scale,
-                .kept_only = settings.normalize_kept_only,
-                .placement = settings.placement} {
+          rule_(detail::combine_rule(settings, Score::softmax)) {
         if (!(settings.min_p >= 0 && settings.min_p <= 1))
             detail::fail(name, ": min_p is ", settings.min_p, ", it must be in [0, 1]");
         rule_.check(name);

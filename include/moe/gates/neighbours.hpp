@@ -4,10 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstddef>
 #include <cstdint>
 #include <limits>
 
+#include <moe/core/executor.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/routing.hpp>
 #include <moe/core/types.hpp>
@@ -15,7 +15,6 @@
 #include <moe/core/workspace.hpp>
 #include <moe/gates/samples.hpp>
 #include <moe/gates/select.hpp>
-#include <moe/gates/tokens.hpp>
 #include <moe/kernels/dispatch.hpp>
 
 namespace moe::inline MOE_ABI::detail {
@@ -113,7 +112,7 @@ S midpoint_factor(bool is_best, double uniform) {
 }
 
 inline bool is_null(const Assignment& assignment, const Context& context) {
-    const auto expert = static_cast<std::size_t>(assignment.expert);
+    const auto expert = at(assignment.expert);
     return expert < context.experts.size() && context.experts[expert].is_null;
 }
 

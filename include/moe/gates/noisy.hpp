@@ -8,9 +8,11 @@
 #include <utility>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/executor.hpp>
 #include <moe/core/memory.hpp>
+#include <moe/core/softplus.hpp>
+#include <moe/core/steering.hpp>
 #include <moe/gates/samples.hpp>
-#include <moe/gates/score.hpp>
 #include <moe/gates/tokens.hpp>
 #include <moe/gates/wrapper.hpp>
 
@@ -71,14 +73,19 @@ struct GateNoise {
 /// "none" and "clamp" are TopK::normalize. LLaMA-MoE's routers are MLPs.
 template <class S, class Inner>
 class NoisyModule : public GateWrapper<S, Inner> {
+    using Base = GateWrapper<S, Inner>;
+
 public:
-    using GateWrapper<S, Inner>::inner;
+    static constexpr bool changes_logits = true;
+    static constexpr bool fixed_count = hooks::fixed_count<Inner>;
+
+    using Base::inner;
 
     NoisyModule() = default;
     /// @param num_experts  of the layer
     /// @throws std::invalid_argument if a setting is out of range
     NoisyModule(Inner gate, const GateNoise& noise, Index num_experts)
-        : GateWrapper<S, Inner>{std::move(gate)}, noise_(noise), num_experts_(num_experts) {
+        : Base{std::move(gate)}, noise_(noise), num_experts_(num_experts) {
         detail::check_choice(name, "kind", noise.kind, GateNoise::Kind::gumbel);
         if (!(noise.std >= 0 && std::isfinite(noise.std)))
             detail::fail(name, ": std is ", noise.std, ", it must be finite and >= 0");
@@ -92,25 +99,24 @@ public:
     Index num_logits(Index experts) const {
         return (is_learned() ? 2 : 1) * hooks::num_logits(inner, experts);
     }
-    bool is_causal() const { return hooks::is_causal(inner); }
     /// @throws std::invalid_argument if the layer has another number of experts
     void check(const Shape& shape) const {
         detail::check_gate(name, num_experts_, shape);
         Shape of_inner = shape;  // it reads noisy logits, and no noise logits
         of_inner.num_logits = hooks::num_logits(inner, num_experts_);
-        GateWrapper<S, Inner>::check(of_inner);
+        Base::check(of_inner);
     }
 
     /// @param logits  [T, L]
     void select(In<S> logits, Routing& routing, const Call<S>& call) const {
-        within(logits, call, is_on(call.context), [&](In<S> h, const Call<S>& inner_call) {
-            hooks::select<S>(inner, h, routing, inner_call);
+        within(logits, call, is_on(call.context), [&](In<S> h, const Call<S>& without_noise) {
+            Base::select(h, routing, without_noise);
         });
     }
 
     void weigh(In<S> logits, Routing& routing, const Call<S>& call) const {
-        within(logits, call, weighs(call.context), [&](In<S> h, const Call<S>& inner_call) {
-            hooks::weigh<S>(inner, h, routing, inner_call);
+        within(logits, call, weighs(call.context), [&](In<S> h, const Call<S>& without_noise) {
+            Base::weigh(h, routing, without_noise);
         });
     }
 
@@ -122,9 +128,9 @@ public:
             detail::fail(name, ": dlogits is [", dlogits.rows(), ", ", dlogits.cols(),
                          "], logits are [", logits.rows(), ", ", logits.cols(), "]");
         const bool is_noisy = weighs(call.context);
-        within(logits, call, is_noisy, [&](In<S> h, const Call<S>& inner_call) {
+        within(logits, call, is_noisy, [&](In<S> h, const Call<S>& without_noise) {
             const auto add = [&](Out<S> dh) {
-                hooks::backward<S>(inner, h, routing, dweights, dh, grad.inner, inner_call);
+                Base::backward(h, routing, dweights, dh, grad, without_noise);
             };
             if (!is_noisy || !is_learned()) return add(dlogits.leftCols(h.cols()));  // dh/dz is 1
             auto dh = call.ws.template state<State>().gradient.matrix(h.rows(), h.cols());
@@ -138,12 +144,12 @@ public:
         auto& state = ws.template state<State>();
         state.noisy.matrix(tokens, width());
         if (is_learned() && ws.keeps()) state.gradient.matrix(tokens, width());
-        GateWrapper<S, Inner>::reserve(tokens, assignments, ws.child(0));
+        Base::reserve(tokens, assignments, ws);
     }
     Index workspace_bytes(Index tokens, Index assignments, Keep keep, int workers) const {
         const Index matrices = is_learned() && keep != Keep::nothing ? 2 : 1;
         return matrices * tokens * width() * static_cast<Index>(sizeof(S)) +
-               GateWrapper<S, Inner>::workspace_bytes(tokens, assignments, keep, workers);
+               Base::workspace_bytes(tokens, assignments, keep, workers);
     }
 
 private:
@@ -161,7 +167,7 @@ private:
     /// Logits that the inner gate reads.
     Index width() const { return hooks::num_logits(inner, num_experts_); }
 
-    /// f(h, call of the inner gate); h is z where there is nothing to add and to mask.
+    /// f(h, call without samples); h is z where there is nothing to add and to mask.
     template <class F>
     void within(In<S> logits, const Call<S>& call, bool is_noisy, F&& f) const {
         if (logits.cols() != num_logits(num_experts_))
@@ -169,24 +175,23 @@ private:
                          "], the gate wants ", num_logits(num_experts_), " logits per token");
         Context context = call.context;
         context.noise = {};
-        const Call<S> inner_call{context, call.ws.child(0), call.ids, call.expert};
+        const Call<S> without_noise{context, call.ws, call.ids, call.expert};
         // The layer masks experts where there is a logit for each; else that is done here.
         const bool masks = is_learned() && context.restricts() && width() == num_experts_ &&
                            hooks::has_expert_logits<Inner>;
-        if (!is_noisy && !masks) return f(logits.leftCols(width()), inner_call);
+        if (!is_noisy && !masks) return f(logits.leftCols(width()), without_noise);
 
         auto h = call.ws.template state<State>().noisy.matrix(logits.rows(), width());
         std::optional<detail::Samples> samples;
         if (is_noisy) samples.emplace(name, call, logits.rows(), width());
         each_row(logits, call, [&](Index t, Index e) {
             const S z = logits(t, e);
-            const bool is_masked = z == masked || (masks && !context.is_allowed(t, e));
-            if (is_masked)
-                h(t, e) = masked;
-            else
-                h(t, e) = samples ? std::fma(sample(*samples, t, e), sigma(logits, t, e), z) : z;
+            h(t, e) = z == masked || !samples
+                          ? z
+                          : std::fma(sample(*samples, t, e), sigma(logits, t, e), z);
         });
-        f(h, inner_call);
+        if (masks) detail::mask_logits<S>(h, context, true, masked);
+        f(h, without_noise);
     }
 
     /// f(token, logit) for each that the inner gate reads.
@@ -219,10 +224,10 @@ private:
         each_row(logits, call, [&](Index t, Index e) {
             if (h(t, e) == masked) return;
             const auto n = static_cast<double>(logits(t, width() + e));
-            const double small = std::exp(-std::abs(n)), slope = (n < 0 ? small : 1) / (1 + small);
             dlogits(t, e) += dh(t, e);
             S& dn = dlogits(t, width() + e);
-            dn = std::fma(dh(t, e) * sample(samples, t, e), static_cast<S>(slope), dn);
+            dn = std::fma(dh(t, e) * sample(samples, t, e),
+                          static_cast<S>(detail::softplus_slope(n)), dn);
         });
     }
 

@@ -34,11 +34,13 @@ namespace moe::inline MOE_ABI {
 /// w_0 on calibration data, see median_weight_ratio(); 2 % of tokens protected.
 template <class S, class Inner>
 class OnlinePruningModule : public GateWrapper<S, Inner> {
+    using Base = GateWrapper<S, Inner>;
+
 public:
     OnlinePruningModule() = default;
     /// @throws std::invalid_argument if a setting is out of range
     OnlinePruningModule(Inner gate, double ratio, double protected_fraction, Index keep)
-        : GateWrapper<S, Inner>{std::move(gate)},
+        : Base{std::move(gate)},
           ratio_(ratio),
           protected_fraction_(protected_fraction),
           keep_(keep) {
@@ -55,15 +57,15 @@ public:
     bool is_causal() const { return protected_fraction_ == 0 && hooks::is_causal(this->inner); }
 
     void select(In<S> logits, Routing& routing, const Call<S>& call) const {
-        hooks::select<S>(this->inner, logits, routing, call);
+        Base::select(logits, routing, call);
         routing.group();
-        hooks::weigh<S>(this->inner, logits, routing, call);
+        Base::weigh(logits, routing, call);
         routing.group();
         State& state = call.ws.template state<State>();
         find_protected(call.context, logits.rows(), state);
         state.pruned.clear();
         for (Index t = 0; t < logits.rows(); ++t) {
-            if (state.is_protected[static_cast<std::size_t>(t)]) continue;
+            if (state.is_protected[detail::at(t)]) continue;
             Index number = routing.first(t), slot = 0;
             double first = 0;
             for (const Assignment& own : routing.of(t)) {
@@ -79,15 +81,15 @@ public:
     }
 
     void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
-        GateWrapper<S, Inner>::reserve(tokens, assignments, ws);
+        Base::reserve(tokens, assignments, ws);
         State& state = ws.template state<State>();
-        state.order.reserve(static_cast<std::size_t>(tokens));
-        state.pruned.reserve(static_cast<std::size_t>(assignments));
-        state.is_protected.reserve(static_cast<std::size_t>(tokens));
+        state.order.reserve(detail::at(tokens));
+        state.pruned.reserve(detail::at(assignments));
+        state.is_protected.reserve(detail::at(tokens));
     }
     Index workspace_bytes(Index tokens, Index assignments, Keep keep, int workers) const {
         constexpr auto number = static_cast<Index>(sizeof(Index));
-        return GateWrapper<S, Inner>::workspace_bytes(tokens, assignments, keep, workers) +
+        return Base::workspace_bytes(tokens, assignments, keep, workers) +
                detail::checked_product(tokens, number + 1) +
                detail::checked_product(assignments, number);
     }
@@ -103,7 +105,7 @@ private:
 
     void find_protected(const Context& context, Index tokens, State& state) const {
         const auto importance = context.token_importance;
-        state.is_protected.assign(static_cast<std::size_t>(tokens), 0);
+        state.is_protected.assign(detail::at(tokens), 0);
         if (importance.empty() || protected_fraction_ == 0) return;
         state.order.clear();
         for (Index t = 0; t < tokens; ++t)
@@ -111,7 +113,7 @@ private:
         const double share = protected_fraction_ * static_cast<double>(state.order.size());
         const auto count = static_cast<std::ptrdiff_t>(std::ceil(share));
         const auto value = [&importance](Index t) {
-            const double given = importance[static_cast<std::size_t>(t)];
+            const double given = importance[detail::at(t)];
             return std::isnan(given) ? -std::numeric_limits<double>::infinity() : given;
         };
         std::partial_sort(state.order.begin(), state.order.begin() + count, state.order.end(),
@@ -119,8 +121,7 @@ private:
                               return value(a) > value(b) || (value(a) == value(b) && a < b);
                           });
         for (std::ptrdiff_t i = 0; i < count; ++i)
-            state.is_protected[static_cast<std::size_t>(state.order[static_cast<std::size_t>(i)])] =
-                1;
+            state.is_protected[detail::at(state.order[detail::at(i)])] = 1;
     }
 
     double ratio_ = 0, protected_fraction_ = 0;
@@ -166,7 +167,7 @@ inline double median_weight_ratio(const Routing& routing, Index slot = 1) {
     for (Index t = 0; t < routing.num_tokens(); ++t) {
         const auto own = routing.of(t);
         if (static_cast<Index>(own.size()) <= slot) continue;
-        const Assignment& other = own[static_cast<std::size_t>(slot)];
+        const Assignment& other = own[detail::at(slot)];
         const double ratio =
             other.weight * other.input_weight / (own[0].weight * own[0].input_weight);
         if (!std::isnan(ratio)) ratios.push_back(ratio);

@@ -8,11 +8,13 @@
 #include <limits>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/executor.hpp>
 #include <moe/core/parameters.hpp>
 #include <moe/core/random.hpp>
 #include <moe/gates/product_key_rule.hpp>
 #include <moe/gates/score.hpp>
 #include <moe/gates/select.hpp>
+#include <moe/gates/tokens.hpp>
 #include <moe/gates/weights.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -115,7 +117,7 @@ public:
                 for (Index s = 0; s < count; ++s)
                     scratch.chosen[i * most + s] = room.entries[s].expert;
             });
-            routing.add_lists(first, {scratch.counts.data(), static_cast<std::size_t>(here)},
+            routing.add_lists(first, {scratch.counts.data(), detail::at(here)},
                               scratch.chosen.data(), most);
         }
     }
@@ -131,7 +133,7 @@ public:
                 const auto room = rooms.room(worker);
                 const Index count = rule.merge(row_data(logits, t), t, call, room);
                 for (Index a = routing.first(t); a < routing.first(t + 1); ++a) {
-                    const auto& own = assignments[static_cast<std::size_t>(a)];
+                    const auto& own = assignments[detail::at(a)];
                     const S w = rule.find(room.entries, count, own.expert);
                     routing.set_weight(a,
                                        rule.is_null(own.expert, call) ? 0 : static_cast<double>(w));
@@ -157,10 +159,10 @@ public:
                 const auto room = rooms.room(worker);
                 Index count = 0;
                 for (Index a = routing.first(t); a < routing.first(t + 1); ++a) {
-                    const auto& own = assignments[static_cast<std::size_t>(a)];
+                    const auto& own = assignments[detail::at(a)];
                     if (rule.is_null(own.expert, call)) continue;
                     room.entries[count] = {own.expert, static_cast<std::int32_t>(count),
-                                           given[static_cast<std::size_t>(a)]};
+                                           given[detail::at(a)]};
                     ++count;
                 }
                 rule.add_gradient(row_data(logits, t), t, count, call, room, row_data(dlogits, t));

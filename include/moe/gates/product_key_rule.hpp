@@ -11,7 +11,6 @@
 #include <moe/core/types.hpp>
 #include <moe/core/workspace.hpp>
 #include <moe/gates/select.hpp>
-#include <moe/gates/tokens.hpp>
 #include <moe/kernels/dispatch.hpp>
 
 namespace moe::inline MOE_ABI::detail {
@@ -109,7 +108,7 @@ struct ProductKeyRule {
     }
 
     static bool is_null(Index expert, const Call<S>& call) {
-        const auto e = static_cast<std::size_t>(expert);
+        const auto e = at(expert);
         return e < call.context.experts.size() && call.context.experts[e].is_null;
     }
     /// The value of an expert among [count] ascending entries, 0 if it is not there.

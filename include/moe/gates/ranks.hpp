@@ -59,12 +59,7 @@ public:
     RanksModule(const Ranks& settings, Index experts)
         : Base(experts),
           settings_(settings),
-          rule_{.score = settings.score,
-                .normalize = settings.normalize,
-                .epsilon = settings.epsilon,
-                .scale = settings.scale,
-                .kept_only = settings.normalize_kept_only,
-                .placement = settings.placement} {
+          rule_(detail::combine_rule(settings, settings.score)) {
         rule_.check(name);
         if (settings.ranks.empty())
             detail::fail(name, ": ranks is empty; name at least one: moe::Ranks{.ranks = {1}}");

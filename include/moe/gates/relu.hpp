@@ -59,12 +59,7 @@ public:
         : Base(experts),
           settings_(settings),
           most_(detail::checked_most(name, settings.max_experts, 1, experts)),
-          rule_{.score = Score::relu,
-                .normalize = settings.normalize,
-                .epsilon = settings.epsilon,
-                .scale = settings.scale,
-                .kept_only = settings.normalize_kept_only,
-                .placement = settings.placement} {
+          rule_(detail::combine_rule(settings, Score::relu)) {
         rule_.check(name);
     }
 

@@ -2,7 +2,6 @@
 #ifndef MOE_GATES_SAMPLES_HPP
 #define MOE_GATES_SAMPLES_HPP
 
-#include <cstddef>
 #include <cstdint>
 #include <span>
 
@@ -53,7 +52,7 @@ public:
 private:
     double given(Index row, Index expert, std::uint32_t draw) const {
         const Index i = (static_cast<Index>(draw) * tokens_ + row) * width_ + expert;
-        return given_[static_cast<std::size_t>(i)];
+        return given_[at(i)];
     }
 
     std::span<const double> given_;

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include <moe/core/error.hpp>
+#include <moe/core/softplus.hpp>
 #include <moe/core/types.hpp>
 #include <moe/kernels/dispatch.hpp>
 
@@ -22,18 +22,6 @@ enum class Score {
 };
 
 namespace detail {
-
-/// @param last  the enumerator of the largest value; they count from 0
-/// @throws std::invalid_argument unless a setting is one of its enumerators
-template <class Enum>
-void check_choice(const char* who, const char* field, Enum value, Enum last) {
-    const int number = static_cast<int>(value), most = static_cast<int>(last);
-    if (number < 0 || number > most)
-        fail(who, ": ", field, " is number ", number, " of its choices, they are 0 to ", most);
-}
-
-/// log(1 + exp z) without overflow.
-inline double softplus(double z) { return std::max(z, 0.0) + std::log1p(std::exp(-std::abs(z))); }
 
 /// What selection adds a bias to and compares groups by: the scores; where scores depend on the
 /// selection, the logits.
@@ -74,9 +62,8 @@ void score_slopes(Score score, Index n, const S* z, S* slope) {
     } else if (score == Score::sqrt_softplus) {
         for (Index e = 0; e < n; ++e) {
             const auto wide = static_cast<double>(z[e]);
-            const double sum = softplus(wide), small = std::exp(-std::abs(wide));
-            const double sigmoid = (wide < 0 ? small : 1) / (1 + small);
-            slope[e] = sum == 0 ? S(0) : static_cast<S>(0.5 * (sigmoid / sum));
+            const double sum = softplus(wide);
+            slope[e] = sum == 0 ? S(0) : static_cast<S>(0.5 * (softplus_slope(wide) / sum));
         }
     } else {
         std::fill_n(slope, n, S(1));

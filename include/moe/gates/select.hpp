@@ -7,12 +7,12 @@
 #include <cstdint>
 #include <limits>
 
+#include <moe/core/executor.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/routing.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/views.hpp>
 #include <moe/core/workspace.hpp>
-#include <moe/gates/tokens.hpp>
 #include <moe/kernels/dispatch.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -270,8 +270,7 @@ void select_each(In<S> logits, Routing& routing, const Call<S>& call, Index most
             scratch.counts[i] = static_cast<std::int32_t>(count);
             for (Index s = 0; s < count; ++s) scratch.chosen[i * most + s] = ranked[s].index;
         });
-        routing.add_lists(first, {scratch.counts.data(), static_cast<std::size_t>(here)},
-                          scratch.chosen.data(), most);
+        routing.add_lists(first, {scratch.counts.data(), at(here)}, scratch.chosen.data(), most);
     }
 }
 

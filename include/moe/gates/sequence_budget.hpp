@@ -4,12 +4,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <span>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/executor.hpp>
 #include <moe/core/sequences.hpp>
 #include <moe/gates/score.hpp>
 #include <moe/gates/select.hpp>
@@ -77,11 +77,7 @@ public:
         : Base(experts),
           settings_(settings),
           most_(settings.max_experts == 0 ? experts : settings.max_experts),
-          rule_{.score = settings.score,
-                .normalize = settings.normalize,
-                .epsilon = settings.epsilon,
-                .scale = settings.scale,
-                .placement = settings.placement} {
+          rule_(detail::combine_rule(settings, settings.score)) {
         if (settings.min_experts < 0 || settings.min_experts > experts)
             detail::fail(name, ": min_experts is ", settings.min_experts, ", it must be in [0, ",
                          experts, "], the experts of the layer");
@@ -169,13 +165,12 @@ private:
         const double flops = 20.0 * static_cast<double>(n);
         detail::for_tokens(call.ws.executor(), tokens, flops,
                            [&](Index t, int) { serve_minimum(row_data(logits, t), t, scratch); });
-        detail::parallel_for(
-            call.ws.executor(), runs.count(), flops * static_cast<double>(tokens),
-            [&](Index run, int) {
-                const double mean =
-                    k.empty() ? own : static_cast<double>(k[static_cast<std::size_t>(run)]);
-                serve_rest(logits, runs.first(run), runs.last(run), mean, scratch);
-            });
+        detail::parallel_for(call.ws.executor(), runs.count(), flops * static_cast<double>(tokens),
+                             [&](Index run, int) {
+                                 const double mean =
+                                     k.empty() ? own : static_cast<double>(k[detail::at(run)]);
+                                 serve_rest(logits, runs.first(run), runs.last(run), mean, scratch);
+                             });
     }
 
     /// Takes the minimum of a token; leaves the scores of what it may get besides as keys.

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstddef>
 #include <limits>
 
 #include <moe/core/executor.hpp>
@@ -13,7 +12,6 @@
 #include <moe/core/sequences.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/workspace.hpp>
-#include <moe/gates/tokens.hpp>
 #include <moe/gates/weights.hpp>
 #include <moe/kernels/dispatch.hpp>
 
@@ -43,7 +41,7 @@ struct ShareRule {
         for_tokens(call.ws.executor(), tokens, flops(z.cols()), [&](Index t, int) {
             const auto choosers = static_cast<S>(count_experts(t, routing, call.context));
             for (Index a = routing.first(t); a < routing.first(t + 1); ++a) {
-                const Index e = assignments[static_cast<std::size_t>(a)].expert;
+                const Index e = assignments[at(a)].expert;
                 const S w = is_null(e, call.context) ? S(0) : shares[e * tokens + t] / choosers;
                 routing.set_weight(a, static_cast<double>(w));
                 routing.set_input_weight(a, 1);
@@ -67,9 +65,8 @@ struct ShareRule {
         for_tokens(executor, tokens, flops(n), [&](Index t, int) {
             const auto choosers = static_cast<S>(count_experts(t, routing, call.context));
             for (Index a = routing.first(t); a < routing.first(t + 1); ++a) {
-                const Index e = assignments[static_cast<std::size_t>(a)].expert;
-                if (!is_null(e, call.context))
-                    dshares[e * tokens + t] = given[static_cast<std::size_t>(a)] / choosers;
+                const Index e = assignments[at(a)].expert;
+                if (!is_null(e, call.context)) dshares[e * tokens + t] = given[at(a)] / choosers;
             }
         });
         each_column(runs, n, executor, [&](Index run, Index e, int) {
@@ -126,7 +123,7 @@ private:
     }
 
     static bool is_null(Index expert, const Context& context) {
-        const auto e = static_cast<std::size_t>(expert);
+        const auto e = at(expert);
         return e < context.experts.size() && context.experts[e].is_null;
     }
     static Index count_experts(Index t, const Routing& routing, const Context& context) {

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/executor.hpp>
 #include <moe/core/random.hpp>
 #include <moe/gates/score.hpp>
 #include <moe/gates/select.hpp>

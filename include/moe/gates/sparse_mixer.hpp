@@ -56,7 +56,7 @@ struct SparseMixerRule {
     void weigh(In<S> logits, Routing& routing, const Call<S>& call, Normalizes&&) const {
         const auto drawn = samples(call, logits.rows(), logits.cols());
         each_slot(logits, routing, call, [&](Index t, Index i, Neighbours<S>* near, Index best) {
-            const Assignment& a = routing.assignments()[static_cast<std::size_t>(i)];
+            const Assignment& a = routing.assignments()[at(i)];
             S w = near == nullptr ? std::numeric_limits<S>::quiet_NaN() : near->q(a.expert);
             if (drawn && a.slot < k)
                 w *= midpoint_factor<S>(a.expert == best,
@@ -71,7 +71,7 @@ struct SparseMixerRule {
                   Out<S> dlogits, const Call<S>& call, Normalizes&&) const {
         const auto given = gradients_at<S>(placement, dweights, routing, logits, dlogits);
         each_slot(logits, routing, call, [&](Index t, Index i, Neighbours<S>* near, Index) {
-            const auto number = static_cast<std::size_t>(i);
+            const auto number = at(i);
             const Assignment& a = routing.assignments()[number];
             if (near == nullptr)
                 fill_nan(logits.cols(), row_data(logits, t), row_data(dlogits, t));
@@ -103,7 +103,7 @@ private:
             for (Index i = first; i < last; ++i) {
                 const Index best = is_broken ? -1 : near.look();
                 f(t, i, is_broken ? nullptr : &near, best);
-                near.take(routing.assignments()[static_cast<std::size_t>(i)].expert);
+                near.take(routing.assignments()[at(i)].expert);
             }
         });
     }
@@ -141,6 +141,7 @@ class SparseMixerModule : public TokenGate<S, SparseMixerModule<S>> {
 
 public:
     static constexpr bool multiplies_scores = false;  // its weights are not CombineRule's
+    static constexpr bool fixed_count = true;
     using Base::num_experts;
 
     SparseMixerModule() = default;

@@ -7,7 +7,6 @@
 
 #include <moe/core/error.hpp>
 #include <moe/core/types.hpp>
-#include <moe/gates/score.hpp>
 
 namespace moe::inline MOE_ABI {
 

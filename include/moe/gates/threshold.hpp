@@ -65,12 +65,7 @@ public:
         : Base(experts),
           settings_(settings),
           most_(detail::checked_most(name, settings.max_experts, settings.min_experts, experts)),
-          rule_{.score = settings.score,
-                .normalize = settings.normalize,
-                .epsilon = settings.epsilon,
-                .scale = settings.scale,
-                .kept_only = settings.normalize_kept_only,
-                .placement = settings.placement} {
+          rule_(detail::combine_rule(settings, settings.score)) {
         if (!std::isfinite(settings.threshold))
             detail::fail(name, ": threshold is ", settings.threshold, ", it must be finite");
         rule_.check(name);

@@ -4,6 +4,7 @@
 
 #include <moe/core/concepts.hpp>
 #include <moe/gates/select.hpp>
+#include <moe/gates/tokens.hpp>
 #include <moe/gates/weights.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -38,8 +39,8 @@ public:
     using Scalar = S;
     static constexpr bool skips_empty_gradients = true, multiplies_scores = true;
 
-    /// Whether weights scale what experts read.
-    bool weighs_input() const { return gate().rule().placement == Placement::input; }
+    /// Whether weights scale what experts read, or are given a gradient from there.
+    bool weighs_input() const { return gate().rule().placement != Placement::output; }
 
     /// @throws std::invalid_argument if the layer has another number of experts
     void check(const Shape& shape) const { detail::check_gate(Gate::name, num_experts_, shape); }
@@ -65,7 +66,7 @@ public:
 
     /// Adds d(loss)/d(logits) to dlogits [T, L]; the set of experts counts as constant.
     /// @param dweights  by assignment number; `input` is read instead of `output` for
-    ///                  Placement::input
+    ///                  Placement::input, beside it for straight_through
     void backward(In<S> logits, const Routing& routing, const WeightGradients<S>& dweights,
                   Out<S> dlogits, Gate&, const Call<S>& call) const {
         detail::check_gate_extents(Gate::name, logits.rows(), logits.cols(), routing, num_experts_);

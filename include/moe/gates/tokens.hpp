@@ -3,37 +3,18 @@
 #define MOE_GATES_TOKENS_HPP
 
 #include <algorithm>
-#include <cstddef>
 #include <span>
 
 #include <moe/core/context.hpp>
 #include <moe/core/error.hpp>
-#include <moe/core/executor.hpp>
 #include <moe/core/routing.hpp>
 #include <moe/core/shape.hpp>
 #include <moe/core/types.hpp>
 
-/// What gates that treat one token at a time share: the loop, and the dial.
+/// What gates that treat one token at a time share: the dial, and checks.
 
 namespace moe::inline MOE_ABI {
 namespace detail {
-
-/// f(token, worker) for every token, in blocks over the executor's workers. f must not throw and
-/// writes what belongs to its token, or scratch of its worker.
-/// @param flops  of one token
-template <class F>
-void for_tokens(Executor& executor, Index tokens, double flops, F&& f) {
-    constexpr Index block = 64;
-    const Index blocks = tokens / block + (tokens % block != 0);
-    parallel_for(executor, blocks, flops * static_cast<double>(tokens),
-                 [&](Index number, int worker) {
-                     const Index last = std::min(tokens, (number + 1) * block);
-                     for (Index t = number * block; t < last; ++t) f(t, worker);
-                 });
-}
-
-/// The next multiple of 16 elements: workers that are that far apart share no cache line.
-inline Index round_up_16(Index count) { return (count + 15) / 16 * 16; }
 
 /// One setting of the dial: of the token's sequence if there is one per sequence, else of the call
 /// if it has one, else the gate's own.
@@ -46,7 +27,7 @@ struct Dialled {
     V operator()(Index token) const {
         if (per_sequence.empty()) return own;
         const auto next = std::upper_bound(offsets.begin(), offsets.end(), token);
-        return per_sequence[static_cast<std::size_t>(next - offsets.begin()) - 1];
+        return per_sequence[at(next - offsets.begin()) - 1];
     }
 
     /// check(field, value) for every value that a token can get.

@@ -4,11 +4,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstddef>
 #include <limits>
 #include <stdexcept>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/executor.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/parameters.hpp>
 #include <moe/core/views.hpp>
@@ -111,7 +111,7 @@ public:
             const Index first = routing.first(t), last = routing.first(t + 1);
             const S share = share_of(row_data(logits, t), routing, t, call.context);
             for (Index a = first; a < last; ++a) {
-                const bool is_null = this->is_null(assignments[at(a)], call.context);
+                const bool is_null = this->is_null(assignments[detail::at(a)], call.context);
                 routing.set_weight(a, is_null && !std::isnan(share) ? 0 : double{share});
                 routing.set_input_weight(a, 1);
             }
@@ -145,9 +145,9 @@ public:
                 kernels<S>().sigmoid(n, z, u);
                 detail::score_slopes(Score::sigmoid, n, z, slope);
                 for (Index a = first; a < last; ++a) {
-                    const Index e = assignments[at(a)].expert;
+                    const Index e = assignments[detail::at(a)].expert;
                     const bool passes = u[e] > limits[e] && mask(0, e) != 0 &&
-                                        !is_null(assignments[at(a)], call.context);
+                                        !is_null(assignments[detail::at(a)], call.context);
                     const S through = passes || std::isnan(share) ? share * dweights[a] : S(0);
                     scratch.through[a] = through;
                     if (passes) dz[e] = std::fma(through * mask(0, e), u[e] * slope[e], dz[e]);
@@ -159,7 +159,7 @@ public:
             });
         if (grad.threshold.empty()) return;
         for (Index a = 0; a < routing.num_assignments(); ++a) {
-            const Index e = assignments[at(a)].expert;
+            const Index e = assignments[detail::at(a)].expert;
             const S slope = static_cast<S>(settings_.scale) * limits[e] * limits[n + e];
             grad.threshold(0, e) = std::fma(-scratch.through[a], slope, grad.threshold(0, e));
         }
@@ -196,10 +196,9 @@ private:
         Buffer<S> through;  // [N] d(loss)/du of each assignment
     };
     static Scratch& scratch(Workspace<S>& ws) { return ws.template state<Scratch>(); }
-    static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
     static bool is_null(const Assignment& assignment, const Context& context) {
-        const auto expert = static_cast<std::size_t>(assignment.expert);
+        const auto expert = detail::at(assignment.expert);
         return expert < context.experts.size() && context.experts[expert].is_null;
     }
 

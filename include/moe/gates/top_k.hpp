@@ -6,10 +6,12 @@
 #include <limits>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/error.hpp>
 #include <moe/core/parameters.hpp>
 #include <moe/gates/score.hpp>
 #include <moe/gates/select.hpp>
 #include <moe/gates/token_gate.hpp>
+#include <moe/gates/tokens.hpp>
 #include <moe/gates/weights.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -44,12 +46,17 @@ struct TopK {
     bool straight_through = false;
     Placement placement = Placement::output;
 
-    /// Whether the module has a bias [1, E] that is added to the scores for selection and never
-    /// weighs (DeepSeek-V3, arXiv:2408.15664). It starts at 0 and no gradient reaches it.
+    /// Whether the module has a bias [1, E] that is added to the scores for selection and does not
+    /// weigh (DeepSeek-V3, arXiv:2408.15664). It starts at 0 and no gradient reaches it.
     bool selection_bias = false;
     /// Whether that bias is added to the logits instead of the scores (Megatron-LM's quantile
     /// balancing); the weights are scores as ever.
     bool biases_logits = false;
+
+    /// Whether weights are made of score + bias, too, instead of the scores (SMoRA, with
+    /// Score::sigmoid and scale = k: arXiv:2501.15103). Not for softmax_of_selected and
+    /// biases_logits.
+    bool weighs_bias = false;
 
     Index num_groups = 1;   ///< groups of consecutive experts; divides E (DeepSeek-V3: 8)
     Index groups_kept = 1;  ///< groups that a token may choose from (DeepSeek-V3: 4)
@@ -71,6 +78,7 @@ struct TopK {
 ///         = the k best of score(z_t) + bias       with a selection bias, or as torch ranks
 ///         = the k best of z_t + bias              with TopK::biases_logits
 ///     w_t = scale * score(z_t)[S_t] / normaliser
+///         = scale * (score(z_t) + bias)[S_t] / normaliser     with TopK::weighs_bias
 ///
 /// Slots are in falling order of what was ranked. Experts at -inf are never selected: a row with
 /// fewer than k others gets fewer, a row of -inf none. A row that holds a NaN gets NaN weights.
@@ -90,7 +98,7 @@ class TopKModule : public TokenGate<S, TopKModule<S>> {
 
 public:
     using Base::num_experts;
-    static constexpr bool reads_k = true;
+    static constexpr bool reads_k = true, fixed_count = true;
 
     TopKModule() = default;
     /// @throws std::invalid_argument if a setting is out of range
@@ -99,15 +107,7 @@ public:
           settings_(settings),
           groups_{settings.num_groups, settings.groups_kept, settings.group_score,
                   settings.group_mask},
-          rule_{.score = settings.score,
-                .normalize = settings.normalize,
-                .epsilon = settings.epsilon,
-                .norm_power = settings.norm_power,
-                .scale = settings.scale,
-                .kept_only = settings.normalize_kept_only,
-                .ones = settings.ones,
-                .straight_through = settings.straight_through,
-                .placement = settings.placement} {
+          rule_(detail::combine_rule(settings, settings.score)) {
         check_settings();
         if (settings.selection_bias) bias_ = Parameter<S>(1, experts);
     }
@@ -138,6 +138,12 @@ private:
         if (s.biases_logits && !s.selection_bias)
             detail::fail(name,
                          ": biases_logits is set but there is no bias; set selection_bias too");
+        if (s.weighs_bias && !s.selection_bias)
+            detail::fail(name, ": weighs_bias is set but there is no bias; set selection_bias too");
+        if (s.weighs_bias && (s.biases_logits || s.score == Score::softmax_of_selected))
+            detail::fail(name,
+                         ": weighs_bias is set, but the bias is one of logits; take a score that "
+                         "does not depend on the selection, and not biases_logits");
         if (s.straight_through && !s.ones)
             detail::fail(name,
                          ": straight_through is set, but the weights are not ones; it is how "
@@ -175,7 +181,9 @@ private:
         return k;
     }
 
-    const detail::CombineRule& rule() const { return rule_; }
+    detail::BiasedRule<S> rule() const {
+        return {rule_, settings_.weighs_bias ? bias_.data() : nullptr};
+    }
 
     auto choice(const Call<S>& call, Index tokens) const {
         return [this, &context = call.context, k = dialled_k(call.context, tokens)](

@@ -71,12 +71,7 @@ public:
     TopPModule(const TopP& settings, Index experts)
         : Base(experts),
           settings_(settings),
-          rule_{.score = Score::softmax,
-                .normalize = settings.normalize,
-                .epsilon = settings.epsilon,
-                .scale = settings.scale,
-                .kept_only = settings.normalize_kept_only,
-                .placement = settings.placement} {
+          rule_(detail::combine_rule(settings, Score::softmax)) {
         check_settings();
         most_ = detail::checked_most(name, settings.max_experts, settings.min_experts, experts);
     }

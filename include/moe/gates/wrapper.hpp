@@ -8,16 +8,17 @@
 
 namespace moe::inline MOE_ABI {
 
-/// A gate around a gate that hands every hook on. Derive from it and write the hook that differs: a
-/// capacity limit, for example, selects as the inner gate does and then drops what is too much.
+/// A gate around a gate that hands every hook on. Derive from it and write the hooks that differ:
+/// a capacity limit, for example, selects as the inner gate does and then drops what is too much.
 ///
 ///     template <class S, class Inner>
 ///     struct FirstCome : moe::GateWrapper<S, Inner> {
+///         using Base = moe::GateWrapper<S, Inner>;
 ///         static constexpr bool per_token = false;  // a choice depends on those of other tokens
 ///         moe::Index capacity = 0;
 ///
 ///         void select(moe::In<S> logits, moe::Routing& routing, const moe::Call<S>& call) const {
-///             moe::hooks::select<S>(this->inner, logits, routing, call);
+///             Base::select(logits, routing, call);
 ///             routing.group();  // by expert
 ///             std::vector<moe::Index> refused;  // set_dropped ends the lists
 ///             for (moe::Index e = 0; e < routing.num_experts(); ++e)
@@ -36,10 +37,20 @@ namespace moe::inline MOE_ABI {
 ///             return FirstCome<S, decltype(gate)>{{gate}, capacity};
 ///         }
 ///     };
+///
+/// The inner gate works in the first child of the wrapper's node, so that a wrapper may be wrapped
+/// in its own kind: neither state nor random numbers are shared. Reach it through the hooks of the
+/// base, as above, or with call.child(0). Its parameters keep their names.
+///
+/// A wrapper that makes choices depend on other tokens says so with per_token, and with is_causal()
+/// if they do not depend on later ones. fixed_count is not handed on: a wrapper that leaves every
+/// token the number of experts it has says so. One that changes the logits for the inner gate sets
+/// changes_logits, for losses that compute its gradients.
 template <class S, class Inner>
 struct GateWrapper {
     using Scalar = S;
     static constexpr bool per_token = hooks::per_token<Inner>;
+    static constexpr bool changes_logits = false;
     static constexpr bool has_expert_logits = hooks::has_expert_logits<Inner>;
     static constexpr bool reads_k = hooks::reads_k<Inner>;
     static constexpr bool reads_p = hooks::reads_p<Inner>;
@@ -51,27 +62,31 @@ struct GateWrapper {
     Inner inner;
 
     void select(In<S> logits, Routing& routing, const Call<S>& call) const {
-        hooks::select<S>(inner, logits, routing, call);
+        hooks::select<S>(inner, logits, routing, call.child(0));
     }
     void weigh(In<S> logits, Routing& routing, const Call<S>& call) const {
-        hooks::weigh<S>(inner, logits, routing, call);
+        hooks::weigh<S>(inner, logits, routing, call.child(0));
     }
     void backward(In<S> logits, const Routing& routing, const WeightGradients<S>& dweights,
                   Out<S> dlogits, GateWrapper& grad,
                   const Call<S>& call) const requires TrainableGate<Inner, S> {
-        hooks::backward<S>(inner, logits, routing, dweights, dlogits, grad.inner, call);
+        hooks::backward<S>(inner, logits, routing, dweights, dlogits, grad.inner, call.child(0));
     }
 
     Index num_logits(Index experts) const { return hooks::num_logits(inner, experts); }
     /// What a wrapper wants besides the inner gate's logits comes after them.
     Index expert_logits(Index experts) const { return hooks::expert_logits(inner, experts); }
     bool weighs_input() const { return hooks::weighs_input(inner); }
+    /// What an inner gate says that looks at other tokens. Around others there is nothing to hand
+    /// on: then per_token says it, the wrapper's own if it has one.
+    bool is_causal() const requires(!hooks::per_token<Inner>) { return hooks::is_causal(inner); }
     void check(const Shape& shape) const {
         if constexpr (requires { inner.check(shape); }) inner.check(shape);
     }
     void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
-        if constexpr (requires { inner.reserve(tokens, assignments, ws); })
-            inner.reserve(tokens, assignments, ws);
+        Workspace<S>& within = ws.child(0);
+        if constexpr (requires { inner.reserve(tokens, assignments, within); })
+            inner.reserve(tokens, assignments, within);
     }
     Index workspace_bytes(Index tokens, Index assignments, Keep keep, int workers) const {
         if constexpr (requires { inner.workspace_bytes(tokens, assignments, keep, workers); })

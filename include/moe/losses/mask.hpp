@@ -13,6 +13,29 @@
 
 namespace moe::inline MOE_ABI {
 
+namespace detail {
+
+/// @param call  of the gate, in its own node
+template <class S>
+Loss mask_loss(const KeepAnyModule<S>& gate, const Call<S>& call, Workspace<S>& ws, double weight,
+               KeepAnyModule<S>& grad) {
+    const Eigen::Ref<const Matrix<S>> z(ws.logits());
+    return gate.mask_loss(z, ws.routing(), weight, ws.dlogits(), grad, call);
+}
+template <class S, class Gate>
+Loss mask_loss(const Gate& gate, const Call<S>& call, Workspace<S>& ws, double weight, Gate& grad) {
+    static_assert(
+        requires {
+            gate.inner;
+            requires !Gate::changes_logits;
+        },
+        "moe: moe::mask_loss takes the gate of a layer with moe::KeepAny, alone or in gates around "
+        "it that leave the logits as they are");
+    return mask_loss(gate.inner, call.child(0), ws, weight, grad.inner);
+}
+
+}  // namespace detail
+
 /// Makes a KeepAny gate spare experts: how many of a token's slots its masks keep.
 ///
 ///     value = mean over tokens of (sum of c_i)      in [1, k]
@@ -25,7 +48,8 @@ namespace moe::inline MOE_ABI {
 ///     moe::mask_loss(layer.gate(), ws, 0.01, grad.gate());
 ///     layer.backward(x, dy, dx, grad, ws, context);
 ///
-/// @param gate  of a layer or a head
+/// @param gate  of a layer or a head; may be in wrappers that leave the logits as they are, so not
+///              in Noisy
 /// @param ws    what that left the batch in
 /// @param grad  of the same gate, **added** to
 /// @param gradients  what Context::gradients is in backward, if forward had none: masks look at
@@ -33,15 +57,13 @@ namespace moe::inline MOE_ABI {
 ///                   Null: those that forward had
 /// @return the value without `weight`; see Loss
 /// Source: MC# (arXiv:2510.10962), the L1 norm of the masks.
-template <class S>
-Loss mask_loss(const KeepAnyModule<S>& gate, Workspace<S>& ws, double weight,
-               KeepAnyModule<S>& grad, ContextGradients* gradients = nullptr) {
+template <class S, class Gate>
+Loss mask_loss(const Gate& gate, Workspace<S>& ws, double weight, Gate& grad,
+               ContextGradients* gradients = nullptr) {
     constexpr std::size_t gate_node = 1;  // of a head's children
     Context context = ws.context();
     if (gradients != nullptr) context.gradients = gradients;
-    const Eigen::Ref<const Matrix<S>> z(ws.logits());
-    return gate.mask_loss(z, ws.routing(), weight, ws.dlogits(), grad,
-                          Call<S>{context, ws.child(gate_node)});
+    return detail::mask_loss(gate, Call<S>{context, ws.child(gate_node)}, ws, weight, grad);
 }
 
 }  // namespace moe::inline MOE_ABI

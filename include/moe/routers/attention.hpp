@@ -5,10 +5,11 @@
 #include <algorithm>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/executor.hpp>
 #include <moe/core/freeze.hpp>
+#include <moe/core/memory.hpp>
 #include <moe/core/parameters.hpp>
 #include <moe/core/views.hpp>
-#include <moe/gates/tokens.hpp>
 #include <moe/kernels/dispatch.hpp>
 #include <moe/routers/linear.hpp>
 

@@ -9,11 +9,11 @@
 
 #include <moe/core/context.hpp>
 #include <moe/core/error.hpp>
+#include <moe/core/executor.hpp>
 #include <moe/core/shape.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/views.hpp>
 #include <moe/core/workspace.hpp>
-#include <moe/gates/tokens.hpp>
 
 /// What routers share that do not look at tokens: ids, labels, chance or the caller decide.
 ///

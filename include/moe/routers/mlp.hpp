@@ -9,11 +9,11 @@
 #include <type_traits>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/error.hpp>
 #include <moe/core/freeze.hpp>
 #include <moe/core/group.hpp>
 #include <moe/core/parameters.hpp>
 #include <moe/core/views.hpp>
-#include <moe/gates/score.hpp>
 #include <moe/kernels/dispatch.hpp>
 #include <moe/routers/linear.hpp>
 

@@ -8,9 +8,9 @@
 #include <span>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/error.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/random.hpp>
-#include <moe/gates/score.hpp>
 #include <moe/routers/decide.hpp>
 
 namespace moe::inline MOE_ABI {

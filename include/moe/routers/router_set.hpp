@@ -32,9 +32,7 @@ struct TokenGroups {
     Index of_batch = 0;
 
     bool is_one() const { return of_tokens.empty(); }
-    Index operator()(Index token) const {
-        return is_one() ? of_batch : of_tokens[static_cast<std::size_t>(token)];
-    }
+    Index operator()(Index token) const { return is_one() ? of_batch : of_tokens[at(token)]; }
 };
 
 /// What PerTask and PerModality share: one router per group of tokens, or one for all of them, and
@@ -245,7 +243,6 @@ private:
         Buffer<S> logits, dlogits;  // [n, L]
     };
 
-    static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
     Index num_routers() const { return static_cast<Index>(routers_.size()); }
     static View<S> rows_of(Buffer<S>& buffer, Index cols, Index first, Index count) {
         return View<S>(buffer.data() + first * cols, count, cols, Eigen::OuterStride<>(cols));
