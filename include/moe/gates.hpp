@@ -28,6 +28,9 @@
 ///     Switch                      WithCapacity{TopK{.k = 1, .normalize = Normalize::none},
 ///                                              {.limit = CapacityLimit::gshard()}} and Jitter
 ///     GShard, NLLB, mesh-TF       WithCapacity{GShardTop2{...}, {...}}
+///     no token left behind        WithCapacity{TopK{.k = 1, .normalize = Normalize::none}, {...,
+///     (mesh-TF)                   .overflow = Capacity::Overflow::next_choice}}; its switch-max:
+///                                 .priority = Capacity::Priority::probability instead
 ///     DeepSpeed top-k             WithCapacity{TopK{.k = 4, .normalize = Normalize::clamp,
 ///                                                   .normalize_kept_only = true},
 ///                                              {.limit = CapacityLimit::deepspeed(),
@@ -41,6 +44,8 @@
 ///                                      .selection_bias = true, .weighs_bias = true}
 ///     hash layers, THOR           TokenTable, HashRouter or RandomRouter with
 ///                                 TopK{.k = 1, .ones = true}
+///     MMoE, CGC                   PerTask{LinearRouter{.bias = true}, tasks} with TopK{.k = E}, a
+///                                 call per task; CGC with Context::allowed for the task's experts
 ///     quantile balancing          TopK{.selection_bias = true, .biases_logits = true} and
 ///                                 QuantileUpdate
 ///
@@ -59,10 +64,11 @@
 /// or that hold a NaN (Uni-MoE); a limit by position that cuts experts meant for every token
 /// (Uni-MoE; see Capacity::unlimited_last), that ranks equal numbers (Megatron-LM), or in which an
 /// expert's own tokens lose to those that did not choose it (DeepSpeed, while it compared logits,
-/// with 0 for the latter); a raw weight that overwrites a normalised one (NLLB), and its capacity
-/// of evaluation that stays in training; temperatures that divide probabilities (Dynamic_MoE); exp
-/// without the maximum subtracted (Megatron-LM's Sinkhorn); comparisons of vectors in different
-/// orders (CompeteSMoE).
+/// with 0 for the latter); a raw weight that overwrites a normalised one (NLLB), its capacity of
+/// evaluation that stays in training, and its outputs times 1 - dropout at inference although
+/// dropout in training made up for it (Context::gate_multiplier asks for it); temperatures that
+/// divide probabilities (Dynamic_MoE); exp without the maximum subtracted (Megatron-LM's Sinkhorn);
+/// comparisons of vectors in different orders (CompeteSMoE).
 
 #include <moe/balance/adaptive_experts.hpp>
 #include <moe/balance/quantile.hpp>
