@@ -16,6 +16,7 @@
 #include <moe/testing/gradient_check.hpp>
 
 #include "seams/check.hpp"
+#include "support/message.hpp"
 #include "support/narrow_weights.hpp"
 
 namespace {
@@ -25,6 +26,7 @@ using moe::Matrix;
 using moe::Workspace;
 using moe::testing::random_matrix;
 using moe::testing::same_bits;
+using support::message;
 
 // ---- the programs that every user starts from ---------------------------------------------------
 
@@ -322,18 +324,6 @@ TEST(Layer, WithoutExpertsIsRefused) {
 }
 
 // ---- errors -------------------------------------------------------------------------------------
-
-template <class Error = std::invalid_argument>
-std::string message(const std::function<void()>& call) {
-    try {
-        call();
-    } catch (const Error& error) {
-        return error.what();
-    } catch (const std::exception& error) {
-        return std::string("another type: ") + error.what();
-    }
-    return "nothing was thrown";
-}
 
 struct Errors : testing::Test {
     Layer layer = make(), other = make(), grad = moe::zeros_like(layer);

@@ -18,6 +18,7 @@
 #include <moe/testing/gradient_check.hpp>
 
 #include "support/expert_group.hpp"
+#include "support/message.hpp"
 
 namespace {
 
@@ -27,6 +28,7 @@ using moe::Matrix;
 using moe::Out;
 using moe::Random;
 using moe::Shape;
+using support::message;
 
 /// down max(up x, 0)^2, as a user would write it: it counts on every matrix of grad being there.
 template <class S>
@@ -257,16 +259,6 @@ struct Throws {
     double flops_per_row() const { return 1e9; }  // worth threads
 };
 
-template <class F>
-std::string what_is_thrown_by(F&& f) {
-    try {
-        f();
-    } catch (const std::runtime_error& error) {
-        return error.what();
-    }
-    return "nothing";
-}
-
 TEST(Each, HandsOnTheExceptionOfTheFirstExpertThatThrew) {
     Random random(1);
     const auto group =
@@ -277,8 +269,9 @@ TEST(Each, HandsOnTheExceptionOfTheFirstExpertThatThrew) {
         moe::ThreadPool pool(threads);
         moe::Workspace<float> ws(pool);
         for (int again = 0; again < 5; ++again) {
-            EXPECT_EQ(what_is_thrown_by([&] { expert_group::run(group, batch, ws); }), "expert 1");
-            EXPECT_EQ(what_is_thrown_by([&] { expert_group::run(quiet, two, ws); }),
+            EXPECT_EQ(message<std::runtime_error>([&] { expert_group::run(group, batch, ws); }),
+                      "expert 1");
+            EXPECT_EQ(message<std::runtime_error>([&] { expert_group::run(quiet, two, ws); }),
                       "backward of expert 0");
         }
     }
