@@ -295,7 +295,7 @@ TEST(GShardGradient, IsExactForEveryRuleAndNormalisation) {
                                    .normalize = normalize,
                                    .epsilon = 0.2,
                                    .normalize_kept_only = kept_only},
-                        moe::testing::random_spaced<double>(8, 5, 8, 0.3), 5, training);
+                        moe::testing::random_spaced<double>(8, 5, 8, 0.3), 5, training, 0.01);
 }
 
 TEST(GShardGradient, InsideALayerIsExactInTrainingAndAtInference) {

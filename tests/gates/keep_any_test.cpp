@@ -437,7 +437,7 @@ TEST(KeepAnyGradient, IsExactForEveryScore) {
                         KeepAny{TopK{.k = k, .score = score, .normalize = normalize},
                                 TemperatureSchedule::constant(0.7)},
                         random_matrix<double>(6, 5 + k, 8, 1), 5,
-                        {.training = trains, .step = 2, .seed = 4});
+                        {.training = trains, .step = 2, .seed = 4}, 0.01);
 }
 
 TEST(KeepAnyGradient, OfAReplayInTrainingKeepsOutWhatIsPruned) {
