@@ -455,7 +455,8 @@ TEST(PackedFeedForward, AllocatesNothingInTheSecondCallAndNothingAfterReserve) {
     if (!allocations::are_counted) GTEST_SKIP();
     const moe::Context context;
     for (const bool weighted : {false, true}) {
-        const expert_group::Extents e{.tokens = 70, .model_dim = 130, .input_weights = weighted};
+        const expert_group::Extents e{
+            .tokens = 70, .model_dim = 34, .output_dim = 34, .input_weights = weighted};
         const expert_group::Batch<float> batch(e);
         const Group group = swiglu(4, 300, e);
         moe::ThreadPool pool(2);
