@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <moe/gates/placement.hpp>
 
+#include <stdexcept>
 #include <vector>
 
 #include <gtest/gtest.h>

@@ -2,6 +2,7 @@
 #include <moe/gates/product_key_rule.hpp>
 
 #include <cmath>
+#include <cstdint>
 #include <vector>
 
 #include <gtest/gtest.h>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <moe/gates/samples.hpp>
 
+#include <cstdint>
 #include <numeric>
 #include <vector>
 

@@ -2,6 +2,7 @@
 #include <moe/gates/token_gate.hpp>
 
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <vector>
 

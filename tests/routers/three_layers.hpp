@@ -2,6 +2,7 @@
 #ifndef MOE_TESTS_ROUTERS_THREE_LAYERS_HPP
 #define MOE_TESTS_ROUTERS_THREE_LAYERS_HPP
 
+#include <cstdint>
 #include <utility>
 
 #include <gtest/gtest.h>
