@@ -25,6 +25,8 @@
 #include <moe/testing/gradient_check.hpp>
 #include <moe/testing/random.hpp>
 
+#include "support/message.hpp"
+
 namespace {
 
 using moe::AnyLayer;
@@ -289,13 +291,9 @@ TEST(AnyLayer, HoldsLayersWhoseExpertsHaveNoBackward) {
     EXPECT_TRUE(moe::testing::compare(any(x), Matrix<float>(2 * x), 1e-6));
     Matrix<float> dx(4, dim);
     moe::Workspace<float> ws;
-    try {
-        any.backward(x, x, dx, moe::no_gradient, ws);
-        FAIL();
-    } catch (const std::logic_error& error) {
-        EXPECT_STREQ(error.what(),
-                     "moe::AnyLayer: the layer inside has no backward(); it is for inference only");
-    }
+    EXPECT_EQ(
+        support::message<std::logic_error>([&] { any.backward(x, x, dx, moe::no_gradient, ws); }),
+        "moe::AnyLayer: the layer inside has no backward(); it is for inference only");
 }
 
 TEST(AnyLayer, TakesColumnMajorCallersAndNoTokens) {

@@ -16,6 +16,8 @@
 #include <moe/testing/gradient_check.hpp>
 
 #include "seams/check.hpp"
+#include "support/message.hpp"
+#include "support/users_parts.hpp"
 #include "support/narrow_weights.hpp"
 
 namespace {
@@ -25,6 +27,7 @@ using moe::Matrix;
 using moe::Workspace;
 using moe::testing::random_matrix;
 using moe::testing::same_bits;
+using support::message;
 
 // ---- the programs that every user starts from ---------------------------------------------------
 
@@ -130,31 +133,8 @@ TEST(Layer, ReadsNarrowWeightsWhereTheyLie) {
     EXPECT_TRUE(same_bits(moe::freeze(std::move(narrow))(x), y));
 }
 
-struct RoundRobin {  // a router: token t prefers expert t mod E, whatever it says
-    void forward(moe::In<float>, moe::Out<float> logits) const {
-        logits.setZero();
-        for (Eigen::Index t = 0; t < logits.rows(); ++t) logits(t, t % logits.cols()) = 1;
-    }
-    void backward(moe::In<float>, moe::In<float>, moe::Out<float> dx, RoundRobin&) const {
-        dx.setZero();
-    }
-};
-
-struct ScaleShift {  // an expert: y = scale * x + shift, feature by feature
-    Eigen::RowVectorXf scale, shift;
-
-    void forward(moe::In<float> x, moe::Out<float> y) const {
-        y = (x * scale.asDiagonal()).rowwise() + shift;
-    }
-    void backward(moe::In<float> x, moe::In<float> dy, moe::Out<float> dx, ScaleShift& grad) const {
-        dx = dy * scale.asDiagonal();                      // activations: write
-        grad.scale += x.cwiseProduct(dy).colwise().sum();  // parameters: add
-        grad.shift += dy.colwise().sum();
-    }
-    void visit_parameters(auto&& visit) { visit("scale", scale), visit("shift", shift); }
-};
-
-static_assert(moe::Router<RoundRobin> && moe::Expert<ScaleShift>);
+using users::RoundRobin;
+using users::ScaleShift;
 
 TEST(Layer, TakesYourOwnRouterAndExperts) {
     const ScaleShift identity{Eigen::RowVectorXf::Ones(64), Eigen::RowVectorXf::Zero(64)};
@@ -322,18 +302,6 @@ TEST(Layer, WithoutExpertsIsRefused) {
 }
 
 // ---- errors -------------------------------------------------------------------------------------
-
-template <class Error = std::invalid_argument>
-std::string message(const std::function<void()>& call) {
-    try {
-        call();
-    } catch (const Error& error) {
-        return error.what();
-    } catch (const std::exception& error) {
-        return std::string("another type: ") + error.what();
-    }
-    return "nothing was thrown";
-}
 
 struct Errors : testing::Test {
     Layer layer = make(), other = make(), grad = moe::zeros_like(layer);

@@ -9,13 +9,13 @@
 
 #include <moe/moe.hpp>
 
-#include "core/message.hpp"
+#include "support/message.hpp"
 
 namespace {
 
-using core_test::message;
 using moe::Index;
 using moe::Plan;
+using support::message;
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
 

@@ -21,17 +21,18 @@
 #include <moe/testing/compare.hpp>
 #include <moe/testing/random.hpp>
 
-#include "gates/gate_checks.hpp"
+#include "gates/laws.hpp"
+#include "support/message.hpp"
 
 namespace {
 
 using gates_test::batch;
 using gates_test::golden_logits;
-using gates_test::thrown;
 using moe::Index;
 using moe::QuantileUpdate;
 using moe::Score;
 using moe::TopK;
+using support::message;
 
 template <class S>
 constexpr S infinity = std::numeric_limits<S>::infinity();
@@ -116,7 +117,7 @@ TYPED_TEST(Quantile, ABiasOnLogitsKeepsToMasksAndGroups) {
     z.col(4).setConstant(-infinity<S>);
     tokens.route(z);
     for (const moe::Assignment& a : tokens.routing.assignments()) EXPECT_NE(a.expert, 4);
-    EXPECT_EQ(gates_test::message(TopK{.k = 1, .biases_logits = true}, 8),
+    EXPECT_EQ(gates_test::refusal(TopK{.k = 1, .biases_logits = true}, 8),
               "moe::TopK: biases_logits is set but there is no bias; set selection_bias too");
 }
 
@@ -237,20 +238,20 @@ TEST(QuantileErrors, AreSentencesAndChangeNothing) {
     const auto z = moe::testing::random_matrix<double>(6, 3, 9, 3);
     const std::vector<double> bias(3, 0.0), short_bias(2, 0.0);
     QuantileUpdate quantile;
-    EXPECT_EQ(thrown([&] { quantile.add<double>(z, std::span(bias), 3); }),
+    EXPECT_EQ(message([&] { quantile.add<double>(z, std::span(bias), 3); }),
               "moe::QuantileUpdate: k is 3, it must be in [1, 2]: with all 3 experts for every "
               "token there is nothing to balance");
-    EXPECT_NE(thrown([&] { quantile.add<double>(z, std::span(bias), 0); }), "");
-    EXPECT_EQ(thrown([&] { quantile.add<double>(z, std::span(short_bias), 1); }),
+    EXPECT_NE(message([&] { quantile.add<double>(z, std::span(bias), 0); }), "");
+    EXPECT_EQ(message([&] { quantile.add<double>(z, std::span(short_bias), 1); }),
               "moe::QuantileUpdate: the logits are of 3 experts, the bias of 2, what was added "
               "before of 0");
     EXPECT_EQ(quantile.batches, 0);
     quantile.add<double>(z, std::span(bias), 1);
     std::vector<double> wrong(2, 0.0);
-    EXPECT_EQ(thrown([&] { quantile.update(std::span(wrong)); }),
+    EXPECT_EQ(message([&] { quantile.update(std::span(wrong)); }),
               "moe::QuantileUpdate: the bias has 2 entries, what was added 3");
     quantile.ema = 1;
-    EXPECT_EQ(thrown([&] { quantile.update(std::span(wrong)); }),
+    EXPECT_EQ(message([&] { quantile.update(std::span(wrong)); }),
               "moe::QuantileUpdate: ema is 1, it must be in [0, 1)");
     EXPECT_EQ(quantile.batches, 1);
 }

@@ -18,6 +18,8 @@
 #include <moe/testing/compare.hpp>
 #include <moe/testing/random.hpp>
 
+#include "support/message.hpp"
+
 namespace {
 
 using moe::Index;
@@ -96,12 +98,8 @@ TEST(SelectionBias, RefusesARateThatIsNotFinite) {
                      std::invalid_argument);
     }
     EXPECT_EQ(bias, (std::vector<float>{0, 0}));
-    try {
-        SignUpdate{.rate = infinity}.update(std::span(bias), load);
-        FAIL();
-    } catch (const std::invalid_argument& error) {
-        EXPECT_STREQ(error.what(), "moe::SignUpdate: rate is inf, it must be finite");
-    }
+    EXPECT_EQ(support::message([&] { SignUpdate{.rate = infinity}.update(std::span(bias), load); }),
+              "moe::SignUpdate: rate is inf, it must be finite");
 }
 
 /// Hands its input on as logits, so that a test says what they are.
@@ -236,24 +234,13 @@ struct TwoGates {
 
 TEST(SelectionBias, SaysWhenThereIsNoneOrSeveral) {
     Balanced without = balanced_head(false);
-    try {
-        moe::update_bias(without, LoadSum(8), SignUpdate{});
-        FAIL();
-    } catch (const std::invalid_argument& error) {
-        EXPECT_STREQ(error.what(),
-                     "moe::selection_bias: the gate has none; build it with one, e.g. "
-                     "moe::TopK{.k = 2, .selection_bias = true}");
-    }
+    EXPECT_EQ(support::message([&] { moe::update_bias(without, LoadSum(8), SignUpdate{}); }),
+              "moe::selection_bias: the gate has none; build it with one, e.g. "
+              "moe::TopK{.k = 2, .selection_bias = true}");
     TwoGates two;
-    try {
-        moe::update_bias(two, LoadSum(2), SignUpdate{});
-        FAIL();
-    } catch (const std::invalid_argument& error) {
-        EXPECT_STREQ(
-            error.what(),
-            "moe::selection_bias: there are two, a.bias and b.bias; pass the gate whose bias "
-            "you mean");
-    }
+    EXPECT_EQ(support::message([&] { moe::update_bias(two, LoadSum(2), SignUpdate{}); }),
+              "moe::selection_bias: there are two, a.bias and b.bias; pass the gate whose bias "
+              "you mean");
     Balanced head = balanced_head();
     EXPECT_THROW(moe::update_bias(head, LoadSum(7), SignUpdate{}), std::invalid_argument);
 }

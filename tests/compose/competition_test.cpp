@@ -27,10 +27,10 @@
 #include <moe/routers/linear.hpp>
 #include <moe/testing/gradient_check.hpp>
 
-#include "core/message.hpp"
 #include "seams/check.hpp"
 #include "support/allocations.hpp"
 #include "support/dense_layer.hpp"
+#include "support/message.hpp"
 
 namespace {
 
@@ -525,7 +525,7 @@ TEST(CompetitionLoss, LeadsTheRouterToTheWinners) {
 }
 
 TEST(CompetitionMisuse, IsASentence) {
-    using core_test::message;
+    using support::message;
     const auto expect = [](const std::string& found, const char* wanted) {
         EXPECT_NE(found.find(wanted), std::string::npos) << found;
     };

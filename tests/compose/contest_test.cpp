@@ -18,16 +18,16 @@
 #include <moe/testing/compare.hpp>
 #include <moe/testing/random.hpp>
 
-#include "core/message.hpp"
+#include "support/message.hpp"
 
 namespace {
 
-using core_test::message;
 using moe::Context;
 using moe::Index;
 using moe::Matrix;
 using moe::Workspace;
 using moe::testing::random_matrix;
+using support::message;
 
 constexpr Index dim = 6, tokens = 9, experts = 5;
 

@@ -16,13 +16,12 @@
 #include <moe/experts/mlp.hpp>
 #include <moe/experts/swiglu.hpp>
 
-#include "core/message.hpp"
 #include "seams/check.hpp"
 #include "support/allocations.hpp"
+#include "support/message.hpp"
 
 namespace {
 
-using core_test::message;
 using moe::Compute;
 using moe::Index;
 using moe::Keep;
@@ -31,6 +30,7 @@ using moe::Storage;
 using moe::Workspace;
 using moe::testing::random_matrix;
 using moe::testing::same_bits;
+using support::message;
 
 constexpr Index dim = 37, tokens = 21;
 

@@ -12,8 +12,8 @@
 #include <moe/testing/finite_difference.hpp>
 #include <moe/testing/random.hpp>
 
-#include "core/message.hpp"
 #include "support/allocations.hpp"
+#include "support/message.hpp"
 
 namespace {
 
@@ -136,7 +136,7 @@ TEST(SlotLogits, RefuseTheGradientOfAnotherLayerByTheNameOfTheMatrix) {
     part.check_gradient(other);
     part.check_gradient(Slots());
     other.slot_gain = moe::Parameter<double>(1, dim + 1);
-    const std::string found = core_test::message([&] { part.check_gradient(other); });
+    const std::string found = support::message([&] { part.check_gradient(other); });
     EXPECT_NE(found.find("its slot_gain is [1, 4], the layer's is [1, 3]"), std::string::npos)
         << found;
 }

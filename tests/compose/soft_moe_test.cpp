@@ -19,10 +19,10 @@
 #include <moe/experts/swiglu.hpp>
 #include <moe/testing/gradient_check.hpp>
 
-#include "core/message.hpp"
 #include "seams/check.hpp"
 #include "support/allocations.hpp"
 #include "support/dense_layer.hpp"
+#include "support/message.hpp"
 
 namespace {
 
@@ -457,7 +457,7 @@ TEST(SoftMoeGradients, ThatAreNotWantedStayEmptyAndChangeNoOther) {
 }
 
 TEST(SoftMoeMisuse, IsASentence) {
-    using core_test::message;
+    using support::message;
     const auto build = [](const SoftSlots& slots) {
         return message<std::invalid_argument>(
             [&] { moe::SoftMoe(moe::Config{.model_dim = dim}, slots, swiglu); });
@@ -480,7 +480,7 @@ TEST(SoftMoeMisuse, IsASentence) {
 }
 
 TEST(SoftMoeMisuse, OfACallIsASentence) {
-    using core_test::message;
+    using support::message;
     const auto layer = make<double>(published);
     auto grad = moe::zeros_like(layer);
     const auto x = random_matrix<double>(4, dim, 1), dy = random_matrix<double>(4, out, 2);
@@ -556,7 +556,7 @@ TYPED_TEST(SoftMoe, IsMadeOfModulesToo) {
     const Matrix<S> x = random_matrix<S>(9, dim, 1);
     EXPECT_TRUE(same_bits(again(x), layer(x)));
     const auto refusal = [&](const moe::Config& with, const auto& slots) {
-        return core_test::message<std::invalid_argument>(
+        return support::message<std::invalid_argument>(
             [&] { layer.of_modules(with, slots, layer.bank().groups()); });
     };
     const auto other = moe::make_soft_moe<S>(config, published, swiglu);

@@ -14,8 +14,8 @@
 #include <moe/testing/compare.hpp>
 #include <moe/testing/random.hpp>
 
-#include "core/message.hpp"
 #include "support/allocations.hpp"
+#include "support/message.hpp"
 
 namespace {
 
@@ -128,7 +128,7 @@ TYPED_TEST(SoftSlotsModule, FewerTokensThanBeforeAllocateNothingAndSeeNothingOfT
 
 TEST(SoftSlotsSettings, OutOfRangeAreASentence) {
     const auto expect = [](const SoftSlots& settings, const std::string& wanted) {
-        const std::string found = core_test::message([&] { make<float>(settings); });
+        const std::string found = support::message([&] { make<float>(settings); });
         EXPECT_NE(found.find("moe::SoftSlots: " + wanted), std::string::npos) << found;
     };
     expect({.slots_per_expert = 0}, "slots_per_expert is 0, it must be >= 1");

@@ -10,13 +10,13 @@
 
 #include <gtest/gtest.h>
 
-#include "core/message.hpp"
+#include "support/message.hpp"
 
 namespace {
 
-using core_test::message;
 using moe::Context;
 using moe::Index;
+using support::message;
 
 // The text for a batch of 4 tokens, 3 experts and 5 logits.
 std::string refusal(const Context& context) {

@@ -9,15 +9,15 @@
 
 #include <gtest/gtest.h>
 
-#include "core/message.hpp"
+#include "support/message.hpp"
 
 namespace {
 
-using core_test::message;
 using moe::Index;
 using moe::detail::checked_product;
 using moe::detail::fail;
 using moe::detail::text;
+using support::message;
 
 TEST(Error, PartsAreJoinedIntoOneSentence) {
     EXPECT_EQ(

@@ -20,15 +20,15 @@
 
 #include <moe/core/workspace.hpp>
 
-#include "core/message.hpp"
 #include "support/allocations.hpp"
+#include "support/message.hpp"
 
 namespace {
 
-using core_test::message;
 using moe::Executor;
 using moe::Index;
 using moe::detail::parallel_for;
+using support::message;
 
 constexpr double worth_threads = 1e9;
 
@@ -69,14 +69,9 @@ public:
 TEST(Executors, WithoutWorkersAreRefused) {
     Nobody nobody;
     moe::Workspace<float> ws;
-    try {
-        ws.use(nobody);
-        ADD_FAILURE() << "no worker";
-    } catch (const std::invalid_argument& error) {
-        EXPECT_STREQ(error.what(),
-                     "moe::Workspace: the executor's concurrency() is 0, it must be >= 1 "
-                     "(std::thread::hardware_concurrency() may be 0)");
-    }
+    EXPECT_EQ(support::message([&] { ws.use(nobody); }),
+              "moe::Workspace: the executor's concurrency() is 0, it must be >= 1 "
+              "(std::thread::hardware_concurrency() may be 0)");
     EXPECT_NE(&ws.executor(), &nobody);
 }
 

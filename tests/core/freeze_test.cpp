@@ -8,6 +8,8 @@
 
 #include <gtest/gtest.h>
 
+#include "support/message.hpp"
+
 namespace {
 
 struct Packed {
@@ -113,13 +115,8 @@ TEST(FreezeOptions, AreCutForGroupsInTheirOrder) {
 }
 
 TEST(FreezeOptions, AreEnumeratorsAlsoWhereNobodyReadsThem) {
-    const auto refusal = [](const moe::FreezeOptions& options) -> std::string {
-        try {
-            moe::detail::check_experts(options, "the layer", 2);
-        } catch (const std::invalid_argument& error) {
-            return error.what();
-        }
-        return "";
+    const auto refusal = [](const moe::FreezeOptions& options) {
+        return support::message([&] { moe::detail::check_experts(options, "the layer", 2); });
     };
     const auto unknown = static_cast<Storage>(8);
     EXPECT_EQ(refusal({.storage = unknown}),
@@ -147,14 +144,9 @@ TEST(FreezeOptions, AreRefusedIfTheyDoNotFit) {
     EXPECT_NO_THROW(moe::detail::check_options<float>(options, 3));
     options.compute = moe::Compute::int8;
     EXPECT_THROW(moe::detail::check_options<float>(options, 3), std::invalid_argument);
-    try {
-        moe::detail::check_experts(options, "the layer", 4);
-        ADD_FAILURE() << "three storages for four experts";
-    } catch (const std::invalid_argument& error) {
-        EXPECT_STREQ(error.what(),
-                     "moe::freeze: FreezeOptions::experts has 3 entries, the layer has 4 experts; "
-                     "give each one entry, or leave it empty and set storage");
-    }
+    EXPECT_EQ(support::message([&] { moe::detail::check_experts(options, "the layer", 4); }),
+              "moe::freeze: FreezeOptions::experts has 3 entries, the layer has 4 experts; "
+              "give each one entry, or leave it empty and set storage");
 }
 
 }  // namespace

@@ -10,6 +10,8 @@
 
 #include <gtest/gtest.h>
 
+#include "support/message.hpp"
+
 namespace {
 
 using moe::Index;
@@ -60,12 +62,8 @@ TEST(Group, ScatterKeepsTheOrderOfRowsForEveryTarget) {
 
 TEST(Group, RefusesAGroupOfNone) {
     EXPECT_NO_THROW(moe::detail::check_count("moe::Zero", 1));
-    try {
-        moe::detail::check_count("moe::Zero", 0);
-        FAIL();
-    } catch (const std::invalid_argument& error) {
-        EXPECT_STREQ(error.what(), "moe::Zero: count is 0, it must be >= 1");
-    }
+    EXPECT_EQ(support::message([&] { moe::detail::check_count("moe::Zero", 0); }),
+              "moe::Zero: count is 0, it must be >= 1");
 }
 
 }  // namespace

@@ -19,14 +19,14 @@
 
 #include <gtest/gtest.h>
 
-#include "core/message.hpp"
 #include "support/allocations.hpp"
+#include "support/message.hpp"
 
 namespace {
 
-using core_test::message;
 using moe::Buffer;
 using moe::Index;
+using support::message;
 
 template <class T>
 bool is_aligned(const T* at) {

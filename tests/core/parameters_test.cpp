@@ -15,14 +15,14 @@
 
 #include <gtest/gtest.h>
 
-#include "core/message.hpp"
+#include "support/message.hpp"
 
 namespace {
 
-using core_test::message;
 using moe::Index;
 using moe::Parameter;
 using moe::Role;
+using support::message;
 
 using Names = std::vector<std::string>;
 using Values = std::vector<float>;

@@ -13,16 +13,16 @@
 
 #include <gtest/gtest.h>
 
-#include "core/message.hpp"
 #include "support/allocations.hpp"
+#include "support/message.hpp"
 
 namespace {
 
-using core_test::message;
 using moe::Assignment;
 using moe::Dropped;
 using moe::Index;
 using moe::Routing;
+using support::message;
 
 constexpr auto ungrouped = "moe::Routing: read before group(); call group() after the last add()";
 

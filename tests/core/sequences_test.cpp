@@ -8,6 +8,8 @@
 
 #include <moe/core/sequences.hpp>
 
+#include "support/message.hpp"
+
 namespace {
 
 using moe::Index;
@@ -27,13 +29,8 @@ TEST(Sequences, AreThoseOfTheContextOrTheWholeBatch) {
         ends.push_back(runs.last(run));
     }
     EXPECT_EQ(ends, (std::vector<Index>{0, 2, 2, 2, 2, 7}));
-    try {
-        moe::detail::sequences("moe::Gate", context, 8);
-        FAIL();
-    } catch (const std::invalid_argument& error) {
-        EXPECT_STREQ(error.what(),
-                     "moe::Gate: sequence_offsets run from 0 to 7, the batch has tokens 0 to 8");
-    }
+    EXPECT_EQ(support::message([&] { moe::detail::sequences("moe::Gate", context, 8); }),
+              "moe::Gate: sequence_offsets run from 0 to 7, the batch has tokens 0 to 8");
 }
 
 TEST(Sequences, ARowIsLiveIfOneLogitIs) {

@@ -5,13 +5,13 @@
 
 #include <gtest/gtest.h>
 
-#include "core/message.hpp"
+#include "support/message.hpp"
 
 namespace {
 
-using core_test::message;
 using moe::Index;
 using moe::detail::shape_of;
+using support::message;
 
 TEST(Shape, TheOutputIsAsWideAsTheModelUnlessSet) {
     const moe::Shape shape = shape_of({.model_dim = 12}, 5);

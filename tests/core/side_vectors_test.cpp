@@ -8,14 +8,14 @@
 
 #include <moe/core/context.hpp>
 
-#include "core/message.hpp"
+#include "support/message.hpp"
 
 namespace {
 
-using core_test::message;
 using moe::Context;
 using moe::SideGradients;
 using moe::SideVectors;
+using support::message;
 
 TEST(SideVectors, AreTheCallersMemory) {
     moe::Matrix<float> v = moe::Matrix<float>::Random(4, 6);

@@ -19,8 +19,8 @@
 #include <moe/routers/linear.hpp>
 #include <moe/testing/compare.hpp>
 
-#include "core/message.hpp"
 #include "seams/check.hpp"
+#include "support/message.hpp"
 
 namespace {
 
@@ -311,7 +311,7 @@ struct First {
 
 TEST(Steering, SettingWhatTheGateDoesNotHaveIsRefused) {
     const auto refusal = [](const auto& gate, const Context& context) {
-        return core_test::message([&] { make(gate)(batch(), context); });
+        return support::message([&] { make(gate)(batch(), context); });
     };
     const std::vector<Index> k{1, 1, 1};
     const std::vector<double> p{0.1, 0.1, 0.1}, multiplier(experts, 1);

@@ -13,15 +13,15 @@
 
 #include <gtest/gtest.h>
 
-#include "core/message.hpp"
+#include "support/message.hpp"
 
 namespace {
 
-using core_test::message;
 using moe::Dtype;
 using moe::Index;
 using moe::Weights;
 using moe::WeightView;
+using support::message;
 
 template <class S>
 class StackedWeights : public testing::Test {};

@@ -9,14 +9,14 @@
 
 #include <gtest/gtest.h>
 
-#include "core/message.hpp"
 #include "support/allocations.hpp"
+#include "support/message.hpp"
 
 namespace {
 
-using core_test::message;
 using moe::Index;
 using moe::Workspace;
+using support::message;
 
 struct Count {
     int value = 3;

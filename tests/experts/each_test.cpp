@@ -18,6 +18,8 @@
 #include <moe/testing/gradient_check.hpp>
 
 #include "support/expert_group.hpp"
+#include "support/message.hpp"
+#include "support/users_parts.hpp"
 
 namespace {
 
@@ -27,6 +29,7 @@ using moe::Matrix;
 using moe::Out;
 using moe::Random;
 using moe::Shape;
+using support::message;
 
 /// down max(up x, 0)^2, as a user would write it: it counts on every matrix of grad being there.
 template <class S>
@@ -257,16 +260,6 @@ struct Throws {
     double flops_per_row() const { return 1e9; }  // worth threads
 };
 
-template <class F>
-std::string what_is_thrown_by(F&& f) {
-    try {
-        f();
-    } catch (const std::runtime_error& error) {
-        return error.what();
-    }
-    return "nothing";
-}
-
 TEST(Each, HandsOnTheExceptionOfTheFirstExpertThatThrew) {
     Random random(1);
     const auto group =
@@ -277,8 +270,9 @@ TEST(Each, HandsOnTheExceptionOfTheFirstExpertThatThrew) {
         moe::ThreadPool pool(threads);
         moe::Workspace<float> ws(pool);
         for (int again = 0; again < 5; ++again) {
-            EXPECT_EQ(what_is_thrown_by([&] { expert_group::run(group, batch, ws); }), "expert 1");
-            EXPECT_EQ(what_is_thrown_by([&] { expert_group::run(quiet, two, ws); }),
+            EXPECT_EQ(message<std::runtime_error>([&] { expert_group::run(group, batch, ws); }),
+                      "expert 1");
+            EXPECT_EQ(message<std::runtime_error>([&] { expert_group::run(quiet, two, ws); }),
                       "backward of expert 0");
         }
     }
@@ -348,31 +342,8 @@ TEST(Each, KeepsGradientsOfFixedParametersEmpty) {
 
 // ---- as the documentation shows it ----
 
-struct RoundRobin {  // a router: token t prefers expert t mod E, whatever it says
-    void forward(moe::In<float>, moe::Out<float> logits) const {
-        logits.setZero();
-        for (Eigen::Index t = 0; t < logits.rows(); ++t) logits(t, t % logits.cols()) = 1;
-    }
-    void backward(moe::In<float>, moe::In<float>, moe::Out<float> dx, RoundRobin&) const {
-        dx.setZero();
-    }
-};
-
-struct ScaleShift {  // an expert: y = scale * x + shift, feature by feature
-    Eigen::RowVectorXf scale, shift;
-
-    void forward(moe::In<float> x, moe::Out<float> y) const {
-        y = (x * scale.asDiagonal()).rowwise() + shift;
-    }
-    void backward(moe::In<float> x, moe::In<float> dy, moe::Out<float> dx, ScaleShift& grad) const {
-        dx = dy * scale.asDiagonal();                      // activations: write
-        grad.scale += x.cwiseProduct(dy).colwise().sum();  // parameters: add
-        grad.shift += dy.colwise().sum();
-    }
-    void visit_parameters(auto&& visit) { visit("scale", scale), visit("shift", shift); }
-};
-
-static_assert(moe::Router<RoundRobin> && moe::Expert<ScaleShift>);
+using users::RoundRobin;
+using users::ScaleShift;
 
 TEST(Each, TrainsAUsersExpertInAUsersLayer) {
     const ScaleShift identity{Eigen::RowVectorXf::Ones(64), Eigen::RowVectorXf::Zero(64)};

@@ -14,6 +14,7 @@
 #include <moe/testing/random.hpp>
 
 #include "many_rows.hpp"
+#include "support/message.hpp"
 
 namespace {
 
@@ -68,7 +69,7 @@ TEST(FeedForwardBackward, MayRunTwiceOnOneForwardPass) {
 
 TEST(FeedForwardBackward, HasTheSameBitsHoweverRowsAreCutAndWhateverIsKept) {
     ASSERT_LT(moe::detail::FeedForwardState<float>::part_rows({.ffn_dim = 1100}, 9999, 7), 1500);
-    many_rows::expect_the_same_bits<float>(moe::Swiglu{.count = 5, .ffn_dim = 1100}, {1, 2, 3, 7});
+    many_rows::expect_the_same_bits<float>(moe::Swiglu{.count = 5, .ffn_dim = 1100}, {2, 7});
     many_rows::expect_the_same_bits<float>(moe::Mlp{.count = 5, .ffn_dim = 1100}, {2});
     many_rows::expect_the_same_bits<double>(moe::Swiglu{.count = 5, .ffn_dim = 1100}, {2});
 }
@@ -141,13 +142,10 @@ TEST(FeedForwardBackward, RefusesGradientsOfOtherExtents) {
     std::vector<double> dweights(7);
     Matrix<double> dx = Matrix<double>::Zero(5, 9);
     const auto refusal = [&] {
-        try {
+        return support::message([&] {
             p.group.backward(p.x, p.rows(), p.dy, dx, {.weights = dweights}, grad,
                              {p.context, p.ws});
-        } catch (const std::invalid_argument& error) {
-            return std::string(error.what());
-        }
-        return std::string();
+        });
     };
     EXPECT_EQ(refusal(), "");
     grad.up = moe::Weights<double>(2, 9, 37);

@@ -13,6 +13,7 @@
 #include <moe/experts/swiglu.hpp>
 
 #include "support/expert_group.hpp"
+#include "support/message.hpp"
 #include "support/narrow_weights.hpp"
 
 namespace {
@@ -26,6 +27,7 @@ using moe::ScopedIsa;
 using moe::Shape;
 using moe::WeightView;
 using moe::Workspace;
+using support::message;
 
 template <class S>
 moe::FeedForwardModule<S> swiglu(Index experts, Index ffn, const expert_group::Extents& e) {
@@ -339,16 +341,6 @@ static_assert(std::is_same_v<moe::FeedForwardModule<double>::Scalar, double>);
 static_assert(std::is_same_v<moe::PackedFeedForward<float>::Scalar, float>);
 static_assert(moe::FeedForwardModule<float>::skips_empty_gradients);
 
-template <class F>
-std::string refusal(F&& f) {
-    try {
-        f();
-    } catch (const std::invalid_argument& error) {
-        return error.what();
-    }
-    return "";
-}
-
 constexpr moe::FeedForwardShape plain_shape{.model_dim = 9,
                                             .ffn_dim = 7,
                                             .output_dim = 6,
@@ -361,7 +353,7 @@ TEST(FeedForwardExperts, RefuseBiasesWhereThereIsAGate) {
     EXPECT_NO_THROW(moe::FeedForwardModule<float>(2, shape, true, random));
     shape.gated = true;
     EXPECT_NO_THROW(moe::FeedForwardModule<float>(2, shape, false, random));
-    EXPECT_EQ(refusal([&] { moe::FeedForwardModule<float>(2, shape, true, random); }),
+    EXPECT_EQ(message([&] { moe::FeedForwardModule<float>(2, shape, true, random); }),
               "moe::FeedForwardModule: gated experts have no gate bias yet and so no biases; leave "
               "biased false, or gated");
 }
@@ -371,7 +363,7 @@ TEST(FeedForwardExperts, RefuseAnActivationThatIsNone) {
     moe::FeedForwardShape shape = plain_shape;
     for (const int number : {-1, 5}) {
         shape.activation = static_cast<moe::Activation>(number);
-        EXPECT_EQ(refusal([&] { moe::FeedForwardModule<float>(2, shape, false, random); }),
+        EXPECT_EQ(message([&] { moe::FeedForwardModule<float>(2, shape, false, random); }),
                   "moe::FeedForwardModule: activation is " + std::to_string(number) +
                       ", which is none of moe::Activation");
     }
@@ -384,8 +376,8 @@ TEST(FeedForwardExperts, RefuseMatricesOfOtherExtents) {
     const expert_group::Batch<float> batch(e);
     const auto gated = swiglu<float>(3, 7, e), biased = mlp<float>(3, 7, e);
     const auto expect_refused = [&](const auto& group, const std::string& sentence) {
-        EXPECT_EQ(refusal([&] { expert_group::run(group, batch); }), sentence);
-        EXPECT_EQ(refusal([&] { group.freeze({}); }), sentence);
+        EXPECT_EQ(message([&] { expert_group::run(group, batch); }), sentence);
+        EXPECT_EQ(message([&] { group.freeze({}); }), sentence);
     };
     const auto sentence = [](const std::string& found, const std::string& wanted) {
         return "moe::FeedForwardModule: " + found + ", these experts need " + wanted +
@@ -414,7 +406,7 @@ TEST(FeedForwardExperts, RefuseMatricesOfOtherExtents) {
     expect_refused(group, sentence("gate holds 3 matrices [7, 9]", "0 of [7, 9]"));
     group = biased;
     group.down_bias = {};
-    EXPECT_EQ(refusal([&] { expert_group::run(group, batch); }), "") << "a bias may be left out";
+    EXPECT_EQ(message([&] { expert_group::run(group, batch); }), "") << "a bias may be left out";
 }
 
 TEST(FeedForwardExperts, RefuseBiasesWhoseElementsLieApart) {
@@ -429,13 +421,13 @@ TEST(FeedForwardExperts, RefuseBiasesWhoseElementsLieApart) {
                            .col_stride = 2};
     group.up_bias = moe::Weights<float>(std::vector<WeightView>(3, apart));
     const auto run = [&] { expert_group::run(group, expert_group::Batch<float>(e)); };
-    EXPECT_EQ(refusal(run),
+    EXPECT_EQ(message(run),
               "moe::FeedForwardModule: a view in up_bias has a col_stride other than 1; "
               "copy the bias into a row and view that");
     WeightView row = apart;
     row.col_stride = 1;
     group.up_bias = moe::Weights<float>(std::vector<WeightView>(3, row));
-    EXPECT_EQ(refusal(run), "");
+    EXPECT_EQ(message(run), "");
 }
 
 TEST(FeedForwardExperts, RefuseBiasesOfAnotherType) {
@@ -454,9 +446,9 @@ TEST(FeedForwardExperts, RefuseBiasesOfAnotherType) {
                                          "holds ") +
                                      moe::dtype_name(dtype) +
                                      ", biases are read as F32 only; convert it and view the copy";
-        EXPECT_EQ(refusal([&] { expert_group::run(group, expert_group::Batch<float>(e)); }),
+        EXPECT_EQ(message([&] { expert_group::run(group, expert_group::Batch<float>(e)); }),
                   sentence);
-        EXPECT_EQ(refusal([&] { group.freeze({}); }), sentence);
+        EXPECT_EQ(message([&] { group.freeze({}); }), sentence);
     }
 }
 

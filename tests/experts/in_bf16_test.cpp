@@ -13,16 +13,11 @@
 #include <moe/layer.hpp>
 #include <moe/routers/linear.hpp>
 
+#include "support/message.hpp"
+
 namespace {
 
-std::string refusal(auto&& f) {
-    try {
-        f();
-    } catch (const std::invalid_argument& error) {
-        return error.what();
-    }
-    return "";
-}
+using support::message;
 
 TEST(InBf16, SaysHowItsExpertsMultiplyAndKeepsTheirWeights) {
     const moe::Shape shape{.model_dim = 4, .output_dim = 5};
@@ -48,10 +43,10 @@ TEST(InBf16, StandsWhereOtherRecipesDo) {
 TEST(InBf16, RefusesLayersOfDoubleAndWhatItsRecipeRefuses) {
     moe::Random random(1);
     const moe::Shape shape{.model_dim = 4, .output_dim = 4};
-    EXPECT_EQ(refusal([&] { moe::InBf16{moe::Mlp{.ffn_dim = 3}}.build<double>(shape, random); }),
+    EXPECT_EQ(message([&] { moe::InBf16{moe::Mlp{.ffn_dim = 3}}.build<double>(shape, random); }),
               "moe::InBf16: products in bf16 are for layers of float, this one is of double; leave "
               "InBf16 out");
-    EXPECT_EQ(refusal([&] { moe::InBf16{moe::Swiglu{}}.build<float>(shape, random); }),
+    EXPECT_EQ(message([&] { moe::InBf16{moe::Swiglu{}}.build<float>(shape, random); }),
               "moe::Swiglu: ffn_dim is 0, it must be >= 1; it has no default");
 }
 

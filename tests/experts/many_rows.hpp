@@ -49,14 +49,15 @@ struct Step {
     }
 };
 
-/// 2900 rows, more than two parts, of five experts: one has most of them, one has none.
+/// 2100 rows, more than two parts, of five experts: one has more than a part, one has none. Tokens
+/// are narrow: what is cut here is rows.
 template <class S, class Recipe>
 class ManyRows {
 public:
     explicit ManyRows(const Recipe& recipe) {
         moe::Random random(3);
-        group_ = recipe.template build<S>({.model_dim = 9, .output_dim = 9}, random);
-        const Index sizes[] = {150, 0, 1600, 700, 450};
+        group_ = recipe.template build<S>({.model_dim = dim, .output_dim = dim}, random);
+        const Index sizes[] = {100, 0, 1600, 350, 50};
         for (const Index size : sizes) {
             for (Index i = 0; i < size; ++i)
                 tokens_.push_back(static_cast<std::int32_t>(1600 * i / size));
@@ -72,8 +73,8 @@ public:
     Step<S> step(moe::Keep keep, int threads, Index together = 5) const {
         moe::Workspace<S> ws;
         ws.threads(threads).keep(keep);
-        Step<S> step{.y = Matrix<S>::Zero(1600, 9),
-                     .dx = Matrix<S>::Zero(1600, 9),
+        Step<S> step{.y = Matrix<S>::Zero(1600, dim),
+                     .dx = Matrix<S>::Zero(1600, dim),
                      .dweights = std::vector<S>(weights_.size()),
                      .dinputs = std::vector<S>(weights_.size()),
                      .parameters = {}};
@@ -103,12 +104,14 @@ public:
     }
 
 private:
+    static constexpr Index dim = 3;
+
     moe::FeedForwardModule<S> group_;
     std::vector<Index> offsets_{0};
     std::vector<std::int32_t> tokens_;
     std::vector<S> weights_, inputs_;
-    Matrix<S> x_ = moe::testing::random_matrix<S>(1600, 9, 1),
-              dy_ = moe::testing::random_matrix<S>(1600, 9, 2);
+    Matrix<S> x_ = moe::testing::random_matrix<S>(1600, dim, 1),
+              dy_ = moe::testing::random_matrix<S>(1600, dim, 2);
 };
 
 template <class S, class Recipe>

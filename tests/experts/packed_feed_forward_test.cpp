@@ -16,6 +16,7 @@
 #include <moe/experts/swiglu.hpp>
 
 #include "support/expert_group.hpp"
+#include "support/message.hpp"
 
 namespace {
 
@@ -27,6 +28,7 @@ using moe::Matrix;
 using moe::ScopedIsa;
 using moe::Storage;
 using moe::testing::same_bits;
+using support::message;
 
 constexpr auto& storages = moe::all_storages;
 constexpr auto& computes = moe::all_computes;
@@ -317,7 +319,6 @@ TEST(PackedFeedForward, GivesTheSameBitsInAnyNumberOfParts) {
                 {.storage = compute == Compute::bf16 ? Storage::bf16 : Storage::int4_zero,
                  .compute = compute});
             const Matrix<float> whole = run(frozen, batch);
-            EXPECT_TRUE(same_bits(run(frozen, batch, {.split = 1}), whole));
             Matrix<float> y = Matrix<float>::Zero(e.tokens, e.output_dim);
             moe::Workspace<float> ws;
             const moe::Context context;
@@ -454,7 +455,8 @@ TEST(PackedFeedForward, AllocatesNothingInTheSecondCallAndNothingAfterReserve) {
     if (!allocations::are_counted) GTEST_SKIP();
     const moe::Context context;
     for (const bool weighted : {false, true}) {
-        const expert_group::Extents e{.tokens = 70, .model_dim = 130, .input_weights = weighted};
+        const expert_group::Extents e{
+            .tokens = 70, .model_dim = 34, .output_dim = 34, .input_weights = weighted};
         const expert_group::Batch<float> batch(e);
         const Group group = swiglu(4, 300, e);
         moe::ThreadPool pool(2);
@@ -503,21 +505,11 @@ TEST(PackedFeedForward, TakesTheRoomOfItsStorage) {
     EXPECT_NEAR(bits(Storage::ternary), 2 + scales, 1e-9);
 }
 
-template <class F>
-std::string refusal(F&& f) {
-    try {
-        f();
-    } catch (const std::invalid_argument& error) {
-        return error.what();
-    }
-    return "";
-}
-
 TEST(PackedFeedForward, RefusesOptionsThatDoNotFit) {
     const expert_group::Extents e;
     const Group group = swiglu(4, 20, e);
     const auto said = [&](const FreezeOptions& options) {
-        return refusal([&] { group.freeze(options); });
+        return message([&] { group.freeze(options); });
     };
     EXPECT_EQ(
         said({.storage = Storage::f16, .compute = Compute::int8}),
@@ -539,8 +531,8 @@ TEST(PackedFeedForward, RefusesOptionsThatDoNotFit) {
     moe::Random random(3);
     const auto wide = moe::Swiglu{.count = 2, .ffn_dim = 3}.build<double>(
         {.model_dim = 4, .output_dim = 4}, random);
-    EXPECT_EQ(refusal([&] { wide.freeze({}); }), "");
-    EXPECT_EQ(refusal([&] { wide.freeze({.storage = Storage::bf16}); }),
+    EXPECT_EQ(message([&] { wide.freeze({}); }), "");
+    EXPECT_EQ(message([&] { wide.freeze({.storage = Storage::bf16}); }),
               "moe::freeze: storage bf16 and compute exact are for layers of float; one of double "
               "keeps its weights: leave storage fp32 and compute exact");
 }
@@ -559,17 +551,17 @@ TEST(PackedFeedForward, RefusesWeightsThatCannotBeStored) {
                       " holds finite weights only; mend it, or store the expert as fp32, which "
                       "keeps every bit (Compute::exact only)";
         Group copy = bad;
-        EXPECT_EQ(refusal([&] { std::move(copy).freeze({.storage = storage}); }), expected);
+        EXPECT_EQ(message([&] { std::move(copy).freeze({.storage = storage}); }), expected);
         EXPECT_EQ(copy.up.count(), storage == Storage::fp32 ? 0 : 4) << "unchanged";
     }
     bad = group;
     bad.gate.owned(1).view()(0, 2) = -70000;
-    EXPECT_EQ(refusal([&] { bad.freeze({.storage = Storage::f16}); }),
+    EXPECT_EQ(message([&] { bad.freeze({.storage = Storage::f16}); }),
               "moe::freeze: gate of expert 1: weight [0, 2] is -70000, f16 holds weights up to "
               "65504; store the expert as bf16 or fp32 (not with Compute::int8), see "
               "FreezeOptions::experts");
     EXPECT_EQ(
-        refusal([&] {
+        message([&] {
             bad.freeze({.experts = {Storage::f16, Storage::bf16, Storage::f16, Storage::f16}});
         }),
         "");

@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "support/expert_group.hpp"
+#include "support/message.hpp"
 
 namespace {
 
@@ -115,12 +116,7 @@ TEST(SwigluExperts, HaveThreeMatricesEach) {
 }
 
 std::string message(const moe::Swiglu& recipe) {
-    try {
-        make<float>(recipe);
-    } catch (const std::invalid_argument& error) {
-        return error.what();
-    }
-    return "";
+    return support::message([&] { make<float>(recipe); });
 }
 
 TEST(SwigluExperts, RefuseSettingsThatAreOutOfRange) {

@@ -15,13 +15,13 @@
 #include <moe/testing/gradient_check.hpp>
 #include <moe/testing/random.hpp>
 
-#include "gates/gate_checks.hpp"
+#include "gates/laws.hpp"
 
 namespace {
 
 using gates_test::batch;
 using gates_test::golden_logits;
-using gates_test::message;
+using gates_test::refusal;
 using gates_test::rows;
 using moe::Auction;
 using moe::Index;
@@ -41,7 +41,7 @@ class AuctionGate : public testing::Test {};
 using Scalars = testing::Types<float, double>;
 TYPED_TEST_SUITE(AuctionGate, Scalars);
 
-const auto training = [](moe::Context& context) { context.training = true; };
+constexpr moe::Context training{.training = true};
 
 TYPED_TEST(AuctionGate, SharesTheTokensEvenlyInTraining) {
     using S = TypeParam;
@@ -137,13 +137,13 @@ TYPED_TEST(AuctionGate, ServesOneExpertAndNoTokens) {
     one.context.training = true;
     one.route(moe::testing::random_matrix<S>(5, 1, 3));
     EXPECT_EQ(one.routing.num_assignments(), 5);
-    gates_test::expect_nothing_of_no_tokens(Auction{}, 4);
+    gates_test::expect_no_tokens_route<double>(Auction{}, 4, 4);
 }
 
 TEST(AuctionGradient, AgreesWithDifferences) {
     const auto z = moe::testing::random_matrix<double>(10, 5, 12, 3);
-    gates_test::expect_gradient(Auction{}, z, training);
-    gates_test::expect_gradient(Auction{}, z);
+    gates_test::expect_exact_gradient(Auction{}, z, z.cols(), training);
+    gates_test::expect_exact_gradient(Auction{}, z, z.cols());
     EXPECT_TRUE(moe::testing::check_gradients(
         moe::make_layer<double>(moe::Config{.model_dim = 5, .seed = 3}, moe::LinearRouter{},
                                 Auction{}, moe::Swiglu{.count = 3, .ffn_dim = 6}, moe::Zero{}),
@@ -151,18 +151,18 @@ TEST(AuctionGradient, AgreesWithDifferences) {
 }
 
 TEST(AuctionSettings, AreCheckedOnceWithASentence) {
-    EXPECT_EQ(message(Auction{.resolution = 1}, 8), "");
-    EXPECT_EQ(message(Auction{.resolution = 0.5}, 8),
+    EXPECT_EQ(refusal(Auction{.resolution = 1}, 8), "");
+    EXPECT_EQ(refusal(Auction{.resolution = 0.5}, 8),
               "moe::Auction: resolution is 0.5, it must be in [1, 1e6]; 50 is usual");
-    EXPECT_NE(message(Auction{.resolution = nan<double>}, 8), "");
-    EXPECT_NE(message(Auction{}, 0), "");
+    EXPECT_NE(refusal(Auction{.resolution = nan<double>}, 8), "");
+    EXPECT_NE(refusal(Auction{}, 0), "");
 }
 
 TYPED_TEST(AuctionGate, GivesTheSameBitsForAnyThreadCountAndAllocatesNothingAgain) {
     using S = TypeParam;
     const moe::Matrix<S> z = moe::testing::random_matrix<S>(700, 37, 3, 4);
-    gates_test::expect_same_bits_for_any_threads<S>(Auction{}, z, training);
-    gates_test::expect_no_allocation<S>(Auction{}, z, training);
+    gates_test::expect_same_bits_for_any_thread_count<S>(Auction{}, z, z.cols(), training);
+    gates_test::expect_no_allocation<S>(Auction{}, z, z.cols(), training);
 }
 
 }  // namespace

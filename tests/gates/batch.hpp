@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-#ifndef TESTS_GATES_BATCH_HPP
-#define TESTS_GATES_BATCH_HPP
+#ifndef MOE_TESTS_GATES_BATCH_HPP
+#define MOE_TESTS_GATES_BATCH_HPP
 
 #include <initializer_list>
 #include <span>
@@ -113,4 +113,4 @@ std::vector<S> derivatives(Index count, unsigned seed = 3) {
 
 }  // namespace gates_test
 
-#endif  // TESTS_GATES_BATCH_HPP
+#endif  // MOE_TESTS_GATES_BATCH_HPP

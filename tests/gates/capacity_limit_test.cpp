@@ -10,6 +10,8 @@
 
 #include <gtest/gtest.h>
 
+#include "support/message.hpp"
+
 namespace {
 
 using moe::CapacityLimit;
@@ -235,12 +237,7 @@ TEST(CapacityLimit, RisesWithTokensAndFactor) {
 // ---- settings ----
 
 std::string said(const CapacityLimit& limit) {
-    try {
-        limit.check("moe::Capacity");
-    } catch (const std::invalid_argument& error) {
-        return error.what();
-    }
-    return "";
+    return support::message([&] { limit.check("moe::Capacity"); });
 }
 
 TEST(CapacityLimit, ChecksItsSettingsWithASentence) {

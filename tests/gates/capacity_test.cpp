@@ -33,6 +33,7 @@
 
 #include "gates/laws.hpp"
 #include "seams/check.hpp"
+#include "support/message.hpp"
 
 namespace {
 
@@ -738,14 +739,11 @@ TEST(Capacity, GradientsAreExactByScoresAndWithExemptSequences) {
 TEST(Capacity, TokensPassThroughOnlyWhereOutputsAreAsWideAsTokens) {
     const Capacity passes{.limit = places(3), .overflow = Overflow::pass_through};
     const moe::Config narrow{.model_dim = 4, .output_dim = 3, .seed = 4};
-    try {
-        make(WithCapacity{TopK{.k = 2}, passes}, narrow);
-        ADD_FAILURE();
-    } catch (const std::invalid_argument& error) {
-        EXPECT_STREQ(error.what(),
-                     "moe::Capacity: overflow is pass_through, but output_dim is 3 and model_dim "
-                     "4; they must be equal");
-    }
+    EXPECT_EQ(support::message([&] {
+                  make(WithCapacity{TopK{.k = 2}, passes}, narrow);
+              }),
+              "moe::Capacity: overflow is pass_through, but output_dim is 3 and model_dim "
+              "4; they must be equal");
     const auto layer = make(TopK{.k = 2}, narrow);  // and a routing that someone edits
     const Matrix<double> x = random_matrix<double>(5, 4, 2, 2);
     Matrix<double> y(5, 3);
@@ -988,7 +986,7 @@ TEST(Capacity, ANaNComesLast) {
 
 TEST(Capacity, ChecksItsSettingsWithASentence) {
     const auto said = [](const Capacity& capacity) {
-        return gates_test::message(WithCapacity{TopK{.k = 1}, capacity}, 6);
+        return gates_test::refusal(WithCapacity{TopK{.k = 1}, capacity}, 6);
     };
     EXPECT_EQ(said({}), "");
     EXPECT_EQ(said({.limit = {.factor = -1}}),
@@ -1012,21 +1010,18 @@ TEST(Capacity, ChecksItsSettingsWithASentence) {
               "moe::Capacity: scope is number 3 of its choices, they are 0 to 2");
     EXPECT_NE(said({.priority = Priority(7)}), "");
     EXPECT_NE(said({.overflow = Overflow(3)}), "");
-    EXPECT_NE(gates_test::message(WithCapacity{TopK{.k = 7}}, 6), "");
+    EXPECT_NE(gates_test::refusal(WithCapacity{TopK{.k = 7}}, 6), "");
 }
 
 TEST(Capacity, ComparesLogitsOnlyWhereThereIsOnePerExpert) {
-    const auto said = [](const Capacity& capacity) -> std::string {
-        try {
+    const auto said = [](const Capacity& capacity) {
+        return support::message([&] {
             const auto layer = make(WithCapacity{moe::Noisy{TopK{.k = 2}}, capacity});
             const Matrix<double> x = random_matrix<double>(5, 4, 2, 2);
             Matrix<double> y(5, 4);
             moe::Workspace<double> ws;
             layer.forward(x, y, ws);
-        } catch (const std::invalid_argument& error) {
-            return error.what();
-        }
-        return "";
+        });
     };
     EXPECT_EQ(said({}), "");
     EXPECT_EQ(said({.priority = Priority::probability}), "");

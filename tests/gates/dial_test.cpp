@@ -34,6 +34,8 @@
 #include <moe/routers/linear.hpp>
 #include <moe/testing/random.hpp>
 
+#include "support/message.hpp"
+
 namespace {
 
 using moe::Context;
@@ -81,13 +83,10 @@ template <class Layer>
 std::string said(const Layer& layer, const Context& context, moe::Routing* routing = nullptr) {
     const Matrix<double> x = moe::testing::random_matrix<double>(tokens, 4, 2, 3);
     moe::Workspace<double> ws;
-    try {
+    return support::message([&] {
         layer.head().route(x, ws, context);
-    } catch (const std::invalid_argument& error) {
-        return error.what();
-    }
-    if (routing != nullptr) *routing = ws.routing();
-    return "";
+        if (routing != nullptr) *routing = ws.routing();
+    });
 }
 
 /// @param says  says(gate): whether the gate says that it reads the field

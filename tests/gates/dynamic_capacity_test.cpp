@@ -26,7 +26,7 @@ namespace {
 using gates_test::batch;
 using gates_test::derivatives;
 using gates_test::golden_logits;
-using gates_test::message;
+using gates_test::refusal;
 using gates_test::routed;
 using gates_test::rows;
 using moe::DynamicCapacity;
@@ -478,18 +478,18 @@ TEST(DynamicCapacityLayer, ShrinksTheOutputByTheShareOfZeroExperts) {
 // ---- settings, threads, memory ----
 
 TEST(DynamicCapacitySettings, AreCheckedOnceWithASentence) {
-    EXPECT_EQ(message(DynamicCapacity{.num_fixed = 7}, 8), "");
-    EXPECT_EQ(message(DynamicCapacity{.num_fixed = 8}, 8),
+    EXPECT_EQ(refusal(DynamicCapacity{.num_fixed = 7}, 8), "");
+    EXPECT_EQ(refusal(DynamicCapacity{.num_fixed = 8}, 8),
               "moe::DynamicCapacity: num_fixed is 8, it must be in [0, 7], fewer than the experts "
               "of the layer");
-    EXPECT_NE(message(DynamicCapacity{.num_fixed = -1}, 8), "");
-    EXPECT_EQ(message(DynamicCapacity{.num_fixed = 2, .k = 7}, 8),
+    EXPECT_NE(refusal(DynamicCapacity{.num_fixed = -1}, 8), "");
+    EXPECT_EQ(refusal(DynamicCapacity{.num_fixed = 2, .k = 7}, 8),
               "moe::DynamicCapacity: k is 7, it must be in [1, 6], the experts that are not fixed");
-    EXPECT_EQ(message(DynamicCapacity{.jitter = -1}, 8),
+    EXPECT_EQ(refusal(DynamicCapacity{.jitter = -1}, 8),
               "moe::DynamicCapacity: jitter is -1, it must be finite and >= 0");
-    EXPECT_EQ(message(DynamicCapacity{.p = nan<double>}, 8),
+    EXPECT_EQ(refusal(DynamicCapacity{.p = nan<double>}, 8),
               "moe::DynamicCapacity: p is not a number");
-    EXPECT_NE(message(DynamicCapacity{}, 0), "");
+    EXPECT_NE(refusal(DynamicCapacity{}, 0), "");
 }
 
 TYPED_TEST(DynamicCapacityGate, GivesTheSameBitsForAnyThreadCountAndAllocatesOnce) {

@@ -20,17 +20,19 @@
 #include <moe/testing/gradient_check.hpp>
 #include <moe/testing/random.hpp>
 
-#include "gates/gate_checks.hpp"
+#include "gates/laws.hpp"
+#include "support/message.hpp"
 
 namespace {
 
 using gates_test::batch;
 using gates_test::build;
 using gates_test::golden_logits;
-using gates_test::message;
+using gates_test::refusal;
 using gates_test::rows;
 using moe::ExpertChoice;
 using moe::Index;
+using support::message;
 using Scores = ExpertChoice::Scores;
 using Noise = ExpertChoice::Noise;
 using Scope = ExpertChoice::Scope;
@@ -265,12 +267,10 @@ TYPED_TEST(ExpertChoiceGate, LetsSequencesAlone) {
         EXPECT_EQ(used, c.size());
     }
     auto lost = batch<S>(ExpertChoice{.scope = Scope::sequence}, 4);
-    EXPECT_NE(gates_test::thrown([&] { lost.select(z); }).find("sequence_offsets"),
-              std::string::npos);
+    EXPECT_NE(message([&] { lost.select(z); }).find("sequence_offsets"), std::string::npos);
     const std::array<Index, 2> wrong{0, 16};
     lost.context.sequence_offsets = wrong;
-    EXPECT_NE(gates_test::thrown([&] { lost.select(z); }).find("run from 0 to 16"),
-              std::string::npos);
+    EXPECT_NE(message([&] { lost.select(z); }).find("run from 0 to 16"), std::string::npos);
 }
 
 // ---- training and inference ----
@@ -379,7 +379,7 @@ TYPED_TEST(ExpertChoiceGate, GivesOneExpertAllTokensIfAsked) {
         auto masked = batch<S>(ExpertChoice{.scores = scores}, 3);
         masked.route(moe::Matrix<S>::Constant(4, 3, -infinity<S>));
         EXPECT_EQ(masked.routing.num_assignments(), 0);
-        gates_test::expect_nothing_of_no_tokens(ExpertChoice{.scores = scores}, 4);
+        gates_test::expect_no_tokens_route<double>(ExpertChoice{.scores = scores}, 4, 4);
     }
 }
 
@@ -414,16 +414,13 @@ TEST(ExpertChoiceGradient, AgreesWithDifferencesForEveryScore) {
         for (const Scope scope : {Scope::batch, Scope::sequence})
             for (const Noise noise : {Noise::none, Noise::normal, Noise::gumbel}) {
                 moe::Matrix<double> live = moe::testing::random_matrix<double>(9, 5, 12, 3);
-                gates_test::expect_gradient(
-                    ExpertChoice{.scope = scope, .scores = scores, .noise = noise}, live,
-                    [&](moe::Context& context) {
-                        context.training = true;
-                        context.sequence_offsets = offsets;
-                        context.experts = facts;
-                    });
+                gates_test::expect_exact_gradient(
+                    ExpertChoice{.scope = scope, .scores = scores, .noise = noise}, live, 5,
+                    {.training = true, .sequence_offsets = offsets, .experts = facts});
             }
-    gates_test::expect_gradient(ExpertChoice{.scores = Scores::sigmoid, .inference_threshold = 0.4},
-                                moe::testing::random_matrix<double>(9, 5, 12, 3));
+    gates_test::expect_exact_gradient(
+        ExpertChoice{.scores = Scores::sigmoid, .inference_threshold = 0.4},
+        moe::testing::random_matrix<double>(9, 5, 12, 3), 5);
     for (const Scores scores : all_scores) {
         auto masked = batch<double>(ExpertChoice{.scores = scores}, 5);
         masked.route(z);
@@ -446,27 +443,27 @@ TEST(ExpertChoiceGradient, IsExactInALayer) {
 // ---- settings, threads, memory ----
 
 TEST(ExpertChoiceSettings, AreCheckedOnceWithASentence) {
-    EXPECT_EQ(message(ExpertChoice{}, 8), "");
-    EXPECT_EQ(message(ExpertChoice{.capacity_factor = 0}, 8),
+    EXPECT_EQ(refusal(ExpertChoice{}, 8), "");
+    EXPECT_EQ(refusal(ExpertChoice{.capacity_factor = 0}, 8),
               "moe::ExpertChoice: capacity_factor is 0, it must be finite and > 0: experts per "
               "token in the mean");
-    EXPECT_NE(message(ExpertChoice{.capacity_factor = nan<double>}, 8), "");
-    EXPECT_EQ(message(ExpertChoice{.multiple_of = 0}, 8),
+    EXPECT_NE(refusal(ExpertChoice{.capacity_factor = nan<double>}, 8), "");
+    EXPECT_EQ(refusal(ExpertChoice{.multiple_of = 0}, 8),
               "moe::ExpertChoice: multiple_of is 0, it must be >= 1");
-    EXPECT_EQ(message(ExpertChoice{.min_capacity = -1}, 8),
+    EXPECT_EQ(refusal(ExpertChoice{.min_capacity = -1}, 8),
               "moe::ExpertChoice: min_capacity is -1, it must be >= 0");
-    EXPECT_EQ(message(ExpertChoice{.noise_scale = -1}, 8),
+    EXPECT_EQ(refusal(ExpertChoice{.noise_scale = -1}, 8),
               "moe::ExpertChoice: noise_scale is -1, it must be finite and >= 0");
-    EXPECT_EQ(message(ExpertChoice{.scores = Scores::sigmoid, .inference_threshold = 1}, 8),
+    EXPECT_EQ(refusal(ExpertChoice{.scores = Scores::sigmoid, .inference_threshold = 1}, 8),
               "moe::ExpertChoice: inference_threshold is 1, it must be in [0, 1)");
-    EXPECT_EQ(message(ExpertChoice{.inference_threshold = 0.5}, 8),
+    EXPECT_EQ(refusal(ExpertChoice{.inference_threshold = 0.5}, 8),
               "moe::ExpertChoice: inference_threshold is 0.5, it is compared with sigmoids: set "
               "scores to Scores::sigmoid");
-    EXPECT_NE(message(ExpertChoice{.scores = Scores(3)}, 8), "");
-    EXPECT_NE(message(ExpertChoice{.noise = Noise(3)}, 8), "");
-    EXPECT_NE(message(ExpertChoice{.scope = Scope(2)}, 8), "");
-    EXPECT_NE(message(ExpertChoice{.rounding = Rounding(2)}, 8), "");
-    EXPECT_NE(message(ExpertChoice{}, 0), "");
+    EXPECT_NE(refusal(ExpertChoice{.scores = Scores(3)}, 8), "");
+    EXPECT_NE(refusal(ExpertChoice{.noise = Noise(3)}, 8), "");
+    EXPECT_NE(refusal(ExpertChoice{.scope = Scope(2)}, 8), "");
+    EXPECT_NE(refusal(ExpertChoice{.rounding = Rounding(2)}, 8), "");
+    EXPECT_NE(refusal(ExpertChoice{}, 0), "");
 }
 
 TYPED_TEST(ExpertChoiceGate, GivesTheSameBitsForAnyThreadCountAndAllocatesNothingAgain) {
@@ -476,12 +473,9 @@ TYPED_TEST(ExpertChoiceGate, GivesTheSameBitsForAnyThreadCountAndAllocatesNothin
     for (const Scores scores : all_scores)
         for (const Scope scope : {Scope::batch, Scope::sequence}) {
             const ExpertChoice recipe{.scope = scope, .scores = scores, .noise = Noise::gumbel};
-            const auto prepare = [&](moe::Context& context) {
-                context.training = true;
-                context.sequence_offsets = offsets;
-            };
-            gates_test::expect_same_bits_for_any_threads<S>(recipe, z, prepare);
-            gates_test::expect_no_allocation<S>(recipe, z, prepare);
+            const moe::Context context{.training = true, .sequence_offsets = offsets};
+            gates_test::expect_same_bits_for_any_thread_count<S>(recipe, z, 23, context);
+            gates_test::expect_no_allocation<S>(recipe, z, 23, context);
         }
 }
 

@@ -22,15 +22,17 @@
 #include <moe/testing/gradient_check.hpp>
 #include <moe/testing/random.hpp>
 
-#include "gates/gate_checks.hpp"
+#include "gates/laws.hpp"
+#include "support/message.hpp"
 
 namespace {
 
 using gates_test::build;
-using gates_test::message;
+using gates_test::refusal;
 using moe::Index;
 using moe::ProductKeyTopK;
 using moe::Score;
+using support::message;
 using Combine = ProductKeyTopK::Combine;
 using Experts = std::vector<Index>;
 
@@ -459,28 +461,28 @@ TEST(ProductKeyLayer, KeepsToMasksAndPadding) {
 // ---- settings, threads, memory ----
 
 TEST(ProductKeySettings, AreCheckedOnceWithASentence) {
-    EXPECT_EQ(message(ProductKeyTopK{.k = 3}, 9), "");
+    EXPECT_EQ(refusal(ProductKeyTopK{.k = 3}, 9), "");
     EXPECT_EQ(
-        message(ProductKeyTopK{.k = 1}, 10),
+        refusal(ProductKeyTopK{.k = 1}, 10),
         "moe::ProductKeyTopK: the layer has 10 experts, it must be a square n x n of pairs of "
         "half-keys; the nearest is 9");
     EXPECT_EQ(
-        message(ProductKeyTopK{}, 9),
+        refusal(ProductKeyTopK{}, 9),
         "moe::ProductKeyTopK: k is 0, it must be in [1, 3], the half-keys of an axis; set it: "
         "moe::ProductKeyTopK{.k = 2}");
-    EXPECT_NE(message(ProductKeyTopK{.k = 4}, 9), "");
-    EXPECT_EQ(message(ProductKeyTopK{.k = 1, .heads = 0}, 9),
+    EXPECT_NE(refusal(ProductKeyTopK{.k = 4}, 9), "");
+    EXPECT_EQ(refusal(ProductKeyTopK{.k = 1, .heads = 0}, 9),
               "moe::ProductKeyTopK: heads is 0, it must be >= 1");
-    EXPECT_NE(message(ProductKeyTopK{.k = 1, .score = Score::softmax}, 9), "");
-    EXPECT_NE(message(ProductKeyTopK{.k = 1, .combine = Combine(2)}, 9), "");
-    EXPECT_NE(message(ProductKeyTopK{.k = 1, .by_quantile = true}, 9), "");
+    EXPECT_NE(refusal(ProductKeyTopK{.k = 1, .score = Score::softmax}, 9), "");
+    EXPECT_NE(refusal(ProductKeyTopK{.k = 1, .combine = Combine(2)}, 9), "");
+    EXPECT_NE(refusal(ProductKeyTopK{.k = 1, .by_quantile = true}, 9), "");
     EXPECT_NE(
-        message(ProductKeyTopK{.k = 1, .combine = Combine::axis_softmax, .score = Score::sigmoid},
+        refusal(ProductKeyTopK{.k = 1, .combine = Combine::axis_softmax, .score = Score::sigmoid},
                 9),
         "");
-    EXPECT_NE(message(ProductKeyTopK{.k = 1}, 0), "");
+    EXPECT_NE(refusal(ProductKeyTopK{.k = 1}, 0), "");
     Drive<double> tokens({.k = 1}, 3);
-    EXPECT_NE(gates_test::thrown([&] {
+    EXPECT_NE(message([&] {
                   tokens.route(moe::Matrix<double>::Zero(2, 9));
               }).find("9 experts and 6 logits per token"),
               std::string::npos);

@@ -140,7 +140,8 @@ TYPED_TEST(RanksGate, LeavesNullExpertsOutOfTheSum) {
 
 TYPED_TEST(RanksGate, KeepsTheLawsOfTokens) {
     using S = TypeParam;
-    for (const Ranks& recipe : {Ranks{}, Ranks{.ranks = {0, 1, 4}, .score = Score::sigmoid},
+    for (const Ranks& recipe : {Ranks{.score = Score::sigmoid, .normalize = Normalize::none},
+                                Ranks{.ranks = {0, 1, 4}, .score = Score::sigmoid},
                                 Ranks{.ranks = {2, 3}, .normalize = Normalize::none}}) {
         gates_test::expect_token_laws<S>(recipe);
         gates_test::expect_token_permutation<S>(recipe);

@@ -94,7 +94,7 @@ TYPED_TEST(ReluGate, ScalesWithItsLogits) {
     auto normed = batch<S>(Relu{.normalize = Normalize::plain}, 12);
     one.route(z);
     two.route(doubled);
-    ASSERT_TRUE(gates_test::same_experts(one.routing, two.routing));
+    ASSERT_TRUE(gates_test::same_choices(one.routing, two.routing));
     for (std::size_t a = 0; a < one.routing.assignments().size(); ++a)
         EXPECT_EQ(two.routing.assignments()[a].weight, 2 * one.routing.assignments()[a].weight);
     normed.route(z);

@@ -20,19 +20,20 @@
 #include <moe/testing/gradient_check.hpp>
 #include <moe/testing/random.hpp>
 
-#include "gates/gate_checks.hpp"
+#include "gates/laws.hpp"
+#include "support/message.hpp"
 
 namespace {
 
 using gates_test::batch;
 using gates_test::golden_logits;
-using gates_test::message;
+using gates_test::refusal;
 using gates_test::rows;
-using gates_test::thrown;
 using moe::Index;
 using moe::Normalize;
 using moe::Score;
 using moe::SequenceBudget;
+using support::message;
 using Experts = std::vector<Index>;
 
 static_assert(moe::Recipe<SequenceBudget>);
@@ -243,7 +244,7 @@ TYPED_TEST(SequenceBudgetGate, ServesOneExpertAllExpertsAndNoTokens) {
     auto all = batch<S>(SequenceBudget{.k = 4}, 4);
     all.route(moe::testing::random_matrix<S>(5, 4, 3));
     EXPECT_EQ(all.routing.num_assignments(), 20);
-    gates_test::expect_nothing_of_no_tokens(SequenceBudget{}, 4);
+    gates_test::expect_no_tokens_route<double>(SequenceBudget{}, 4, 4);
 }
 
 // ---- the dial ----
@@ -256,25 +257,25 @@ TEST(SequenceBudgetDial, IsChecked) {
     EXPECT_EQ(tokens.routing.num_assignments(), 16);
     tokens.context.dial.k = 5;
     EXPECT_EQ(
-        thrown([&] { tokens.select(z); }),
+        message([&] { tokens.select(z); }),
         "moe::SequenceBudget: dial.k is 5, it must be in [1, 4], the experts that a token can "
         "get");
     tokens.context.dial.k = {};
     const std::array<Index, 2> k{1, 3};
     tokens.context.dial.k_per_sequence = k;
     EXPECT_EQ(
-        thrown([&] { tokens.select(z); }),
+        message([&] { tokens.select(z); }),
         "moe::SequenceBudget: dial.k_per_sequence has 2 entries, so sequence_offsets must have "
         "3, it has 0");
     const std::array<Index, 3> offsets{0, 2, 4}, wrong{0, 2, 5};
     tokens.context.sequence_offsets = wrong;
-    EXPECT_NE(thrown([&] { tokens.select(z); }).find("run from 0 to 5"), std::string::npos);
+    EXPECT_NE(message([&] { tokens.select(z); }).find("run from 0 to 5"), std::string::npos);
     tokens.context.sequence_offsets = offsets;
     tokens.route(z);
     EXPECT_EQ(tokens.routing.num_assignments(), 8);
     const std::array<Index, 2> zero{0, 3};
     tokens.context.dial.k_per_sequence = zero;
-    EXPECT_NE(thrown([&] { tokens.select(z); }), "");
+    EXPECT_NE(message([&] { tokens.select(z); }), "");
 }
 
 // ---- gradients, settings, threads, memory ----
@@ -286,9 +287,9 @@ TEST(SequenceBudgetGradient, AgreesWithDifferences) {
         for (const Normalize normalize : {Normalize::none, Normalize::add_epsilon}) {
             const SequenceBudget recipe{
                 .k = 2.5, .score = score, .normalize = normalize, .epsilon = 0.3, .scale = 1.5};
-            gates_test::expect_gradient(
-                recipe, moe::testing::random_matrix<double>(9, 5, 12, 2),
-                [&](moe::Context& context) { context.sequence_offsets = offsets; });
+            gates_test::expect_exact_gradient(recipe,
+                                              moe::testing::random_matrix<double>(9, 5, 12, 2), 5,
+                                              {.sequence_offsets = offsets});
         }
     EXPECT_TRUE(moe::testing::check_gradients(
         moe::make_layer<double>(moe::Config{.model_dim = 5, .seed = 3}, moe::LinearRouter{},
@@ -298,31 +299,31 @@ TEST(SequenceBudgetGradient, AgreesWithDifferences) {
 }
 
 TEST(SequenceBudgetSettings, AreCheckedOnceWithASentence) {
-    EXPECT_EQ(message(SequenceBudget{.k = 1.5}, 8), "");
-    EXPECT_EQ(message(SequenceBudget{.k = 0.5}, 8),
+    EXPECT_EQ(refusal(SequenceBudget{.k = 1.5}, 8), "");
+    EXPECT_EQ(refusal(SequenceBudget{.k = 0.5}, 8),
               "moe::SequenceBudget: k is 0.5, it must be in [1, 8], the experts that a token can "
               "get");
-    EXPECT_EQ(message(SequenceBudget{.k = 0.5, .min_experts = 0}, 8), "");
-    EXPECT_NE(message(SequenceBudget{.k = nan<double>}, 8), "");
-    EXPECT_NE(message(SequenceBudget{.k = 4, .max_experts = 3}, 8), "");
-    EXPECT_EQ(message(SequenceBudget{.min_experts = 9}, 8),
+    EXPECT_EQ(refusal(SequenceBudget{.k = 0.5, .min_experts = 0}, 8), "");
+    EXPECT_NE(refusal(SequenceBudget{.k = nan<double>}, 8), "");
+    EXPECT_NE(refusal(SequenceBudget{.k = 4, .max_experts = 3}, 8), "");
+    EXPECT_EQ(refusal(SequenceBudget{.min_experts = 9}, 8),
               "moe::SequenceBudget: min_experts is 9, it must be in [0, 8], the experts of the "
               "layer");
-    EXPECT_EQ(message(SequenceBudget{.min_experts = 2, .max_experts = 1}, 8),
+    EXPECT_EQ(refusal(SequenceBudget{.min_experts = 2, .max_experts = 1}, 8),
               "moe::SequenceBudget: max_experts is 1, it must be in [2, 8], or 0 for all");
-    EXPECT_NE(message(SequenceBudget{.max_experts = 9}, 8), "");
-    EXPECT_NE(message(SequenceBudget{.epsilon = -1}, 8), "");
-    EXPECT_NE(message(SequenceBudget{.score = Score(9)}, 8), "");
-    EXPECT_NE(message(SequenceBudget{}, 0), "");
+    EXPECT_NE(refusal(SequenceBudget{.max_experts = 9}, 8), "");
+    EXPECT_NE(refusal(SequenceBudget{.epsilon = -1}, 8), "");
+    EXPECT_NE(refusal(SequenceBudget{.score = Score(9)}, 8), "");
+    EXPECT_NE(refusal(SequenceBudget{}, 0), "");
 }
 
 TYPED_TEST(SequenceBudgetGate, GivesTheSameBitsForAnyThreadCountAndAllocatesNothingAgain) {
     using S = TypeParam;
     const std::array<Index, 4> offsets{0, 300, 301, 700};
     const moe::Matrix<S> z = moe::testing::random_matrix<S>(700, 37, 3, 4);
-    const auto prepare = [&](moe::Context& context) { context.sequence_offsets = offsets; };
-    gates_test::expect_same_bits_for_any_threads<S>(SequenceBudget{.k = 3}, z, prepare);
-    gates_test::expect_no_allocation<S>(SequenceBudget{.k = 3}, z, prepare);
+    const moe::Context context{.sequence_offsets = offsets};
+    gates_test::expect_same_bits_for_any_thread_count<S>(SequenceBudget{.k = 3}, z, 37, context);
+    gates_test::expect_no_allocation<S>(SequenceBudget{.k = 3}, z, 37, context);
 }
 
 }  // namespace

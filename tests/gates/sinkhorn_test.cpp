@@ -15,13 +15,13 @@
 #include <moe/testing/gradient_check.hpp>
 #include <moe/testing/random.hpp>
 
-#include "gates/gate_checks.hpp"
+#include "gates/laws.hpp"
 
 namespace {
 
 using gates_test::batch;
 using gates_test::golden_logits;
-using gates_test::message;
+using gates_test::refusal;
 using gates_test::rows;
 using moe::Index;
 using moe::Sinkhorn;
@@ -41,7 +41,7 @@ class SinkhornGate : public testing::Test {};
 using Scalars = testing::Types<float, double>;
 TYPED_TEST_SUITE(SinkhornGate, Scalars);
 
-const auto training = [](moe::Context& context) { context.training = true; };
+constexpr moe::Context training{.training = true};
 
 /// The published iteration: exp of the logits as they are.
 struct Plain {
@@ -271,7 +271,7 @@ TYPED_TEST(SinkhornGate, ServesOneExpertAndAllExperts) {
     all.context.training = true;
     all.route(moe::testing::random_matrix<S>(5, 4, 3));
     EXPECT_EQ(all.routing.num_assignments(), 20);
-    gates_test::expect_nothing_of_no_tokens(Sinkhorn{}, 4);
+    gates_test::expect_no_tokens_route<double>(Sinkhorn{}, 4, 4);
 }
 
 // ---- gradients, settings, threads, memory ----
@@ -279,8 +279,8 @@ TYPED_TEST(SinkhornGate, ServesOneExpertAndAllExperts) {
 TEST(SinkhornGradient, AgreesWithDifferences) {
     for (const Index k : {1, 3}) {
         const auto z = moe::testing::random_matrix<double>(9, 5, 12, 3);
-        gates_test::expect_gradient(Sinkhorn{.k = k}, z, training);
-        gates_test::expect_gradient(Sinkhorn{.k = k}, z);
+        gates_test::expect_exact_gradient(Sinkhorn{.k = k}, z, z.cols(), training);
+        gates_test::expect_exact_gradient(Sinkhorn{.k = k}, z, z.cols());
         EXPECT_TRUE(moe::testing::check_gradients(
             moe::make_layer<double>(moe::Config{.model_dim = 5, .seed = 3}, moe::LinearRouter{},
                                     Sinkhorn{.k = k}, moe::Swiglu{.count = 3, .ffn_dim = 6},
@@ -290,22 +290,22 @@ TEST(SinkhornGradient, AgreesWithDifferences) {
 }
 
 TEST(SinkhornSettings, AreCheckedOnceWithASentence) {
-    EXPECT_EQ(message(Sinkhorn{.k = 8}, 8), "");
-    EXPECT_EQ(message(Sinkhorn{.k = 0}, 8),
+    EXPECT_EQ(refusal(Sinkhorn{.k = 8}, 8), "");
+    EXPECT_EQ(refusal(Sinkhorn{.k = 0}, 8),
               "moe::Sinkhorn: k is 0, it must be in [1, 8], the experts of the layer");
-    EXPECT_NE(message(Sinkhorn{.k = 9}, 8), "");
-    EXPECT_EQ(message(Sinkhorn{.tolerance = -1}, 8),
+    EXPECT_NE(refusal(Sinkhorn{.k = 9}, 8), "");
+    EXPECT_EQ(refusal(Sinkhorn{.tolerance = -1}, 8),
               "moe::Sinkhorn: tolerance is -1, it must be finite and >= 0");
-    EXPECT_EQ(message(Sinkhorn{.max_iterations = 0}, 8),
+    EXPECT_EQ(refusal(Sinkhorn{.max_iterations = 0}, 8),
               "moe::Sinkhorn: max_iterations is 0, it must be >= 1");
-    EXPECT_NE(message(Sinkhorn{}, 0), "");
+    EXPECT_NE(refusal(Sinkhorn{}, 0), "");
 }
 
 TYPED_TEST(SinkhornGate, GivesTheSameBitsForAnyThreadCountAndAllocatesNothingAgain) {
     using S = TypeParam;
     const moe::Matrix<S> z = moe::testing::random_matrix<S>(700, 37, 3, 4);
-    gates_test::expect_same_bits_for_any_threads<S>(Sinkhorn{.k = 2}, z, training);
-    gates_test::expect_no_allocation<S>(Sinkhorn{.k = 2}, z, training);
+    gates_test::expect_same_bits_for_any_thread_count<S>(Sinkhorn{.k = 2}, z, z.cols(), training);
+    gates_test::expect_no_allocation<S>(Sinkhorn{.k = 2}, z, z.cols(), training);
 }
 
 }  // namespace

@@ -8,6 +8,8 @@
 
 #include <moe/gates/temperature.hpp>
 
+#include "support/message.hpp"
+
 namespace {
 
 using moe::TemperatureSchedule;
@@ -50,12 +52,7 @@ TEST(Temperature, IsConstantWithoutSteps) {
 
 TEST(Temperature, IsCheckedWithASentence) {
     const auto message = [](const TemperatureSchedule& schedule) {
-        try {
-            schedule.check("moe::X");
-        } catch (const std::invalid_argument& error) {
-            return std::string(error.what());
-        }
-        return std::string();
+        return support::message([&] { schedule.check("moe::X"); });
     };
     EXPECT_EQ(message({}), "");
     EXPECT_EQ(message({.to = std::numeric_limits<double>::infinity()}),

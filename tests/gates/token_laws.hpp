@@ -1,43 +1,24 @@
 // SPDX-License-Identifier: MIT
-#ifndef TESTS_GATES_TOKEN_LAWS_HPP
-#define TESTS_GATES_TOKEN_LAWS_HPP
+#ifndef MOE_TESTS_GATES_TOKEN_LAWS_HPP
+#define MOE_TESTS_GATES_TOKEN_LAWS_HPP
 
 #include <algorithm>
 #include <cmath>
-#include <cstddef>
 #include <limits>
-#include <numeric>
-#include <span>
-#include <stdexcept>
-#include <string>
-#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
 
-#include <moe/core/executor.hpp>
 #include <moe/testing/compare.hpp>
-#include <moe/testing/finite_difference.hpp>
 #include <moe/testing/random.hpp>
 
 #include "gates/batch.hpp"
-#include "support/allocations.hpp"
+#include "gates/laws.hpp"
 
-/// What every gate whose tokens choose for themselves must do, whatever its rule.
+/// What holds besides for every gate whose tokens choose for themselves, whatever its rule.
 namespace gates_test {
 
 using Experts = std::vector<Index>;
-
-/// What a recipe says when it refuses to be built for so many experts; empty if it does not.
-template <class Recipe>
-std::string refusal(const Recipe& recipe, Index experts = 8) {
-    try {
-        build<double>(recipe, experts);
-    } catch (const std::invalid_argument& error) {
-        return error.what();
-    }
-    return {};
-}
 
 /// The experts of each token, in slot order.
 template <class S, class Recipe>
@@ -51,107 +32,30 @@ std::vector<Experts> chosen(const Recipe& recipe, const moe::Matrix<S>& z,
     return experts;
 }
 
-/// Whether two routings name the same experts in the same slots.
-inline bool same_experts(const moe::Routing& a, const moe::Routing& b) {
-    const auto x = a.assignments(), y = b.assignments();
-    return std::equal(x.begin(), x.end(), y.begin(), y.end(),
-                      [](const moe::Assignment& one, const moe::Assignment& other) {
-                          return one.token == other.token && one.expert == other.expert;
-                      });
-}
-
 /// The gradient at the logits agrees with central differences of a sum of the weights.
-/// @param z  moved and put back
 template <class Recipe>
-void expect_gradient(const Recipe& recipe, moe::Matrix<double> z,
+void expect_gradient(const Recipe& recipe, const moe::Matrix<double>& z,
                      const moe::Context& context = {}) {
-    auto tokens = batch<double>(recipe, z.cols());
-    tokens.context = context;
-    tokens.route(z);
-    const bool on_input = moe::hooks::weighs_input(tokens.gate);
-    const moe::Routing plan = tokens.routing;
-    const auto c = derivatives<double>(plan.num_assignments());
-    const std::span<const double> given(c), none;
-    const moe::Matrix<double> dz =
-        tokens.backward(z, on_input ? none : given, on_input ? given : none);
-    const auto loss = [&] {
-        tokens.route(z);
-        const auto all = tokens.routing.assignments();
-        double sum = 0;
-        for (std::size_t a = 0; a < std::min(c.size(), all.size()); ++a)
-            sum += c[a] * (on_input ? all[a].input_weight : all[a].weight);
-        return sum;
-    };
-    const auto same_branch = [&] { return same_experts(plan, tokens.routing); };
-    EXPECT_TRUE(moe::testing::check_gradient(loss, z, dz, {.same_branch = same_branch}));
+    expect_exact_gradient(recipe, z, z.cols(), context);
 }
 
 /// 1, 2, 3 and 7 threads give the same routing and gradient.
 template <class S, class Recipe>
 void expect_same_bits_for_any_thread_count(const Recipe& recipe, const moe::Context& context = {}) {
-    const moe::Matrix<S> z = moe::testing::random_matrix<S>(2200, 37, 3, 4);
-    auto serial = batch<S>(recipe, 37);
-    serial.context = context;
-    moe::SerialExecutor one;
-    serial.ws.use(one);
-    serial.route(z);
-    const auto c = derivatives<S>(serial.routing.num_assignments());
-    const moe::Matrix<S> dz = serial.backward(z, c);
-    for (const int threads : {2, 3, 7}) {
-        moe::ThreadPool pool(threads);
-        auto other = batch<S>(recipe, 37);
-        other.context = context;
-        other.ws.use(pool);
-        other.route(z);
-        EXPECT_EQ(other.routing, serial.routing) << threads;
-        EXPECT_TRUE(moe::testing::same_bits(other.backward(z, c), dz, {.allow_zeros = true}))
-            << threads;
-    }
+    const auto z = moe::testing::random_matrix<S>(2200, 37, 3, 4);
+    expect_same_bits_for_any_thread_count<S>(recipe, z, 37, context);
 }
 
 /// A second call allocates nothing, and neither does a first one after reserve().
 template <class S, class Recipe>
 void expect_no_allocation(const Recipe& recipe, const moe::Context& context = {}) {
-    constexpr Index tokens = 300, experts = 64;
-    const moe::Matrix<S> z = moe::testing::random_matrix<S>(tokens, experts, 3, 4);
-    const moe::Matrix<S> fewer = z.topRows(100);
-    const std::vector<S> c(static_cast<std::size_t>(tokens * experts), S(1));
-    moe::Matrix<S> dz = moe::Matrix<S>::Zero(tokens, experts);
-    moe::SerialExecutor serial;
-    for (const bool reserved : {false, true}) {
-        auto drive = batch<S>(recipe, experts);
-        drive.context = context;
-        drive.ws.use(serial);
-        auto grad = drive.gate;
-        const auto once = [&](const moe::Matrix<S>& logits) {
-            drive.route(logits);
-            const auto count = static_cast<std::size_t>(drive.routing.num_assignments());
-            drive.gate.backward(logits, drive.routing, {std::span(c).first(count), {}},
-                                dz.topRows(logits.rows()), grad, drive.call());
-        };
-        if (reserved) {
-            drive.routing.reserve(tokens, experts, tokens * experts);
-            drive.gate.reserve(tokens, tokens * experts, drive.ws);
-        }
-        const long first = allocations::in([&] { once(z); });
-        EXPECT_EQ(first > 0, allocations::are_counted && !reserved);
-        EXPECT_EQ(allocations::in([&] { once(z), once(fewer); }), 0);
-    }
+    expect_no_allocation<S>(recipe, moe::testing::random_matrix<S>(300, 64, 3, 4), 64, context);
 }
 
 /// reserve() takes as many bytes as workspace_bytes() says.
 template <class Recipe>
 void expect_bytes_as_said(const Recipe& recipe) {
-    if (!allocations::are_counted) return;  // a sanitizer brings its own operator new
-    auto drive = batch<float>(recipe, 64);
-    moe::ThreadPool pool(3);
-    drive.ws.use(pool);
-    const long before = allocations::bytes_asked_for.load();
-    drive.gate.reserve(3000, 6000, drive.ws);
-    const long spent = allocations::bytes_asked_for.load() - before;
-    const Index said = drive.gate.workspace_bytes(3000, 6000, moe::Keep::everything, 3);
-    EXPECT_GE(spent, said);
-    EXPECT_LE(spent, said + 1024);  // the nodes of the workspace
+    expect_bytes_as_said<float>(recipe, 3000, 64, 3);
 }
 
 /// A batch in another order is routed, weighed and differentiated in that order.
@@ -165,10 +69,16 @@ void expect_token_permutation(const Recipe& recipe, const moe::Context& context 
     first.context = second.context = context;
     first.route(z);
     second.route(other);
+    const auto c = derivatives<S>(first.routing.num_assignments());
+    std::vector<S> moved_c(c.size());
     for (Index t = 0; t < 40; ++t) {
-        EXPECT_EQ(first.experts_of(t), second.experts_of(moved(t)));
+        ASSERT_EQ(first.experts_of(t), second.experts_of(moved(t)));
         EXPECT_EQ(first.weights_of(t), second.weights_of(moved(t)));
+        std::copy_n(c.begin() + first.routing.first(t), first.routing.of(t).size(),
+                    moved_c.begin() + second.routing.first(moved(t)));
     }
+    const moe::Matrix<S> dz = first.backward(z, c), other_dz = second.backward(other, moved_c);
+    for (Index t = 0; t < 40; ++t) EXPECT_EQ(other_dz.row(moved(t)), dz.row(t));
 }
 
 /// No tokens; all logits -inf but two, and all; finite gradients whatever the masks.
@@ -248,4 +158,4 @@ void expect_token_laws(const Recipe& recipe, const moe::Context& context = {}) {
 
 }  // namespace gates_test
 
-#endif  // TESTS_GATES_TOKEN_LAWS_HPP
+#endif  // MOE_TESTS_GATES_TOKEN_LAWS_HPP

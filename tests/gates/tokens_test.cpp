@@ -9,6 +9,8 @@
 
 #include <moe/gates/tokens.hpp>
 
+#include "support/message.hpp"
+
 namespace {
 
 using moe::Index;
@@ -36,12 +38,9 @@ TEST(Tokens, ADialPerSequenceNeedsTheSequences) {
     const std::array<Index, 3> short_of_tokens{0, 2, 4};
     moe::Context context;
     const auto message = [&] {
-        try {
+        return support::message([&] {
             moe::detail::dialled<Index>("moe::Gate", "dial.k_per_sequence", 7, k, context, 5);
-        } catch (const std::invalid_argument& error) {
-            return std::string(error.what());
-        }
-        return std::string("nothing thrown");
+        });
     };
     EXPECT_EQ(message(),
               "moe::Gate: dial.k_per_sequence has 2 entries, so sequence_offsets must have 3, it "
@@ -69,13 +68,9 @@ TEST(Tokens, TheMostExpertsOfATokenAreAllOrAsManyAsSaid) {
     EXPECT_EQ(moe::detail::checked_most("moe::X", 8, 0, 8), 8);
     for (const auto& [most, least, range] :
          {std::tuple{1, 2, "[2, 8]"}, {9, 2, "[2, 8]"}, {-1, 0, "[1, 8]"}})
-        try {
-            moe::detail::checked_most("moe::X", most, least, 8);
-            ADD_FAILURE() << most;
-        } catch (const std::invalid_argument& error) {
-            EXPECT_EQ(std::string(error.what()), "moe::X: max_experts is " + std::to_string(most) +
-                                                     ", it must be in " + range + ", or 0 for all");
-        }
+        EXPECT_EQ(support::message([&] { moe::detail::checked_most("moe::X", most, least, 8); }),
+                  "moe::X: max_experts is " + std::to_string(most) + ", it must be in " + range +
+                      ", or 0 for all");
 }
 
 }  // namespace

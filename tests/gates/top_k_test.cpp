@@ -20,6 +20,7 @@
 #include <moe/testing/random.hpp>
 
 #include "gates/batch.hpp"
+#include "support/message.hpp"
 
 namespace {
 
@@ -538,14 +539,7 @@ TYPED_TEST(TopKGate, TakesKFromTheSequence) {
 TEST(TopKDial, IsChecked) {
     auto tokens = batch<double>(TopK{.k = 3}, 8);
     const auto z = golden_logits<double>();
-    const auto message = [&] {
-        try {
-            tokens.select(z);
-        } catch (const std::invalid_argument& error) {
-            return std::string(error.what());
-        }
-        return std::string();
-    };
+    const auto message = [&] { return support::message([&] { tokens.select(z); }); };
     tokens.context.dial.k = 0;
     EXPECT_EQ(message(), "moe::TopK: dial.k is 0, it must be in [1, 8]");
     tokens.context.dial.k = 9;
@@ -779,12 +773,7 @@ TEST(TopKStraightThrough, WeighsOnesAndLearnsAsIfTheScoresWeighed) {
 
 TEST(TopKSettings, AreCheckedOnceWithASentence) {
     const auto message = [](const TopK& recipe, Index experts = 8) {
-        try {
-            build<float>(recipe, experts);
-        } catch (const std::invalid_argument& error) {
-            return std::string(error.what());
-        }
-        return std::string();
+        return support::message([&] { build<float>(recipe, experts); });
     };
     EXPECT_EQ(message({.k = 8}), "");
     EXPECT_EQ(message({}), "moe::TopK: k is 0, it must be >= 1; set it: moe::TopK{.k = 2}");

@@ -15,6 +15,7 @@
 #include <moe/testing/random.hpp>
 
 #include "gates/batch.hpp"
+#include "support/message.hpp"
 
 namespace {
 
@@ -376,12 +377,7 @@ TEST(TopPGradient, AgreesWithDifferencesForEveryRuleAndNormalisation) {
 
 TEST(TopPSettings, AreCheckedOnceWithASentence) {
     const auto message = [](const TopP& recipe) {
-        try {
-            build<float>(recipe, 8);
-        } catch (const std::invalid_argument& error) {
-            return std::string(error.what());
-        }
-        return std::string();
+        return support::message([&] { build<float>(recipe, 8); });
     };
     EXPECT_EQ(message({}), "");
     EXPECT_EQ(message(TopP{.p = 0.6f, .max_experts = 3}), "");

@@ -14,6 +14,7 @@
 #include <moe/testing/random.hpp>
 
 #include "gates/batch.hpp"
+#include "support/message.hpp"
 
 namespace {
 
@@ -513,12 +514,7 @@ TEST(WeightGradients, OfAnExpertNamedTwiceAndDroppedOnceAgreeWithDifferences) {
 
 TEST(CombineRule, RefusesSettingsThatMeanNothing) {
     const auto message = [](const CombineRule& rule) {
-        try {
-            rule.check("moe::Gate");
-        } catch (const std::invalid_argument& error) {
-            return std::string(error.what());
-        }
-        return std::string();
+        return support::message([&] { rule.check("moe::Gate"); });
     };
     EXPECT_EQ(message({}), "");
     EXPECT_EQ(message({.epsilon = -1}), "moe::Gate: epsilon is -1, it must be finite and >= 0");

@@ -10,7 +10,11 @@
 
 #include <moe/io/file.hpp>
 
+#include "support/message.hpp"
+
 namespace {
+
+using support::message;
 
 // A folder of its own for each test, removed after it.
 class File : public testing::Test {
@@ -41,16 +45,6 @@ std::vector<std::byte> pattern(std::size_t size) {
     return bytes;
 }
 
-template <class F>
-std::string error_of(F&& f) {
-    try {
-        f();
-    } catch (const std::runtime_error& error) {
-        return error.what();
-    }
-    return "no error";
-}
-
 TEST_F(File, OfAnySizeReadsBackWhatWasWritten) {
     // Sizes around the first read and its doubling.
     for (const std::size_t size :
@@ -69,12 +63,12 @@ TEST_F(File, ThatIsReplacedHoldsTheNewBytesOnly) {
 }
 
 TEST_F(File, ThatIsMissingIsNamed) {
-    EXPECT_EQ(error_of([&] { moe::read_file(path("missing")); }),
+    EXPECT_EQ(message<std::runtime_error>([&] { moe::read_file(path("missing")); }),
               "moe::read_file: cannot open \"" + path("missing") + "\": No such file or directory");
 }
 
 TEST_F(File, CannotBeADirectory) {
-    EXPECT_EQ(error_of([&] { moe::read_file(path("")); }),
+    EXPECT_EQ(message<std::runtime_error>([&] { moe::read_file(path("")); }),
               "moe::read_file: cannot read \"" + path("") + "\": Is a directory");
 }
 
@@ -85,13 +79,14 @@ TEST_F(File, WithoutASizeIsReadToItsEnd) {
 
 TEST_F(File, CannotBeWrittenIntoAFolderThatIsNot) {
     EXPECT_EQ(
-        error_of([&] { moe::write_file(path("no/a"), pattern(3)); }),
+        message<std::runtime_error>([&] { moe::write_file(path("no/a"), pattern(3)); }),
         "moe::write_file: cannot create \"" + path("no/a.part0") + "\": No such file or directory");
 }
 
 TEST_F(File, ThatCannotBeReplacedLeavesNothingBehind) {
     std::filesystem::create_directories(path("a/b"));  // a directory stands in its place
-    const std::string error = error_of([&] { moe::write_file(path("a"), pattern(3)); });
+    const std::string error =
+        message<std::runtime_error>([&] { moe::write_file(path("a"), pattern(3)); });
     EXPECT_EQ(error.find("moe::write_file: cannot replace \"" + path("a") + "\": "), 0u) << error;
     EXPECT_EQ(files(), 1);
 }

@@ -7,10 +7,13 @@
 
 #include <moe/io/json.hpp>
 
+#include "support/message.hpp"
+
 namespace {
 
 using moe::FormatError;
 using moe::detail::JsonReader;
+using support::message;
 
 std::string parse_string(std::string_view text) {
     JsonReader reader(text, "test");
@@ -48,16 +51,6 @@ std::string parse_array(std::string_view text) {
     while (reader.next_element()) out += std::to_string(reader.unsigned_integer()) + ";";
     reader.finish();
     return out;
-}
-
-template <class F>
-std::string error_of(F&& f) {
-    try {
-        f();
-    } catch (const FormatError& error) {
-        return error.what();
-    }
-    return "no error";
 }
 
 TEST(Json, ReadsObjectsWithAnySpaceBetween) {
@@ -188,7 +181,7 @@ TEST(Json, NestsToItsLimitAndNoFurther) {
             reader.begin_array();
             ASSERT_TRUE(reader.next_element());
         }
-        EXPECT_EQ(error_of([&] { reader.begin_array(); }),
+        EXPECT_EQ(message<FormatError>([&] { reader.begin_array(); }),
                   "test byte " + std::to_string(limit) + ": nested deeper than " +
                       std::to_string(limit) + " levels, found '['");
     }
@@ -214,12 +207,13 @@ TEST(Json, OnlySpacesMayFollow) {
 }
 
 TEST(Json, ErrorsSayWhereAndWhatWasFound) {
-    EXPECT_EQ(error_of([] { parse_object(R"({"a";1})"); }), "test byte 4: expected ':', found ';'");
-    EXPECT_EQ(error_of([] { parse_object("{\"a\":1\x01"); }),
+    EXPECT_EQ(message<FormatError>([] { parse_object(R"({"a";1})"); }),
+              "test byte 4: expected ':', found ';'");
+    EXPECT_EQ(message<FormatError>([] { parse_object("{\"a\":1\x01"); }),
               "test byte 6: expected ',' or '}', found byte value 1");
-    EXPECT_EQ(error_of([] { parse_integer(""); }),
+    EXPECT_EQ(message<FormatError>([] { parse_integer(""); }),
               "test byte 0: expected an unsigned integer, found the end");
-    EXPECT_EQ(error_of([] { parse_string("\"ab\xff\""); }),
+    EXPECT_EQ(message<FormatError>([] { parse_string("\"ab\xff\""); }),
               "test byte 3: not valid UTF-8, found byte value 255");
 }
 

@@ -6,13 +6,13 @@
 
 #include <gtest/gtest.h>
 
-#include "core/message.hpp"
+#include "support/message.hpp"
 
 namespace {
 
-using core_test::message;
 using moe::Index;
 using moe::Plan;
+using support::message;
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
 

@@ -11,6 +11,8 @@
 
 #include <moe/io/safetensors.hpp>
 
+#include "support/message.hpp"
+
 namespace moe_test {
 
 /// A safetensors file of any header, sound or not, and `data` zero bytes; `length` may lie.
@@ -28,12 +30,7 @@ inline std::vector<std::byte> raw_file(std::string_view header, std::size_t data
 
 /// What the reader says about a file; "" if it has nothing against it.
 inline std::string error_of(const std::vector<std::byte>& file) {
-    try {
-        const moe::SafetensorsView view(file);
-    } catch (const moe::FormatError& error) {
-        return error.what();
-    }
-    return "";
+    return support::message<moe::FormatError>([&] { const moe::SafetensorsView view(file); });
 }
 
 inline std::string error_of(std::string_view header, std::size_t data = 0) {

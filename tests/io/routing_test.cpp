@@ -12,6 +12,8 @@
 
 #include <gtest/gtest.h>
 
+#include "support/message.hpp"
+
 namespace {
 
 using moe::Assignment;
@@ -21,6 +23,7 @@ using moe::Index;
 using moe::Routing;
 using moe::SafetensorsView;
 using moe::SafetensorsWriter;
+using support::message;
 
 /// 4 tokens with 3, 0, 1 and 2 slots for 5 experts, every kind of drop, odd weights.
 Routing ragged() {
@@ -131,12 +134,7 @@ struct Parts {
 };
 
 std::string message_of(const Parts& parts) {
-    try {
-        parts.load_it();
-    } catch (const FormatError& error) {
-        return error.what();
-    }
-    return "";
+    return support::message<FormatError>([&] { parts.load_it(); });
 }
 
 TEST(RoutingFile, RefusesWhatContradictsItself) {

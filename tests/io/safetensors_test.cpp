@@ -21,6 +21,7 @@
 #include <moe/io/safetensors.hpp>
 
 #include "raw_file.hpp"
+#include "support/message.hpp"
 
 namespace {
 
@@ -153,13 +154,8 @@ TEST(SafetensorsView, MissingNamesAreAnsweredWithNearOnes) {
                                member("experts.3.w3", "[0,0]", "[0]") + "," +
                                member("router", "[0,0]", "[0]") + "}");
     const SafetensorsView view(file);
-    const auto missing = [&](std::string_view name) -> std::string {
-        try {
-            view.at(name);
-        } catch (const FormatError& error) {
-            return error.what();
-        }
-        return "no error";
+    const auto missing = [&](std::string_view name) {
+        return support::message<FormatError>([&] { view.at(name); });
     };
     EXPECT_EQ(missing("experts.3.w2"),
               "moe::SafetensorsView: none of the 3 tensors is called \"experts.3.w2\"; near it: "

@@ -18,6 +18,8 @@
 #include <moe/io/safetensors.hpp>
 #include <moe/io/safetensors_writer.hpp>
 
+#include "support/message.hpp"
+
 namespace {
 
 using moe::Dtype;
@@ -26,6 +28,7 @@ using moe::Matrix;
 using moe::SafetensorsView;
 using moe::SafetensorsWriter;
 using moe::TensorView;
+using support::message;
 
 std::string header_of(const std::vector<std::byte>& file) {
     const auto length = moe::detail::load<std::uint64_t>(file.data());
@@ -221,22 +224,12 @@ TEST(SafetensorsWriter, WritesNamesThatNeedEscapes) {
     EXPECT_EQ(view.metadata().find(name)->second, name);
 }
 
-template <class Error, class F>
-std::string error_of(F&& f) {
-    try {
-        f();
-    } catch (const Error& error) {
-        return error.what();
-    }
-    return "no such error";
-}
-
 TEST(SafetensorsWriter, RefusesNamesThatTheReaderWould) {
     SafetensorsWriter writer;
     const std::vector<float> one = {1.0f};
     writer.add("a", one);
     const auto before = writer.bytes();
-    EXPECT_EQ(error_of<std::invalid_argument>([&] { writer.add("a", std::vector<int>{1}); }),
+    EXPECT_EQ(message<std::invalid_argument>([&] { writer.add("a", std::vector<int>{1}); }),
               "moe::SafetensorsWriter: tensor \"a\" is added twice");
     EXPECT_THROW(writer.add("__metadata__", one), std::invalid_argument);
     EXPECT_THROW(writer.add("\xff", one), std::invalid_argument);
@@ -256,7 +249,7 @@ TEST(SafetensorsWriter, RefusesShapesThatDoNotFitTheirValues) {
     SafetensorsWriter writer;
     const std::vector<float> values(6);
     EXPECT_EQ(
-        error_of<std::invalid_argument>([&] {
+        message<std::invalid_argument>([&] {
             writer.add("a", std::span(values), {2, 4});
         }),
         "moe::SafetensorsWriter: tensor \"a\" has shape [2, 4] of F32, which is 32 bytes, but 24 "

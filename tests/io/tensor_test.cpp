@@ -14,6 +14,8 @@
 
 #include <moe/io/tensor.hpp>
 
+#include "support/message.hpp"
+
 namespace {
 
 using moe::Dtype;
@@ -21,20 +23,11 @@ using moe::Extents;
 using moe::FormatError;
 using moe::Index;
 using moe::TensorView;
+using support::message;
 
 template <class T>
 TensorView view_of(const std::vector<T>& values, const Extents& shape) {
     return {"t", moe::dtype_of<T>, shape, std::as_bytes(std::span(values)), ""};
-}
-
-template <class F>
-std::string error_of(F&& f) {
-    try {
-        f();
-    } catch (const FormatError& error) {
-        return error.what();
-    }
-    return "no error";
 }
 
 TEST(Extents, HoldUpToEightDimensions) {
@@ -96,7 +89,7 @@ TEST(TensorView, MayBeEmptyInAnyDimension) {
 
 TEST(TensorView, RefusesAnotherTypeAndNamesTheRemedy) {
     const std::vector<Eigen::bfloat16> values(2, Eigen::bfloat16(1.0f));
-    EXPECT_EQ(error_of([&] { view_of(values, {2}).matrix<float>(); }),
+    EXPECT_EQ(message<FormatError>([&] { view_of(values, {2}).matrix<float>(); }),
               "moe::TensorView: tensor \"t\" is BF16, not F32; copy() converts");
     EXPECT_EQ(view_of(values, {2}).matrix<Eigen::bfloat16>()(0, 1), Eigen::bfloat16(1.0f));
 }
@@ -106,7 +99,7 @@ TEST(TensorView, RefusesMisalignedMemoryAndCopiesIt) {
     const double values[] = {1.5, -2.5, 3.5};
     std::memcpy(memory.data() + 1, values, sizeof values);
     const TensorView tensor{"t", Dtype::f64, {3}, std::span(memory).subspan(1), ""};
-    EXPECT_EQ(error_of([&] { tensor.matrix<double>(); }),
+    EXPECT_EQ(message<FormatError>([&] { tensor.matrix<double>(); }),
               "moe::TensorView: tensor \"t\" is at an address that is no multiple of 8; copy() "
               "does without");
     const moe::Matrix<double> copied = tensor.copy<double>();
@@ -115,7 +108,7 @@ TEST(TensorView, RefusesMisalignedMemoryAndCopiesIt) {
 
 TEST(TensorView, MadeByHandMustHaveTheBytesOfItsShape) {
     const std::vector<float> values(6);
-    EXPECT_EQ(error_of([&] {
+    EXPECT_EQ(message<FormatError>([&] {
                   view_of(values, {2, 4}).matrix<float>();
               }),
               "moe::TensorView: tensor \"t\" is [2, 4] of F32 in 24 bytes");
@@ -129,15 +122,15 @@ TEST(TensorView, OfUnknownDtypeIsRefusedByItsName) {
     const TensorView tensor{"t", Dtype::unknown, {1}, {}, "F8_E8M0"};
     const std::string expected =
         "moe::TensorView: tensor \"t\" is of dtype \"F8_E8M0\", which has no conversion";
-    EXPECT_EQ(error_of([&] { tensor.copy<float>(); }), expected);
-    EXPECT_EQ(error_of([&] { tensor.integers(); }), expected);
+    EXPECT_EQ(message<FormatError>([&] { tensor.copy<float>(); }), expected);
+    EXPECT_EQ(message<FormatError>([&] { tensor.integers(); }), expected);
     EXPECT_THROW(tensor.matrix<float>(), FormatError);
 }
 
 TEST(TensorView, DoesNotConvertEightBitFloats) {
     const std::vector<std::byte> bytes(2);
     const TensorView tensor{"t", Dtype::f8_e4m3, {2}, bytes, ""};
-    EXPECT_EQ(error_of([&] { tensor.copy<float>(); }),
+    EXPECT_EQ(message<FormatError>([&] { tensor.copy<float>(); }),
               "moe::TensorView: tensor \"t\" is F8_E4M3, which has no conversion");
 }
 
@@ -169,7 +162,7 @@ TEST(TensorView, CopiesIntegersToFloats) {
 TEST(TensorView, CopiesIntegersToNarrowerOnesOnlyIfTheyFit) {
     const std::vector<std::int64_t> values = {-1, 3'000'000'000};
     EXPECT_EQ(view_of(values, {2, 1}).integers()(1, 0), 3'000'000'000);
-    EXPECT_EQ(error_of([&] { view_of(values, {2}).copy<std::int32_t>(); }),
+    EXPECT_EQ(message<FormatError>([&] { view_of(values, {2}).copy<std::int32_t>(); }),
               "moe::TensorView: tensor \"t\" is holding 3000000000, which does not fit 32 bits");
     EXPECT_THROW(view_of(values, {2}).copy<std::uint64_t>(), FormatError);
     const std::vector<std::uint64_t> large = {std::uint64_t{1} << 63};
@@ -179,7 +172,7 @@ TEST(TensorView, CopiesIntegersToNarrowerOnesOnlyIfTheyFit) {
 
 TEST(TensorView, RefusesFloatsAsIntegersEvenIfThereAreNone) {
     const std::vector<float> values = {1.0f};
-    EXPECT_EQ(error_of([&] { view_of(values, {1}).integers(); }),
+    EXPECT_EQ(message<FormatError>([&] { view_of(values, {1}).integers(); }),
               "moe::TensorView: tensor \"t\" is F32, not integers");
     EXPECT_THROW(view_of(std::vector<float>{}, {0}).integers(), FormatError);
 }

@@ -21,6 +21,7 @@
 #include <moe/kernels/storage_reference.hpp>
 
 #include "numbers.hpp"
+#include "support/message.hpp"
 
 namespace {
 
@@ -325,12 +326,8 @@ TEST(RoundWeights, ErrorsOnNormalWeightsAreThoseOfTheFormats) {
 
 template <class W>
 std::string refusal(Storage storage, const W& w, Index rows, Index cols) {
-    try {
-        moe::detail::check_storable(storage, w, rows, cols, "up of expert 3");
-    } catch (const std::invalid_argument& error) {
-        return error.what();
-    }
-    return "";
+    return support::message(
+        [&] { moe::detail::check_storable(storage, w, rows, cols, "up of expert 3"); });
 }
 
 TEST(RoundWeights, RefusesTheFirstWeightThatCannotBeStored) {

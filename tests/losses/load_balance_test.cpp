@@ -10,6 +10,7 @@
 #include <gtest/gtest.h>
 
 #include "losses/example.hpp"
+#include "support/message.hpp"
 
 namespace {
 
@@ -21,6 +22,7 @@ using moe::Loss;
 using moe::Matrix;
 using moe::Routing;
 using moe::Score;
+using support::message;
 using Norm = LoadBalance::Norm;
 using Slots = LoadBalance::Slots;
 
@@ -217,14 +219,6 @@ TEST(LoadBalanceLoss, RefusesWhatDoesNotFit) {
     const Matrix<double> logits = example::logits<double>();
     Matrix<double> dlogits(4, 8), narrow(4, 7);
     const std::vector<double> few(7, 1.0);
-    const auto message = [&](auto&& call) -> std::string {
-        try {
-            call();
-        } catch (const std::invalid_argument& error) {
-            return error.what();
-        }
-        return "";
-    };
     EXPECT_EQ(
         message([&] { moe::load_balance_loss(logits, example::two_best(), {}, 1.0, narrow); }),
         "moe::load_balance_loss: dlogits is [4, 7], logits is [4, 8]");

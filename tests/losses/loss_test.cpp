@@ -25,10 +25,10 @@
 #include <moe/routers/linear.hpp>
 #include <moe/testing/compare.hpp>
 
-#include "core/message.hpp"
 #include "losses/example.hpp"
 #include "seams/check.hpp"
 #include "support/allocations.hpp"
+#include "support/message.hpp"
 
 namespace {
 
@@ -329,7 +329,7 @@ TEST_P(EveryLoss, RefusesAGateWithoutLogitsOfExperts) {
     head.route(moe::testing::random_matrix<double>(3, 6, 5), ws);
     ASSERT_EQ(ws.logits().cols(), 4);
     EXPECT_EQ(ws.expert_logits().cols(), 0);
-    const std::string found = core_test::message([&] { GetParam().short_form(ws, 0.3); });
+    const std::string found = support::message([&] { GetParam().short_form(ws, 0.3); });
     EXPECT_NE(found.find("_loss: the gate of this layer has no logits of experts"),
               std::string::npos)
         << found;

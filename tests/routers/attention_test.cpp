@@ -19,8 +19,8 @@
 #include <moe/layer.hpp>
 #include <moe/testing/gradient_check.hpp>
 
-#include "seams/check.hpp"
-#include "support/allocations.hpp"
+#include "routers/laws.hpp"
+#include "support/message.hpp"
 
 namespace {
 
@@ -87,24 +87,6 @@ Matrix<S> logits_of(const AttentionRouterModule<S>& router, const Matrix<S>& x) 
 }
 
 template <class S>
-struct Result {
-    Matrix<S> logits, dx;
-    std::vector<S> gradient;
-};
-template <class S>
-Result<S> run(const AttentionRouterModule<S>& router, Index tokens, Workspace<S>& ws) {
-    const Context context;
-    const Index dim = router.projection.weight.cols(), n = router.projection.weight.rows() / 3;
-    const auto x = random_matrix<S>(tokens, dim, 1), dlogits = random_matrix<S>(tokens, n, 2);
-    Result<S> result{Matrix<S>(tokens, n), Matrix<S>(tokens, dim), {}};
-    auto grad = moe::zeros_like(router);
-    router.forward(x, result.logits, Call<S>{context, ws});
-    router.backward(x, dlogits, result.dx, grad, Call<S>{context, ws});
-    result.gradient = seams::values_of<S>(grad);
-    return result;
-}
-
-template <class S>
 class AttentionRouter : public testing::Test {};
 using Scalars = testing::Types<float, double>;
 TYPED_TEST_SUITE(AttentionRouter, Scalars);
@@ -167,26 +149,7 @@ TYPED_TEST(AttentionRouter, EqualKeysGiveEveryExpertTheMeanOfTheValues) {
 
 TYPED_TEST(AttentionRouter, GivesTheSameBitsHoweverItIsComputed) {
     using S = TypeParam;
-    const auto router = make<S>(67, 19);
-    Result<S> expected;
-    {
-        moe::ScopedIsa scalar(moe::Isa::scalar);
-        moe::SerialExecutor serial;
-        Workspace<S> ws(serial);
-        expected = run(router, 400, ws);
-    }
-    for (const moe::Isa isa : moe::supported_isas())
-        for (const int threads : {1, 2, 3}) {
-            SCOPED_TRACE(std::string(moe::name(isa)) + " " + std::to_string(threads));
-            moe::ScopedIsa forced(isa);
-            moe::ThreadPool pool(threads);
-            Workspace<S> ws(pool);
-            const auto got = run(router, 400, ws);
-            EXPECT_TRUE(same_bits(got.logits, expected.logits));
-            EXPECT_TRUE(same_bits(got.dx, expected.dx));
-            EXPECT_TRUE(same_bits(got.gradient, expected.gradient));
-            EXPECT_TRUE(same_bits(run(router.freeze({}), 400, ws).logits, expected.logits));
-        }
+    routers_test::expect_same_bits_on_every_isa<S>(make<S>(67, 19), 400, 67, 19);
 }
 
 TYPED_TEST(AttentionRouter, ATokenThatHoldsANaNSpoilsItsOwnLogitsOnly) {
@@ -223,44 +186,23 @@ TEST(AttentionRouterModule, GradientsInsideALayerAreExact) {
 
 TEST(AttentionRouterModule, LeavesOutAGradientThatIsNotWanted) {
     const auto router = make<double>(5, 4);
+    const auto x = random_matrix<double>(6, 5, 1), dlogits = random_matrix<double>(6, 4, 2);
     Workspace<double> ws;
     const Context context;
-    const auto expected = run(router, 6, ws);
+    const auto expected = routers_test::run<double>(router, x, dlogits, context, ws);
     AttentionRouterModule<double> nothing;
     Matrix<double> dx(6, 5);
-    router.backward(random_matrix<double>(6, 5, 1), random_matrix<double>(6, 4, 2), dx, nothing,
-                    Call<double>{context, ws});
+    router.backward(x, dlogits, dx, nothing, Call<double>{context, ws});
     EXPECT_TRUE(same_bits(dx, expected.dx));
     EXPECT_TRUE(nothing.projection.weight.empty());
 }
 
 TEST(AttentionRouterModule, PaddingDoesNotReachTheGradient) {
-    const auto layer =
-        moe::make_layer<double>(moe::Config{.model_dim = 5}, moe::AttentionRouter{},
-                                moe::TopK{.k = 2}, moe::Swiglu{.count = 4, .ffn_dim = 3});
-    const std::vector<std::uint8_t> padding{0, 0, 1, 0};
-    const Context context{.padding = padding};
-    const auto gradient = [&](double held) {
-        auto x = random_matrix<double>(4, 5, 1);
-        x.row(2).setConstant(held);
-        const auto dy = random_matrix<double>(4, 5, 2);
-        Matrix<double> y(4, 5), dx(4, 5);
-        auto grad = moe::zeros_like(layer);
-        Workspace<double> ws;
-        layer.forward(x, y, ws, context);
-        layer.backward(x, dy, dx, grad, ws, context);
-        EXPECT_TRUE(dx.row(2).isZero(0));
-        return seams::values_of<double>(grad);
-    };
-    EXPECT_TRUE(same_bits(gradient(std::numeric_limits<double>::quiet_NaN()), gradient(0)));
+    routers_test::expect_padding_does_not_reach_the_gradient(moe::AttentionRouter{});
 }
 
 TEST(AttentionRouterModule, FrozenInALayerGivesTheSameBits) {
-    const auto layer =
-        moe::make_layer<float>(moe::Config{.model_dim = 32}, moe::AttentionRouter{},
-                               moe::TopK{.k = 2}, moe::Swiglu{.count = 6, .ffn_dim = 16});
-    const auto x = random_matrix<float>(40, 32, 1);
-    EXPECT_TRUE(same_bits(moe::freeze(layer)(x), layer(x)));
+    routers_test::expect_same_bits_frozen(moe::AttentionRouter{});
     EXPECT_GE(make<float>(16, 4).freeze({}).bytes(), 4 * 16 * 12);
 }
 
@@ -284,37 +226,13 @@ TEST(AttentionRouterModule, RefusesOtherShapes) {
     for (const auto& [rows, cols] : {std::pair<Index, Index>{6, 5}, {2, 4}}) {
         auto other = router;
         other.projection.weight = moe::Parameter<float>(rows, cols);
-        try {
-            other.check(shape);
-            ADD_FAILURE() << "nothing thrown";
-        } catch (const std::invalid_argument& error) {
-            EXPECT_NE(std::string(error.what()).find("the layer wants [6, 4]"), std::string::npos);
-        }
+        EXPECT_NE(support::message([&] { other.check(shape); }).find("the layer wants [6, 4]"),
+                  std::string::npos);
     }
 }
 
 TEST(AttentionRouterModule, AllocatesNothingInTheSecondCall) {
-    const auto router = make<float>(33, 9);
-    moe::ThreadPool pool(2);
-    Workspace<float> ws(pool), reserved(pool);
-    const Context context;
-    const auto x = random_matrix<float>(500, 33, 1), dlogits = random_matrix<float>(500, 9, 2);
-    Matrix<float> logits(500, 9), dx(500, 33);
-    auto grad = moe::zeros_like(router);
-    const auto both = [&](Workspace<float>& in) {
-        router.forward(x, logits, Call<float>{context, in});
-        router.backward(x, dlogits, dx, grad, Call<float>{context, in});
-    };
-    both(ws);
-    EXPECT_EQ(allocations::in([&] { both(ws); }), 0);
-    const long before = allocations::bytes_asked_for.load();
-    router.reserve(500, 0, reserved);
-    const long spent = allocations::bytes_asked_for.load() - before;
-    EXPECT_EQ(allocations::in([&] { both(reserved); }), 0);
-    if (!allocations::are_counted) return;
-    const Index said = router.workspace_bytes(500, 0, moe::Keep::everything, 2);
-    EXPECT_GE(spent, said);
-    EXPECT_LE(spent, said + 2048);  // the nodes of the workspace
+    routers_test::expect_no_allocations<float>(make<float>(33, 9), 500, 33, 9, {});
 }
 
 }  // namespace

@@ -15,15 +15,16 @@
 #include <moe/testing/gradient_check.hpp>
 
 #include "routers/decided.hpp"
+#include "support/message.hpp"
 
 namespace {
 
 using decided::Chosen;
-using decided::message_of;
 using moe::Context;
 using moe::Index;
 using moe::Matrix;
 using moe::Workspace;
+using support::message;
 
 template <class S>
 class BalancedRouter : public testing::Test {};
@@ -142,7 +143,7 @@ TEST(BalancedRouterModule, LeavesPaddingUnroutedThoughItTakesItsTurn) {
 
 TEST(BalancedRouterModule, RefusesKOutOfRange) {
     const auto build = [](Index k) {
-        return message_of([&] { decided::build<float>(moe::BalancedRouter{.k = k}, 4); });
+        return message([&] { decided::build<float>(moe::BalancedRouter{.k = k}, 4); });
     };
     EXPECT_EQ(build(0),
               "moe::BalancedRouter: k is 0, it must be in [1, 4], the experts of the layer");

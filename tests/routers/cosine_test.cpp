@@ -18,8 +18,8 @@
 #include <moe/layer.hpp>
 #include <moe/testing/gradient_check.hpp>
 
-#include "seams/check.hpp"
-#include "support/allocations.hpp"
+#include "routers/laws.hpp"
+#include "support/message.hpp"
 
 namespace {
 
@@ -31,6 +31,7 @@ using moe::Matrix;
 using moe::Workspace;
 using moe::testing::random_matrix;
 using moe::testing::same_bits;
+using support::message;
 
 static_assert(moe::Recipe<moe::CosineRouter>);
 static_assert(moe::Router<CosineRouterModule<float>>);
@@ -107,29 +108,10 @@ Matrix<S> logits_of(const CosineRouterModule<S>& router, const Matrix<S>& x) {
 }
 
 template <class S>
-struct Result {
-    Matrix<S> logits, dx;
-    std::vector<S> gradient;
-};
-template <class S>
-Result<S> run(const CosineRouterModule<S>& router, const Matrix<S>& x, Workspace<S>& ws) {
-    const Context context;
-    const auto dlogits = random_matrix<S>(x.rows(), router.embeddings.rows(), 2);
-    Result<S> result{Matrix<S>(dlogits.rows(), dlogits.cols()), Matrix<S>(x.rows(), x.cols()), {}};
-    auto grad = moe::zeros_like(router);
-    router.forward(x, result.logits, Call<S>{context, ws});
-    router.backward(x, dlogits, result.dx, grad, Call<S>{context, ws});
-    result.gradient = seams::values_of<S>(grad);
-    return result;
-}
-
-std::string message(auto&& f) {
-    try {
-        f();
-    } catch (const std::invalid_argument& error) {
-        return error.what();
-    }
-    return "nothing thrown";
+routers_test::Result<S> run(const CosineRouterModule<S>& router, const Matrix<S>& x,
+                            Workspace<S>& ws) {
+    return routers_test::run<S>(router, x, random_matrix<S>(x.rows(), router.embeddings.rows(), 2),
+                                Context{}, ws);
 }
 
 template <class S>
@@ -196,29 +178,9 @@ TYPED_TEST(CosineRouter, LogitsAreWithinTheScaleWhichEndsAt100) {
 
 TYPED_TEST(CosineRouter, GivesTheSameBitsHoweverItIsComputed) {
     using S = TypeParam;
-    const auto x = random_matrix<S>(400, 67, 1);
     for (moe::CosineRouter recipe : published) {
         if (recipe.projection_dim > 0) recipe.projection_dim = 33;
-        const auto router = make<S>(recipe, 67, 19);
-        Result<S> expected;
-        {
-            moe::ScopedIsa scalar(moe::Isa::scalar);
-            moe::SerialExecutor serial;
-            Workspace<S> ws(serial);
-            expected = run(router, x, ws);
-        }
-        for (const moe::Isa isa : moe::supported_isas())
-            for (const int threads : {1, 2, 3}) {
-                SCOPED_TRACE(std::string(moe::name(isa)) + " " + std::to_string(threads));
-                moe::ScopedIsa forced(isa);
-                moe::ThreadPool pool(threads);
-                Workspace<S> ws(pool);
-                const auto got = run(router, x, ws);
-                EXPECT_TRUE(same_bits(got.logits, expected.logits));
-                EXPECT_TRUE(same_bits(got.dx, expected.dx));
-                EXPECT_TRUE(same_bits(got.gradient, expected.gradient));
-                EXPECT_TRUE(same_bits(logits_of(router.freeze({}), x), expected.logits));
-            }
+        routers_test::expect_same_bits_on_every_isa<S>(make<S>(recipe, 67, 19), 400, 67, 19);
     }
 }
 
@@ -277,19 +239,7 @@ TEST(CosineRouterModule, GradientsAreExactWhereNormsAreClamped) {
         if (recipe.bias) router.projection.bias.view() *= 0.05;
         EXPECT_TRUE(
             moe::testing::compare(logits_of(router, x), reference(recipe, router, x), 1e-14));
-        Workspace<double> ws;
-        const Context context;
-        const auto dlogits = random_matrix<double>(6, 4, 2);
-        Matrix<double> logits(6, 4), dx(6, 5);
-        auto grad = moe::zeros_like(router);
-        const auto loss = [&] {
-            router.forward(x, logits, Call<double>{context, ws});
-            return seams::weighted_sum(logits, dlogits);
-        };
-        loss();
-        router.backward(x, dlogits, dx, grad, Call<double>{context, ws});
-        EXPECT_TRUE(moe::testing::check_gradient(loss, x, dx, seams::options()));
-        seams::expect_parameter_gradients(loss, router, grad, seams::options());
+        routers_test::expect_exact_gradients(router, x, 4, {});
     }
 }
 
@@ -330,24 +280,9 @@ TEST(CosineRouterModule, TheGradientOfATokenIsAcrossIt) {
 }
 
 TEST(CosineRouterModule, LeavesOutGradientsThatAreNotWanted) {
-    const auto router = make<double>({.projection_dim = 3, .bias = true}, 5, 4);
-    Workspace<double> ws;
-    const Context context;
-    const auto x = random_matrix<double>(6, 5, 1), dlogits = random_matrix<double>(6, 4, 2);
-    const auto expected = run(router, x, ws);
-    std::size_t first = 0;
-    for (const char* wanted : {"projection.weight", "projection.bias", "embeddings", "log_scale"}) {
-        auto grad = moe::zeros_like(router, [&](std::string_view name) { return name == wanted; });
-        Matrix<double> dx(6, 5);
-        router.backward(x, dlogits, dx, grad, Call<double>{context, ws});
-        EXPECT_TRUE(same_bits(dx, expected.dx));
-        const auto values = seams::values_of<double>(grad);
-        ASSERT_FALSE(values.empty()) << wanted;
-        EXPECT_TRUE(same_bits(values, std::span(expected.gradient).subspan(first, values.size())))
-            << wanted;
-        first += values.size();
-    }
-    EXPECT_EQ(first, expected.gradient.size());
+    routers_test::expect_only_wanted_gradients(
+        make<double>({.projection_dim = 3, .bias = true}, 5, 4), 5, 4,
+        {"projection.weight", "projection.bias", "embeddings", "log_scale"});
 }
 
 TEST(CosineRouterModule, ATemperatureThatIsNotLearnedIsFrozen) {
@@ -363,36 +298,12 @@ TEST(CosineRouterModule, ATemperatureThatIsNotLearnedIsFrozen) {
 }
 
 TEST(CosineRouterModule, PaddingDoesNotReachTheGradient) {
-    for (const moe::CosineRouter& recipe : published) {
-        const auto layer =
-            moe::make_layer<double>(moe::Config{.model_dim = 5}, recipe, moe::TopK{.k = 2},
-                                    moe::Swiglu{.count = 4, .ffn_dim = 3});
-        const std::vector<std::uint8_t> padding{0, 0, 1, 0};
-        const Context context{.padding = padding};
-        const auto gradient = [&](double held) {
-            auto x = random_matrix<double>(4, 5, 1);
-            x.row(2).setConstant(held);
-            const auto dy = random_matrix<double>(4, 5, 2);
-            Matrix<double> y(4, 5), dx(4, 5);
-            auto grad = moe::zeros_like(layer);
-            Workspace<double> ws;
-            layer.forward(x, y, ws, context);
-            layer.backward(x, dy, dx, grad, ws, context);
-            EXPECT_TRUE(dx.row(2).isZero(0));
-            return seams::values_of<double>(grad);
-        };
-        EXPECT_TRUE(same_bits(gradient(std::numeric_limits<double>::quiet_NaN()), gradient(0)));
-    }
+    for (const moe::CosineRouter& recipe : published)
+        routers_test::expect_padding_does_not_reach_the_gradient(recipe);
 }
 
 TEST(CosineRouterModule, FrozenInALayerGivesTheSameBits) {
-    for (const moe::CosineRouter& recipe : published) {
-        const auto layer =
-            moe::make_layer<float>(moe::Config{.model_dim = 32}, recipe, moe::TopK{.k = 2},
-                                   moe::Swiglu{.count = 6, .ffn_dim = 16});
-        const auto x = random_matrix<float>(40, 32, 1);
-        EXPECT_TRUE(same_bits(moe::freeze(layer)(x), layer(x)));
-    }
+    for (const moe::CosineRouter& recipe : published) routers_test::expect_same_bits_frozen(recipe);
     EXPECT_GE(make<float>({.projection_dim = 8}, 16, 4).freeze({}).bytes(), 4 * 8 * (16 + 4));
     EXPECT_GE(make<float>({.projection_dim = 0}, 16, 4).freeze({}).bytes(), 4 * 16 * 4);
 }
@@ -446,29 +357,8 @@ TEST(CosineRouterModule, RefusesBadSettingsAndOtherShapes) {
 }
 
 TEST(CosineRouterModule, AllocatesNothingInTheSecondCall) {
-    const auto x = random_matrix<float>(500, 33, 1), dlogits = random_matrix<float>(500, 9, 2);
-    const Context context;
-    Matrix<float> logits(500, 9), dx(500, 33);
-    for (const moe::CosineRouter& recipe : published) {
-        const auto router = make<float>(recipe, 33, 9);
-        moe::ThreadPool pool(2);
-        Workspace<float> ws(pool), reserved(pool);
-        auto grad = moe::zeros_like(router);
-        const auto both = [&](Workspace<float>& in) {
-            router.forward(x, logits, Call<float>{context, in});
-            router.backward(x, dlogits, dx, grad, Call<float>{context, in});
-        };
-        both(ws);
-        EXPECT_EQ(allocations::in([&] { both(ws); }), 0);
-        const long before = allocations::bytes_asked_for.load();
-        router.reserve(500, 0, reserved);
-        const long spent = allocations::bytes_asked_for.load() - before;
-        EXPECT_EQ(allocations::in([&] { both(reserved); }), 0);
-        if (!allocations::are_counted) continue;
-        const Index said = router.workspace_bytes(500, 0, moe::Keep::everything, 2);
-        EXPECT_GE(spent, said);
-        EXPECT_LE(spent, said + 2048);  // the nodes of the workspace
-    }
+    for (const moe::CosineRouter& recipe : published)
+        routers_test::expect_no_allocations<float>(make<float>(recipe, 33, 9), 500, 33, 9, {});
 }
 
 }  // namespace

@@ -21,11 +21,11 @@
 
 #include "routers/decided.hpp"
 #include "support/allocations.hpp"
+#include "support/message.hpp"
 
 namespace {
 
 using decided::dim;
-using decided::message_of;
 using moe::Call;
 using moe::Context;
 using moe::Index;
@@ -33,6 +33,7 @@ using moe::Matrix;
 using moe::Workspace;
 using moe::testing::random_matrix;
 using moe::testing::same_bits;
+using support::message;
 
 constexpr Index tokens = 150, experts = 6;
 
@@ -180,7 +181,7 @@ TEST(RoutersThatDoNotLook, RefuseALayerOfOtherExtents) {
     const Batch<double> batch;
     for_each_router([&](const auto& recipe, const std::string& name) {
         auto router = decided::build<double>(recipe, experts);
-        EXPECT_EQ(message_of([&] { router.check({.num_logits = 9}); }),
+        EXPECT_EQ(message([&] { router.check({.num_logits = 9}); }),
                   name +
                       ": the router was built for 6 logits per token, the layer wants 9; build "
                       "it again from its recipe");
@@ -190,9 +191,9 @@ TEST(RoutersThatDoNotLook, RefuseALayerOfOtherExtents) {
         const Matrix<double> x(tokens, dim), dlogits(tokens, experts);
         Matrix<double> logits(tokens, 5), dx(tokens - 1, dim);
         EXPECT_EQ(
-            message_of([&] { router.forward(x, logits, call); }),
+            message([&] { router.forward(x, logits, call); }),
             name + ": logits is [150, 5], it must be [150, 6]: tokens of x, logits per token");
-        EXPECT_EQ(message_of([&] { router.backward(x, dlogits, dx, router, call); }),
+        EXPECT_EQ(message([&] { router.backward(x, dlogits, dx, router, call); }),
                   name + ": dx is [149, 4], it must be [150, 4] like x");
     });
 }

@@ -4,8 +4,6 @@
 
 #include <cstddef>
 #include <limits>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -71,18 +69,6 @@ Chosen chosen_in(const Matrix<S>& logits) {
     return chosen;
 }
 
-/// What f throws as std::invalid_argument; fails the test if it does not.
-template <class F>
-std::string message_of(F&& f) {
-    try {
-        f();
-    } catch (const std::invalid_argument& error) {
-        return error.what();
-    }
-    ADD_FAILURE() << "nothing was thrown";
-    return "";
-}
-
 /// A layer of this router, k unweighted experts per token, and `experts` small networks.
 template <class S, class Recipe>
 auto layer_of(const Recipe& router, Index experts, Index k) {
@@ -136,21 +122,8 @@ void expect_layer_takes(const Recipe& router, Index experts, Index k, const Cont
 template <class Recipe>
 void expect_layer_gradients(const Recipe& router, Index experts, Index k, Index tokens,
                             const Context& context) {
-    auto layer = layer_of<double>(router, experts, k);
-    Matrix<double> x = moe::testing::random_matrix<double>(tokens, dim, 1);
-    const Matrix<double> dy = moe::testing::random_matrix<double>(tokens, dim, 2);
-    Matrix<double> y(tokens, dim), dx(tokens, dim);
-    Workspace<double> ws;
-    const auto loss = [&] {
-        layer.forward(x, y, ws, context);
-        return seams::weighted_sum(y, dy);
-    };
-    loss();
-    auto grad = moe::zeros_like(layer);
-    layer.backward(x, dy, dx, grad, ws, context);
-    const auto options = seams::options(seams::SameChoices(ws));
-    EXPECT_TRUE(moe::testing::check_gradient(loss, x, dx, options));
-    seams::expect_parameter_gradients(loss, layer, grad, options);
+    seams::expect_exact_layer(layer_of<double>(router, experts, k),
+                              moe::testing::random_matrix<double>(tokens, dim, 1), context);
 }
 
 }  // namespace decided

@@ -13,10 +13,10 @@
 
 #include "routers/decided.hpp"
 #include "support/allocations.hpp"
+#include "support/message.hpp"
 
 namespace {
 
-using decided::message_of;
 using moe::Context;
 using moe::ContextGradients;
 using moe::Index;
@@ -25,6 +25,7 @@ using moe::Workspace;
 using moe::testing::random_matrix;
 using moe::testing::random_spaced;
 using moe::testing::same_bits;
+using support::message;
 
 template <class S>
 class ExternalRouter : public testing::Test {};
@@ -224,7 +225,7 @@ TEST(ExternalRouterModule, AllocatesNothing) {
 TEST(ExternalRouterModule, SaysWhatItMisses) {
     const auto forward = [](const Context& context) {
         Workspace<double> ws;
-        return message_of([&] { run(5, Matrix<double>(5, 3), context, ws); });
+        return message([&] { run(5, Matrix<double>(5, 3), context, ws); });
     };
     EXPECT_EQ(forward({}),
               "moe::Context: side_vectors is empty, the part that reads it wants double");

@@ -14,14 +14,15 @@
 #include <moe/routers/token_table.hpp>
 
 #include "routers/decided.hpp"
+#include "support/message.hpp"
 
 namespace {
 
 using decided::Chosen;
-using decided::message_of;
 using moe::Context;
 using moe::Index;
 using moe::Matrix;
+using support::message;
 
 Context with(const std::vector<std::int64_t>& token_ids) {
     Context context;
@@ -166,19 +167,19 @@ TEST(HashRouterModule, DiffersBySeedAndNotByContext) {
 
 TEST(HashRouterModule, RefusesWhatItCannotUse) {
     const auto build = [](Index slots) {
-        return message_of([&] { decided::build<float>(moe::HashRouter{.slots = slots}, 4); });
+        return message([&] { decided::build<float>(moe::HashRouter{.slots = slots}, 4); });
     };
     EXPECT_EQ(build(0),
               "moe::HashRouter: slots is 0, it must be in [1, 4], the experts of the layer");
     EXPECT_EQ(build(5),
               "moe::HashRouter: slots is 5, it must be in [1, 4], the experts of the layer");
     const auto router = decided::build<float>(moe::HashRouter{}, 4);
-    EXPECT_EQ(message_of([&] { decided::logits_of<float>(router, 2, 4, with({})); }),
+    EXPECT_EQ(message([&] { decided::logits_of<float>(router, 2, 4, with({})); }),
               "moe::HashRouter: token_ids has 0 entries, the batch has 2 tokens; set "
               "Context::token_ids");
-    EXPECT_EQ(message_of([] { moe::random_table(-1, 4); }),
+    EXPECT_EQ(message([] { moe::random_table(-1, 4); }),
               "moe::random_table: vocabulary is -1, it must be >= 0");
-    EXPECT_EQ(message_of([] { moe::random_table(3, 4, 5); }),
+    EXPECT_EQ(message([] { moe::random_table(3, 4, 5); }),
               "moe::random_table: slots is 5, it must be in [1, 4], the experts of the layer");
     EXPECT_TRUE(moe::random_table(0, 4).empty());
 }

@@ -21,6 +21,7 @@
 #include <moe/testing/random.hpp>
 
 #include "seams/check.hpp"
+#include "support/message.hpp"
 
 namespace {
 
@@ -32,6 +33,7 @@ using moe::Matrix;
 using moe::testing::compare;
 using moe::testing::random_matrix;
 using moe::testing::same_bits;
+using support::message;
 
 template <class S>
 LinearRouterModule<S> make(Index dim, Index experts, bool bias = true) {
@@ -69,15 +71,6 @@ Matrix<S> logits_of(const LinearRouterModule<S>& router, const Matrix<S>& contex
     Matrix<S> logits(contexts.rows(), router.weight.rows());
     router.forward(contexts, logits, moe::Call<S>{context, ws});
     return logits;
-}
-
-std::string message(auto&& f) {
-    try {
-        f();
-    } catch (const std::invalid_argument& error) {
-        return error.what();
-    }
-    return "nothing thrown";
 }
 
 template <class S>

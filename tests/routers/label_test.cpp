@@ -7,14 +7,15 @@
 #include <gtest/gtest.h>
 
 #include "routers/decided.hpp"
+#include "support/message.hpp"
 
 namespace {
 
 using decided::Chosen;
-using decided::message_of;
 using moe::Context;
 using moe::Index;
 using moe::Matrix;
+using support::message;
 
 Context with(const std::vector<std::int32_t>& labels) {
     Context context;
@@ -65,7 +66,7 @@ TYPED_TEST(LabelRouter, LeavesPaddingUnroutedWhateverItsLabelIs) {
 TEST(LabelRouterModule, SaysWhichLabelIsOutOfRange) {
     const auto router = decided::build<float>(moe::LabelRouter{}, 4);
     const auto forward = [&](std::vector<std::int32_t> given) {
-        return message_of([&] { decided::logits_of<float>(router, 2, 4, with(given)); });
+        return message([&] { decided::logits_of<float>(router, 2, 4, with(given)); });
     };
     EXPECT_EQ(forward({1, 4}),
               "moe::LabelRouter: token_groups[1] is 4, it must be an expert in [0, 4), or -1 for "

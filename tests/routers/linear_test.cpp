@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include <moe/routers/linear.hpp>
 
-#include <cmath>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -11,18 +10,15 @@
 
 #include <moe/testing/gradient_check.hpp>
 
-#include "seams/check.hpp"
-#include "support/allocations.hpp"
+#include "routers/laws.hpp"
 
 namespace {
 
 using moe::Call;
 using moe::Context;
 using moe::Index;
-using moe::Isa;
 using moe::LinearRouterModule;
 using moe::Matrix;
-using moe::ScopedIsa;
 using moe::Workspace;
 using moe::testing::random_matrix;
 using moe::testing::same_bits;
@@ -39,21 +35,9 @@ LinearRouterModule<S> make(Index dim, Index logits, bool bias) {
 }
 
 template <class S>
-struct Result {
-    Matrix<S> logits, dx;
-    std::vector<S> gradient;
-};
-template <class S>
-Result<S> run(const LinearRouterModule<S>& router, Index tokens, Workspace<S>& ws) {
-    const Context context;
-    const Index dim = router.weight.cols(), logits = router.weight.rows();
-    const auto x = random_matrix<S>(tokens, dim, 1), dlogits = random_matrix<S>(tokens, logits, 2);
-    Result<S> result{Matrix<S>(tokens, logits), Matrix<S>(tokens, dim), {}};
-    auto grad = moe::zeros_like(router);
-    router.forward(x, result.logits, Call<S>{context, ws});
-    router.backward(x, dlogits, result.dx, grad, Call<S>{context, ws});
-    result.gradient = seams::values_of<S>(grad);
-    return result;
+routers_test::Result<S> run(const LinearRouterModule<S>& router, Index tokens, Workspace<S>& ws) {
+    return routers_test::run<S>(router, random_matrix<S>(tokens, router.weight.cols(), 1),
+                                random_matrix<S>(tokens, router.weight.rows(), 2), Context{}, ws);
 }
 
 template <class S>
@@ -71,7 +55,7 @@ TYPED_TEST(LinearRouter, IsAProductForAnyExtents) {
                          std::to_string(logits));
             const auto router = make<S>(dim, logits, bias);
             Workspace<S> ws;
-            const Result<S> got = run(router, tokens, ws);
+            const auto got = run(router, tokens, ws);
             const Matrix<double> x = random_matrix<double>(tokens, dim, 1);
             const Matrix<double> dlogits = random_matrix<double>(tokens, logits, 2);
             const Matrix<double> w = router.weight.view().template cast<double>();
@@ -91,30 +75,7 @@ TYPED_TEST(LinearRouter, IsAProductForAnyExtents) {
 
 TYPED_TEST(LinearRouter, GivesTheSameBitsHoweverItIsComputed) {
     using S = TypeParam;
-    const auto router = make<S>(67, 19, true);
-    Result<S> expected;
-    {
-        ScopedIsa scalar(Isa::scalar);
-        moe::SerialExecutor serial;
-        Workspace<S> ws(serial);
-        expected = run(router, 400, ws);
-    }
-    for (const Isa isa : moe::supported_isas())
-        for (const int threads : {1, 2, 7}) {
-            SCOPED_TRACE(moe::name(isa));
-            SCOPED_TRACE(threads);
-            ScopedIsa forced(isa);
-            moe::ThreadPool pool(threads);
-            Workspace<S> ws(pool);
-            const Result<S> got = run(router, 400, ws);
-            EXPECT_TRUE(same_bits(got.logits, expected.logits));
-            EXPECT_TRUE(same_bits(got.dx, expected.dx));
-            EXPECT_TRUE(same_bits(got.gradient, expected.gradient));
-            const auto frozen = router.freeze({});
-            EXPECT_TRUE(same_bits(run(frozen, 400, ws).logits, expected.logits));
-            ScopedIsa other(Isa::scalar);
-            EXPECT_TRUE(same_bits(run(frozen, 400, ws).logits, expected.logits));
-        }
+    routers_test::expect_same_bits_on_every_isa<S>(make<S>(67, 19, true), 400, 67, 19);
 }
 
 TEST(LinearRouterModule, GradientsAreExact) {
@@ -151,19 +112,7 @@ TEST(LinearRouterModule, StartsWithTheDocumentedVariance) {
 }
 
 TEST(LinearRouterModule, AllocatesNothingInTheSecondCall) {
-    const auto router = make<float>(33, 9, true);
-    moe::ThreadPool pool(2);
-    Workspace<float> ws(pool);
-    const Context context;
-    const auto x = random_matrix<float>(500, 33, 1), dlogits = random_matrix<float>(500, 9, 2);
-    Matrix<float> logits(500, 9), dx(500, 33);
-    auto grad = moe::zeros_like(router);
-    const auto both = [&] {
-        router.forward(x, logits, Call<float>{context, ws});
-        router.backward(x, dlogits, dx, grad, Call<float>{context, ws});
-    };
-    both();
-    EXPECT_EQ(allocations::in(both), 0);
+    routers_test::expect_no_allocations<float>(make<float>(33, 9, true), 500, 33, 9, {});
 }
 
 }  // namespace

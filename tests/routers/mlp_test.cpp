@@ -18,8 +18,8 @@
 #include <moe/layer.hpp>
 #include <moe/testing/gradient_check.hpp>
 
-#include "seams/check.hpp"
-#include "support/allocations.hpp"
+#include "routers/laws.hpp"
+#include "support/message.hpp"
 
 namespace {
 
@@ -32,6 +32,7 @@ using moe::RouterActivation;
 using moe::Workspace;
 using moe::testing::random_matrix;
 using moe::testing::same_bits;
+using support::message;
 
 static_assert(moe::Recipe<moe::MlpRouter>);
 static_assert(moe::Router<MlpRouterModule<float>>);
@@ -85,22 +86,10 @@ Matrix<double> reference(const MlpRouterModule<S>& router, const Matrix<S>& x) {
 }
 
 template <class S>
-struct Result {
-    Matrix<S> logits, dx;
-    std::vector<S> gradient;
-};
-template <class S>
-Result<S> run(const MlpRouterModule<S>& router, Index tokens, Workspace<S>& ws,
-              const Context& context = {}) {
-    const Index dim = router.hidden.weight.cols(), logits = router.output.weight.rows();
-    const auto x = random_matrix<S>(tokens, dim, 1, 2),
-               dlogits = random_matrix<S>(tokens, logits, 2);
-    Result<S> result{Matrix<S>(tokens, logits), Matrix<S>(tokens, dim), {}};
-    auto grad = moe::zeros_like(router);
-    router.forward(x, result.logits, Call<S>{context, ws});
-    router.backward(x, dlogits, result.dx, grad, Call<S>{context, ws});
-    result.gradient = seams::values_of<S>(grad);
-    return result;
+routers_test::Result<S> run(const MlpRouterModule<S>& router, Index tokens, Workspace<S>& ws) {
+    return routers_test::run<S>(router, random_matrix<S>(tokens, router.hidden.weight.cols(), 1, 2),
+                                random_matrix<S>(tokens, router.output.weight.rows(), 2), Context{},
+                                ws);
 }
 
 template <class S>
@@ -128,29 +117,10 @@ TYPED_TEST(MlpRouter, IsTwoProductsWithANonlinearityBetween) {
 
 TYPED_TEST(MlpRouter, GivesTheSameBitsHoweverItIsComputed) {
     using S = TypeParam;
-    for (const RouterActivation activation : all) {
-        const auto router =
-            make<S>({.hidden_dim = 37, .activation = activation, .bias = true}, 67, 19);
-        Result<S> expected;
-        {
-            moe::ScopedIsa scalar(moe::Isa::scalar);
-            moe::SerialExecutor serial;
-            Workspace<S> ws(serial);
-            expected = run(router, 400, ws);
-        }
-        for (const moe::Isa isa : moe::supported_isas())
-            for (const int threads : {1, 2, 3}) {
-                SCOPED_TRACE(std::string(moe::name(isa)) + " " + std::to_string(threads));
-                moe::ScopedIsa forced(isa);
-                moe::ThreadPool pool(threads);
-                Workspace<S> ws(pool);
-                const auto got = run(router, 400, ws);
-                EXPECT_TRUE(same_bits(got.logits, expected.logits));
-                EXPECT_TRUE(same_bits(got.dx, expected.dx));
-                EXPECT_TRUE(same_bits(got.gradient, expected.gradient));
-                EXPECT_TRUE(same_bits(run(router.freeze({}), 400, ws).logits, expected.logits));
-            }
-    }
+    for (const RouterActivation activation : all)
+        routers_test::expect_same_bits_on_every_isa<S>(
+            make<S>({.hidden_dim = 37, .activation = activation, .bias = true}, 67, 19), 400, 67,
+            19);
 }
 
 TYPED_TEST(MlpRouter, TreatsEveryTokenOnItsOwn) {
@@ -249,54 +219,17 @@ TEST(MlpRouterModule, BackwardMayFollowTwice) {
 }
 
 TEST(MlpRouterModule, LeavesOutGradientsThatAreNotWanted) {
-    const auto router = make<double>({.hidden_dim = 7, .bias = true}, 5, 4);
-    Workspace<double> ws;
-    const Context context;
-    const auto expected = run(router, 6, ws);
-    const auto x = random_matrix<double>(6, 5, 1, 2), dlogits = random_matrix<double>(6, 4, 2);
-    std::size_t first = 0;
-    for (const char* wanted : {"hidden.weight", "hidden.bias", "output.weight", "output.bias"}) {
-        auto grad = moe::zeros_like(router, [&](std::string_view name) { return name == wanted; });
-        Matrix<double> dx(6, 5);
-        router.backward(x, dlogits, dx, grad, Call<double>{context, ws});
-        EXPECT_TRUE(same_bits(dx, expected.dx));
-        const auto values = seams::values_of<double>(grad);
-        ASSERT_FALSE(values.empty()) << wanted;
-        EXPECT_TRUE(same_bits(values, std::span(expected.gradient).subspan(first, values.size())))
-            << wanted;
-        first += values.size();
-    }
-    EXPECT_EQ(first, expected.gradient.size());
+    routers_test::expect_only_wanted_gradients(
+        make<double>({.hidden_dim = 7, .bias = true}, 5, 4), 5, 4,
+        {"hidden.weight", "hidden.bias", "output.weight", "output.bias"});
 }
 
 TEST(MlpRouterModule, PaddingDoesNotReachTheGradient) {
-    const auto layer =
-        moe::make_layer<double>(moe::Config{.model_dim = 5}, moe::MlpRouter{}, moe::TopK{.k = 2},
-                                moe::Swiglu{.count = 4, .ffn_dim = 3});
-    const std::vector<std::uint8_t> padding{0, 0, 1, 0};
-    const Context context{.padding = padding};
-    const auto gradient = [&](double held) {
-        auto x = random_matrix<double>(4, 5, 1);
-        x.row(2).setConstant(held);
-        const auto dy = random_matrix<double>(4, 5, 2);
-        Matrix<double> y(4, 5), dx(4, 5);
-        auto grad = moe::zeros_like(layer);
-        Workspace<double> ws;
-        layer.forward(x, y, ws, context);
-        layer.backward(x, dy, dx, grad, ws, context);
-        EXPECT_TRUE(dx.row(2).isZero(0));
-        return seams::values_of<double>(grad);
-    };
-    EXPECT_TRUE(same_bits(gradient(std::numeric_limits<double>::quiet_NaN()), gradient(0)));
+    routers_test::expect_padding_does_not_reach_the_gradient(moe::MlpRouter{});
 }
 
 TEST(MlpRouterModule, FrozenInALayerGivesTheSameBits) {
-    const auto layer =
-        moe::make_layer<float>(moe::Config{.model_dim = 32}, moe::MlpRouter{.bias = true},
-                               moe::TopK{.k = 2}, moe::Swiglu{.count = 6, .ffn_dim = 16});
-    const auto x = random_matrix<float>(40, 32, 1);
-    const auto frozen = moe::freeze(layer);
-    EXPECT_TRUE(same_bits(frozen(x), layer(x)));
+    routers_test::expect_same_bits_frozen(moe::MlpRouter{.bias = true});
     EXPECT_GE(make<float>({}, 8, 4).freeze({}).bytes(), 4 * 32 * (8 + 4));
 }
 
@@ -321,14 +254,6 @@ TEST(MlpRouterModule, NamesItsParameters) {
 }
 
 TEST(MlpRouterModule, RefusesBadSettingsAndOtherShapes) {
-    const auto message = [](auto&& f) -> std::string {
-        try {
-            f();
-        } catch (const std::invalid_argument& error) {
-            return error.what();
-        }
-        return "nothing thrown";
-    };
     EXPECT_EQ(message([] { make<float>({.hidden_dim = -1}, 4, 2); }),
               "moe::MlpRouter: hidden_dim is -1, it must be >= 0 (0: 8 * num_experts)");
     EXPECT_EQ(message([] { make<float>({.activation = RouterActivation{9}}, 4, 2); }),

@@ -12,6 +12,7 @@
 #include <moe/losses/load_balance.hpp>
 #include <moe/routers/jitter.hpp>
 
+#include "routers/three_layers.hpp"
 #include "routers/wrapped.hpp"
 
 namespace {
@@ -24,63 +25,15 @@ using moe::PreGatePlace;
 constexpr Index tokens = 6, dim = 5;
 constexpr Index experts1 = 4, experts2 = 6, experts3 = 3;
 
-/// Three layers of different numbers of experts, each added to what it reads, and a loss on y and
-/// on the routing of all.
+/// Three layers of different numbers of experts.
 template <class S, class Inner>
-struct Network {
-    template <class Router>
-    static auto make(const Router& router, Index experts, std::uint64_t seed) {
-        return moe::make_layer<S>(moe::Config{.model_dim = dim, .seed = seed}, router,
-                                  moe::TopK{.k = 2}, moe::Swiglu{.count = experts, .ffn_dim = 3});
-    }
-    using Layer = decltype(make(PreGated<Inner>{}, 1, 1));
-
+struct Network : ThreeLayers<S, LayerOfThree<S, PreGated<Inner>>, LayerOfThree<S, PreGated<Inner>>,
+                             LayerOfThree<S, PreGated<Inner>>> {
     explicit Network(const Inner& inner = {})
-        : layer1(make(PreGated{inner, PreGatePlace::first, experts2}, experts1, 11)),
-          layer2(make(PreGated{inner, PreGatePlace::middle, experts3}, experts2, 12)),
-          layer3(make(PreGated{inner, PreGatePlace::last}, experts3, 13)) {}
-
-    Layer layer1, layer2, layer3;
-    Matrix<S> x = random_matrix<S>(tokens, dim, 31), dy = random_matrix<S>(tokens, dim, 32);
-    Matrix<S> h1{tokens, dim}, h2{tokens, dim}, y{tokens, dim}, dx{tokens, dim};
-    Layer grad1 = moe::zeros_like(layer1), grad2 = moe::zeros_like(layer2),
-          grad3 = moe::zeros_like(layer3);
-    Workspace<S> ws1, ws2, ws3;
-    Context context1{}, context2{.previous = &ws1}, context3{.previous = &ws2};
-
-    double loss() {
-        layer1.forward(x, h1, ws1, context1);
-        h1 += x;
-        layer2.forward(h1, h2, ws2, context2);
-        h2 += h1;
-        layer3.forward(h2, y, ws3, context3);
-        return seams::weighted_sum(y, dy) + 0.5 * moe::load_balance_loss(ws1, 0) +
-               0.25 * moe::load_balance_loss(ws2, 0) + moe::load_balance_loss(ws3, 0);
-    }
-    /// After loss().
-    void backward() {
-        moe::load_balance_loss(ws1, 0.5);
-        moe::load_balance_loss(ws2, 0.25);
-        moe::load_balance_loss(ws3, 1);
-        Matrix<S> dh1(tokens, dim), dh2(tokens, dim);
-        layer3.backward(h2, dy, dh2, grad3, ws3, context3);
-        layer2.backward(h1, dh2, dh1, grad2, ws2, context2);
-        dh1 += dh2;
-        layer1.backward(x, dh1, dx, grad1, ws1, context1);
-        dx += dh1;
-    }
-    void expect_exact() {
-        loss();
-        backward();
-        const auto checked = seams::options(
-            [same1 = seams::SameChoices(ws1), same2 = seams::SameChoices(ws2),
-             same3 = seams::SameChoices(ws3)] { return same1() && same2() && same3(); });
-        const auto run = [this] { return loss(); };
-        EXPECT_TRUE(moe::testing::check_gradient(run, x, dx, checked));
-        seams::expect_parameter_gradients(run, layer1, grad1, checked);
-        seams::expect_parameter_gradients(run, layer2, grad2, checked);
-        seams::expect_parameter_gradients(run, layer3, grad3, checked);
-    }
+        : Network::ThreeLayers(
+              layer_of_three<S>(PreGated{inner, PreGatePlace::first, experts2}, experts1, 11),
+              layer_of_three<S>(PreGated{inner, PreGatePlace::middle, experts3}, experts2, 12),
+              layer_of_three<S>(PreGated{inner, PreGatePlace::last}, experts3, 13)) {}
 };
 
 template <class S>

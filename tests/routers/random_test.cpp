@@ -15,15 +15,16 @@
 
 #include "routers/decided.hpp"
 #include "support/allocations.hpp"
+#include "support/message.hpp"
 
 namespace {
 
 using decided::Chosen;
-using decided::message_of;
 using moe::Context;
 using moe::Index;
 using moe::Matrix;
 using moe::Workspace;
+using support::message;
 using Scope = moe::RandomRouter::Scope;
 
 template <class S>
@@ -344,7 +345,7 @@ TEST(RandomRouterModule, WorksWithoutTokens) {
 
 TEST(RandomRouterModule, RefusesWhatItCannotUse) {
     const auto build = [](const moe::RandomRouter& recipe) {
-        return message_of([&] { decided::build<float>(recipe, 4); });
+        return message([&] { decided::build<float>(recipe, 4); });
     };
     EXPECT_EQ(build({.slots = 0}),
               "moe::RandomRouter: slots is 0, it must be in [1, 4], the experts of the layer");
@@ -360,12 +361,12 @@ TEST(RandomRouterModule, RefusesWhatItCannotUse) {
     EXPECT_NE(build({.training = Scope::token, .inference = Scope::batch, .balanced = true})
                   .find("inference is Scope::batch"),
               std::string::npos);
-    EXPECT_EQ(message_of([] { draw(per_sequence, 5, 4, {}); }),
+    EXPECT_EQ(message([] { draw(per_sequence, 5, 4, {}); }),
               "moe::RandomRouter: sequence_offsets is empty, it must ascend from 0 to the 5 tokens "
               "of the batch, one entry more than there are sequences; set "
               "Context::sequence_offsets");
     const std::vector<Index> wrong{0, 4};
-    EXPECT_NE(message_of([&] {
+    EXPECT_NE(message([&] {
                   draw(per_sequence, 5, 4, {.sequence_offsets = wrong});
               }).find("sequence_offsets does not fit"),
               std::string::npos);

@@ -9,6 +9,7 @@
 
 #include <moe/losses/load_balance.hpp>
 
+#include "routers/three_layers.hpp"
 #include "routers/wrapped.hpp"
 
 namespace {
@@ -33,61 +34,19 @@ Matrix<double> scaled(Matrix<double> z, double target) {
     return z;
 }
 
-/// Layers with a residual from each to the next, and a loss on y and on the routing of all.
+/// Three layers with a residual from each to the next.
 template <class S, class First, class Other>
-struct Network {
-    using Layer1 = decltype(moe::make_layer<S>(moe::Config{}, First{}, moe::TopK{}, moe::Swiglu{}));
-    using Layer2 = decltype(moe::make_layer<S>(moe::Config{}, Other{}, moe::TopK{}, moe::Swiglu{}));
-    template <class Router>
-    static auto make(const Router& router, std::uint64_t seed) {
-        return moe::make_layer<S>(moe::Config{.model_dim = dim, .seed = seed}, router,
-                                  moe::TopK{.k = 2}, moe::Swiglu{.count = experts, .ffn_dim = 3});
-    }
+struct Network
+    : ThreeLayers<S, LayerOfThree<S, First>, LayerOfThree<S, Other>, LayerOfThree<S, Other>> {
     Network(const First& first, const Other& other)
-        : layer1(make(first, 11)), layer2(make(other, 12)), layer3(make(other, 13)) {}
+        : Network::ThreeLayers(layer_of_three<S>(first, experts, 11),
+                               layer_of_three<S>(other, experts, 12),
+                               layer_of_three<S>(other, experts, 13)) {}
 
-    Layer1 layer1;
-    Layer2 layer2, layer3;
-    Matrix<S> x = random_matrix<S>(tokens, dim, 31), dy = random_matrix<S>(tokens, dim, 32);
-    Matrix<S> h1{tokens, dim}, h2{tokens, dim}, y{tokens, dim}, dx{tokens, dim};
-    Layer1 grad1 = moe::zeros_like(layer1);
-    Layer2 grad2 = moe::zeros_like(layer2), grad3 = moe::zeros_like(layer3);
-    Workspace<S> ws1, ws2, ws3;
-    Context context1{}, context2{.previous = &ws1}, context3{.previous = &ws2};
-
-    double loss() {
-        layer1.forward(x, h1, ws1, context1);
-        h1 += x;
-        layer2.forward(h1, h2, ws2, context2);
-        h2 += h1;
-        layer3.forward(h2, y, ws3, context3);
-        return seams::weighted_sum(y, dy) + 0.5 * moe::load_balance_loss(ws1, 0) +
-               0.25 * moe::load_balance_loss(ws2, 0) + moe::load_balance_loss(ws3, 0);
-    }
-    void backward() {
-        loss();
-        moe::load_balance_loss(ws1, 0.5);
-        moe::load_balance_loss(ws2, 0.25);
-        moe::load_balance_loss(ws3, 1);
-        Matrix<S> dh1(tokens, dim), dh2(tokens, dim);
-        layer3.backward(h2, dy, dh2, grad3, ws3, context3);
-        layer2.backward(h1, dh2, dh1, grad2, ws2, context2);
-        dh1 += dh2;
-        layer1.backward(x, dh1, dx, grad1, ws1, context1);
-        dx += dh1;
-    }
     void expect_exact() {
-        backward();
-        const auto checked = seams::options(
-            [same1 = seams::SameChoices(ws1), same2 = seams::SameChoices(ws2),
-             same3 = seams::SameChoices(ws3)] { return same1() && same2() && same3(); });
-        const auto run = [this] { return loss(); };
-        EXPECT_TRUE(moe::testing::check_gradient(run, x, dx, checked));
-        seams::expect_parameter_gradients(run, layer1, grad1, checked);
-        seams::expect_parameter_gradients(run, layer2, grad2, checked);
-        seams::expect_parameter_gradients(run, layer3, grad3, checked);
-        EXPECT_GT(grad2.router().residual().view().norm(), 1e-4);
-        EXPECT_GT(grad3.router().residual().view().norm(), 1e-4);
+        Network::ThreeLayers::expect_exact();
+        EXPECT_GT(this->grad2.router().residual().view().norm(), 1e-4);
+        EXPECT_GT(this->grad3.router().residual().view().norm(), 1e-4);
     }
 };
 template <class S, class First, class Other>
@@ -174,6 +133,7 @@ TEST(GatingResidual, HasExactGradientsWithMaskedExpertsAndPadding) {
         net.grad1 = moe::zeros_like(net.layer1);
         net.grad2 = moe::zeros_like(net.layer2);
         net.grad3 = moe::zeros_like(net.layer3);
+        net.loss();
         net.backward();
         EXPECT_TRUE(net.dx.allFinite());
         for (const double value : seams::values_of<double>(net.grad1))

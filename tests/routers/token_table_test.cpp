@@ -17,15 +17,16 @@
 #include <moe/routers/linear.hpp>
 
 #include "routers/decided.hpp"
+#include "support/message.hpp"
 
 namespace {
 
 using decided::Chosen;
-using decided::message_of;
 using moe::Context;
 using moe::Index;
 using moe::Matrix;
 using moe::Workspace;
+using support::message;
 
 const moe::TokenTable two_of_five{.table = {3, 1, 0, 4, 2, 3, 4, 2}, .slots = 2};
 const std::vector<std::int64_t> ids{2, 0, 3, 3, 1, 2};
@@ -86,7 +87,7 @@ TYPED_TEST(TokenTable, LosesWhatAMaskTakesAway) {
 TEST(TokenTableModule, SaysWhichTokenIsOutsideTheTable) {
     const auto router = decided::build<float>(two_of_five, 5);
     const auto forward = [&](std::vector<std::int64_t> token_ids) {
-        return message_of([&] { decided::logits_of<float>(router, 3, 5, with(token_ids)); });
+        return message([&] { decided::logits_of<float>(router, 3, 5, with(token_ids)); });
     };
     EXPECT_EQ(forward({0, 4, 1}), "moe::TokenTable: token_ids[1] is 4, the table has 4 rows");
     EXPECT_EQ(forward({0, 1, -1}), "moe::TokenTable: token_ids[2] is -1, the table has 4 rows");
@@ -100,7 +101,7 @@ TEST(TokenTableModule, SaysWhichTokenIsOutsideTheTable) {
 
 TEST(TokenTableModule, RefusesTablesThatDoNotFit) {
     const auto build = [](moe::TokenTable recipe) {
-        return message_of([&] { decided::build<float>(recipe, 5); });
+        return message([&] { decided::build<float>(recipe, 5); });
     };
     EXPECT_EQ(build({}),
               "moe::TokenTable: table is empty; give it slots experts for each vocabulary id, e.g. "
@@ -177,15 +178,15 @@ TYPED_TEST(TokenTable, AsAMaskOfALearnedRouterIsDeepSeekV4sHashLayer) {
 TEST(TokenTableModule, RefusesMasksThatDoNotFit) {
     std::vector<std::uint8_t> allowed(29);
     EXPECT_EQ(
-        message_of([&] { two_of_five.allow(with(ids), 5, allowed); }),
+        message([&] { two_of_five.allow(with(ids), 5, allowed); }),
         "moe::TokenTable::allow: allowed has 29 entries, it must have 30: 6 token ids times 5 "
         "experts");
     allowed.resize(24);
-    EXPECT_EQ(message_of([&] { two_of_five.allow(with(ids), 4, allowed); }),
+    EXPECT_EQ(message([&] { two_of_five.allow(with(ids), 4, allowed); }),
               "moe::TokenTable: row 3 of table names expert 4, it must be in [0, 4)");
     const std::vector<std::int64_t> outside{7};
     allowed.resize(5);
-    EXPECT_EQ(message_of([&] { two_of_five.allow(with(outside), 5, allowed); }),
+    EXPECT_EQ(message([&] { two_of_five.allow(with(outside), 5, allowed); }),
               "moe::TokenTable: token_ids[0] is 7, the table has 4 rows");
 }
 
@@ -258,15 +259,15 @@ TEST(BalancedTable, DiffersFromTheMeanByLessThanOneFrequency) {
 
 TEST(BalancedTable, RefusesFrequenciesThatAreNone) {
     const double nan = std::numeric_limits<double>::quiet_NaN();
-    EXPECT_EQ(message_of([] {
+    EXPECT_EQ(message([] {
                   moe::balanced_table(std::vector<double>{1, -2}, 3);
               }),
               "moe::balanced_table: frequencies[1] is -2, it must be finite and >= 0");
-    EXPECT_NE(message_of([&] {
+    EXPECT_NE(message([&] {
                   moe::balanced_table(std::vector<double>{nan}, 3);
               }).find("frequencies[0] is"),
               std::string::npos);
-    EXPECT_EQ(message_of([] { moe::balanced_table(std::vector<double>{1}, 0); }),
+    EXPECT_EQ(message([] { moe::balanced_table(std::vector<double>{1}, 0); }),
               "moe::balanced_table: experts is 0, it must be in [1, 2147483647]");
 }
 

@@ -81,6 +81,26 @@ void expect_parameter_gradients(Loss&& loss, Part& part, const Part& grad,
     EXPECT_GT(checked, 0u);
 }
 
+/// Central differences of sum dy y at the tokens and at every trainable parameter of a layer, its
+/// choices held. Returns the gradient.
+template <class L>
+L expect_exact_layer(L layer, moe::Matrix<double> x, const moe::Context& context = {}) {
+    const auto dy = moe::testing::random_matrix<double>(x.rows(), x.cols(), 2);
+    moe::Matrix<double> y(x.rows(), x.cols()), dx(x.rows(), x.cols());
+    moe::Workspace<double> ws;
+    const auto loss = [&] {
+        layer.forward(x, y, ws, context);
+        return weighted_sum(y, dy);
+    };
+    loss();
+    L grad = moe::zeros_like(layer);
+    layer.backward(x, dy, dx, grad, ws, context);
+    const auto same_choices = options(SameChoices(ws));
+    EXPECT_TRUE(moe::testing::check_gradient(loss, x, dx, same_choices));
+    expect_parameter_gradients(loss, layer, grad, same_choices);
+    return grad;
+}
+
 /// All values of a layer, a gradient or a part of one, in visiting order.
 template <class S, class Part>
 std::vector<S> values_of(const Part& part) {

@@ -23,6 +23,7 @@
 
 #include "seams/check.hpp"
 #include "support/dense_layer.hpp"
+#include "support/message.hpp"
 
 namespace {
 
@@ -179,14 +180,9 @@ TEST(InputWeighted, AGateThatDoesNotSayThatItWeighsInputsThrowsInsteadOfLosingGr
     Matrix<double> y(tokens, dim), dx(tokens, dim);
     layer.forward(x, y, ws);
     auto grad = moe::zeros_like(layer);
-    try {
-        layer.backward(x, dy, dx, grad, ws);
-        ADD_FAILURE();
-    } catch (const std::logic_error& error) {
-        EXPECT_STREQ(error.what(),
-                     "moe: a gate that weighs inputs got 0 gradients for 12 assignments; a gate "
-                     "around it must say weighs_input() as it does");
-    }
+    EXPECT_EQ(support::message<std::logic_error>([&] { layer.backward(x, dy, dx, grad, ws); }),
+              "moe: a gate that weighs inputs got 0 gradients for 12 assignments; a gate "
+              "around it must say weighs_input() as it does");
 }
 
 TEST(InputWeighted, ARowWithANaNShowsItBehindZeroExpertsToo) {

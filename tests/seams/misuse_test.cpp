@@ -15,17 +15,17 @@
 #include <moe/moe.hpp>
 #include <moe/stats/report.hpp>
 
-#include "core/message.hpp"
 #include "seams/check.hpp"
+#include "support/message.hpp"
 
 namespace {
 
-using core_test::message;
 using moe::Context;
 using moe::Index;
 using moe::Matrix;
 using moe::Workspace;
 using moe::testing::random_matrix;
+using support::message;
 
 constexpr Index tokens = 6, dim = 8;
 

@@ -10,6 +10,8 @@
 
 #include <gtest/gtest.h>
 
+#include "support/message.hpp"
+
 namespace {
 
 using moe::Dropped;
@@ -140,14 +142,10 @@ TEST(Report, TakesLoadsMadeByHand) {
     EXPECT_EQ(lines(moe::report(load)).size(), 4u);
     for (const std::size_t size : {1u, 3u}) {
         load.dropped_per_expert.assign(size, 0);
-        try {
-            moe::report(load);
-            ADD_FAILURE();
-        } catch (const std::invalid_argument& error) {
-            EXPECT_EQ(error.what(), "moe::report: dropped_per_expert has " + std::to_string(size) +
-                                        " entries, tokens_per_expert has 2; it must have as many, "
-                                        "or none");
-        }
+        EXPECT_EQ(support::message([&] { moe::report(load); }),
+                  "moe::report: dropped_per_expert has " + std::to_string(size) +
+                      " entries, tokens_per_expert has 2; it must have as many, "
+                      "or none");
     }
 }
 
