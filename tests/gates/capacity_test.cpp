@@ -294,14 +294,9 @@ TEST(Capacity, ExemptsAShareOfTheSequencesAndWantsToKnowThem) {
     const Matrix<double> z = Matrix<double>::Zero(4000, 1);
     auto gate = batch<double>(recipe, 1);
     gate.context = training;
-    try {
-        gate.route(z);
-        ADD_FAILURE();
-    } catch (const std::invalid_argument& error) {
-        EXPECT_STREQ(error.what(),
-                     "moe::Capacity: sequence_offsets is empty, exempt_fraction wants the "
-                     "sequences of a training batch");
-    }
+    EXPECT_EQ(support::message([&] { gate.route(z); }),
+              "moe::Capacity: sequence_offsets is empty, exempt_fraction wants the "
+              "sequences of a training batch");
     gate.context.training = false;
     EXPECT_NO_THROW(gate.route(z));
     training.sequence_offsets = offsets;
