@@ -69,7 +69,7 @@ struct CombineRule {
     /// @param normalizes  normalizes(token, assignments): whether this token is normalised
     template <class S, class Normalizes>
     void weigh(In<S> logits, Routing& routing, const Call<S>& call, Normalizes&& normalizes) const {
-        each_token(logits, routing, call, [&](Index t, Token<S>& token) {
+        each_token(logits, routing, call, call.ws.executor(), [&](Index t, Token<S>& token) {
             evaluate(token, normalizes(t, kept(token)), call.context);
             const Index first = routing.first(t);
             const bool on_input = placement == Placement::input;
@@ -96,9 +96,9 @@ struct CombineRule {
         }
         const auto given = gradients_at<S>(placement, dweights, routing, logits, dlogits);
         const bool to_multipliers = multiplies(call.context) && call.context.gradients != nullptr;
-        auto& scratch = call.ws.template state<WeighScratch<S>>();
-        scratch.dmultipliers.assign(to_multipliers ? routing.num_assignments() : 0, S(0));
-        each_token(logits, routing, call, [&](Index t, Token<S>& token) {
+        SerialExecutor in_order;  // gradients at multipliers are sums over tokens
+        Executor& executor = to_multipliers ? in_order : call.ws.executor();
+        each_token(logits, routing, call, executor, [&](Index t, Token<S>& token) {
             if (token.count == 0) return;
             S* dz = row_data(dlogits, t);
             const Quotient<S> quotient = evaluate(token, normalizes(t, kept(token)), call.context);
@@ -106,8 +106,8 @@ struct CombineRule {
                 for (Index e = 0; e < token.num_logits; ++e)
                     if (!is_masked(token.z[e])) dz[e] = std::numeric_limits<S>::quiet_NaN();
                 for (Index i = 0; i < token.count && to_multipliers; ++i)
-                    scratch.dmultipliers[routing.first(t) + i] =
-                        std::numeric_limits<S>::quiet_NaN();
+                    add_multiplier_gradient(call.context, t, token.expert(i),
+                                            std::numeric_limits<double>::quiet_NaN());
                 return;
             }
             if (quotient.q == 0) return;
@@ -116,14 +116,10 @@ struct CombineRule {
                 token.h[i] = left_out(token, i, call.context) ? S(0) : static_cast<S>(scale) * g[i];
             if (!ones) add_gradient(token, quotient, call.context, dz);
             for (Index i = 0; i < token.count && to_multipliers; ++i)
-                scratch.dmultipliers[routing.first(t) + i] =
-                    token.h[i] * (token.plain[i] / quotient.q);
+                add_multiplier_gradient(
+                    call.context, t, token.expert(i),
+                    static_cast<double>(token.h[i] * (token.plain[i] / quotient.q)));
         });
-        for (Index a = 0; a < scratch.dmultipliers.size(); ++a) {
-            const Assignment& at = routing.assignments()[static_cast<std::size_t>(a)];
-            add_multiplier_gradient(call.context, at.token, at.expert,
-                                    static_cast<double>(scratch.dmultipliers[a]));
-        }
     }
 
     /// Room for tokens with up to `longest` assignments.
@@ -173,12 +169,12 @@ private:
 
     template <class S>
     struct WeighScratch {
-        Buffer<S> values;        // [workers, L + 5 * longest list]
-        Buffer<S> dmultipliers;  // [N] if they are wanted
+        Buffer<S> values;  // [workers, L + 5 * longest list]
     };
 
     template <class S, class F>
-    void each_token(In<S> logits, const Routing& routing, const Call<S>& call, F&& f) const {
+    void each_token(In<S> logits, const Routing& routing, const Call<S>& call, Executor& executor,
+                    F&& f) const {
         const auto assignments = routing.assignments();
         const Index tokens = logits.rows(), n = logits.cols();
         Index longest = 0;
@@ -188,7 +184,6 @@ private:
         const bool any_left_out =
             kept_only || std::any_of(experts.begin(), experts.end(),
                                      [](const ExpertFacts& facts) { return facts.is_null; });
-        Executor& executor = call.ws.executor();
         const Index stride = stride_of(n, longest);
         auto& values = reserve<S>(call.ws, n, longest);
         for_tokens(executor, tokens, 20.0 * static_cast<double>(n), [&](Index t, int worker) {
