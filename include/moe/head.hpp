@@ -201,7 +201,7 @@ public:
         routed->dlogits.assign(routed->dlogits.size(), S(0));
     }
 
-    /// Rooms for `tokens` tokens and `assignments` assignments.
+    /// Rooms for `tokens` tokens and `assignments` assignments, whatever the context of a call.
     void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
         Routed<S>& routed = ws.template state<Routed<S>>();
         routed.num_logits = num_logits_;
@@ -212,6 +212,8 @@ public:
         routed.facts = facts_;
         routed.routing.reserve(tokens, num_experts(), assignments);
         if (ws.keeps()) {
+            routed.raw_logits.matrix(tokens, num_logits_);
+            routed.raw_logits.resize(0);
             routed.dx.matrix(tokens, model_dim_);
             routed.tokens.matrix(tokens, model_dim_);
             detail::reserve_gradient(gate_, ws.child(gate_node));
@@ -236,9 +238,10 @@ public:
         // As Routing::reserve: assignments twice, by expert once; offsets and a cursor.
         bytes += size(assignments, 2 * sizeof(Assignment) + sizeof(std::int32_t) + sizeof(Index)) +
                  size(tokens + experts + std::max(tokens, experts) + 3, sizeof(Index));
-        if (keep != Keep::nothing)  // dx, tokens
-            bytes += size(detail::checked_product(tokens, model_dim_), 2 * sizeof(S)) +
-                     detail::gradient_bytes(router_) + detail::gradient_bytes(gate_);
+        if (keep != Keep::nothing)  // dx and tokens, raw_logits
+            bytes +=
+                size(detail::checked_product(tokens, 2 * model_dim_ + num_logits_), sizeof(S)) +
+                detail::gradient_bytes(router_) + detail::gradient_bytes(gate_);
         if constexpr (requires { router_.workspace_bytes(tokens, assignments, keep, workers); })
             bytes += router_.workspace_bytes(tokens, assignments, keep, workers);
         if constexpr (requires { gate_.workspace_bytes(tokens, assignments, keep, workers); })
@@ -297,7 +300,8 @@ private:
         auto logits = routed.logits.matrix(x.rows(), num_logits_);
         routed.dlogits.assign(logits.size(), S(0));
         hooks::forward<S>(router_, x, logits, {routed.context, ws.child(router_node)});
-        detail::steer<S>(logits, routed.context, has_expert_logits(), routed.raw_logits);
+        detail::steer<S>(logits, routed.context, has_expert_logits(),
+                         ws.keeps() ? &routed.raw_logits : nullptr);
         return routed;
     }
 

@@ -82,7 +82,8 @@ template <class S>
 struct Routed {
     Routing routing;
     Buffer<S> logits, dlogits;  // [T, L]
-    Buffer<S> raw_logits;       // [T, L] without the offset, only if it is in standard deviations
+    Buffer<S> raw_logits;       // [T, L] without the offset, only if backward may follow and the
+                                // offset is in standard deviations
     Index num_logits = 0;
     Context context;                 // views as the caller gave them
     std::vector<ExpertFacts> facts;  // [E] what context.experts views
@@ -190,7 +191,7 @@ public:
     const Context& context() const { return routed().context; }
 
     /// Room for batches of up to `tokens` tokens and `assignments` assignments, so that not even
-    /// the first call allocates there.
+    /// the first call allocates there, whatever its context asks for.
     template <class Layer>
     void reserve(const Layer& layer, Index tokens, Index assignments) {
         layer.reserve(tokens, assignments, *this);
