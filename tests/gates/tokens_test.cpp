@@ -61,12 +61,15 @@ TEST(Tokens, ADialPerSequenceNeedsTheSequences) {
         }
         return std::string("nothing thrown");
     };
-    EXPECT_EQ(message(),
-              "moe::Gate: dial.k_per_sequence has 2 entries, so sequence_offsets must have 3, it "
-              "has 0");
+    EXPECT_EQ(
+        message(),
+        "moe::Gate: dial.k_per_sequence has 2 entries, it wants 1 for each of the 0 sequences "
+        "of sequence_offsets; set Context::sequence_offsets");
     context.sequence_offsets = short_of_tokens;
-    EXPECT_EQ(message(),
-              "moe::Gate: sequence_offsets run from 0 to 4, the batch has tokens 0 to 5");
+    EXPECT_EQ(
+        message(),
+        "moe::Gate: sequence_offsets must ascend from 0 to the 5 tokens of the batch, its last "
+        "entry is 4");
 }
 
 TEST(Tokens, ExtentsThatDisagreeAreNamed) {

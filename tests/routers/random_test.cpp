@@ -360,15 +360,16 @@ TEST(RandomRouterModule, RefusesWhatItCannotUse) {
     EXPECT_NE(build({.training = Scope::token, .inference = Scope::batch, .balanced = true})
                   .find("inference is Scope::batch"),
               std::string::npos);
-    EXPECT_EQ(message_of([] { draw(per_sequence, 5, 4, {}); }),
-              "moe::RandomRouter: sequence_offsets is empty, it must ascend from 0 to the 5 tokens "
-              "of the batch, one entry more than there are sequences; set "
-              "Context::sequence_offsets");
+    EXPECT_EQ(
+        message_of([] { draw(per_sequence, 5, 4, {}); }),
+        "moe::RandomRouter: sequence_offsets must ascend from 0 to the 5 tokens of the batch, "
+        "it is empty; set Context::sequence_offsets to the first row of each sequence and, "
+        "at last, the number of tokens");
     const std::vector<Index> wrong{0, 4};
-    EXPECT_NE(message_of([&] {
-                  draw(per_sequence, 5, 4, {.sequence_offsets = wrong});
-              }).find("sequence_offsets does not fit"),
-              std::string::npos);
+    EXPECT_EQ(
+        message_of([&] { draw(per_sequence, 5, 4, {.sequence_offsets = wrong}); }),
+        "moe::RandomRouter: sequence_offsets must ascend from 0 to the 5 tokens of the batch, "
+        "its last entry is 4");
 }
 
 }  // namespace

@@ -218,12 +218,7 @@ private:
 
     detail::Sequences runs(const Context& context, Index tokens) const {
         if (settings_.scope == ExpertChoice::Scope::batch) return {{}, tokens};
-        if (context.sequence_offsets.empty())
-            detail::fail(
-                name,
-                ": the tokens of a sequence compete, so Context::sequence_offsets must say "
-                "where each begins");
-        return detail::sequences(name, context, tokens);
+        return detail::required_sequences(name, context.sequence_offsets, tokens);
     }
 
     /// [T, E] logits and the noise of this call.

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <limits>
-#include <span>
 
 #include <moe/core/context.hpp>
 #include <moe/core/error.hpp>
@@ -52,16 +51,6 @@ inline void check_per_token(const char* router, const char* field, std::size_t g
     if (static_cast<Index>(given) != tokens)
         fail(router, ": ", field, " has ", given, " entries, the batch has ", tokens,
              tokens == 1 ? " token" : " tokens", "; set Context::", field);
-}
-
-/// @throws std::invalid_argument unless the context says which tokens are a sequence
-inline void check_sequences(const char* router, const Context& context, Index tokens) {
-    const std::span<const Index> offsets = context.sequence_offsets;
-    if (offsets.size() < 2 || offsets.front() != 0 || offsets.back() != tokens)
-        fail(router, ": sequence_offsets ", offsets.size() < 2 ? "is empty" : "does not fit",
-             ", it must ascend from 0 to the ", tokens,
-             " tokens of the batch, one entry more than "
-             "there are sequences; set Context::sequence_offsets");
 }
 
 /// choose(t, row) for every token that is not padding; row [L] holds -inf, choose sets to 0 what

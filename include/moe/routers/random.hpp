@@ -3,13 +3,12 @@
 #define MOE_ROUTERS_RANDOM_HPP
 
 #include <algorithm>
-#include <cstddef>
 #include <cstdint>
-#include <span>
 
 #include <moe/core/concepts.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/random.hpp>
+#include <moe/core/sequences.hpp>
 #include <moe/gates/score.hpp>
 #include <moe/routers/decide.hpp>
 
@@ -101,7 +100,7 @@ public:
         detail::check_router_extents<S>(name, x, logits, num_logits_);
         if (x.rows() == 0) return;
         if (scope(call.context) == Scope::sequence)
-            detail::check_sequences(name, call.context, x.rows());
+            detail::required_sequences(name, call.context.sequence_offsets, x.rows());
         if (settings_.balanced)
             deal(logits, call);
         else
@@ -159,8 +158,8 @@ private:
             case Scope::batch:
                 return 0;
             case Scope::sequence: {
-                const std::span<const Index> offsets = context.sequence_offsets;
-                return *(std::upper_bound(offsets.begin(), offsets.end(), t) - 1);
+                const detail::Sequences sequences{context.sequence_offsets};
+                return sequences.first(sequences.of(t));
             }
             case Scope::token:
                 break;
