@@ -81,8 +81,10 @@ struct Context {
     std::span<const std::int32_t> token_groups{};  ///< [T] group or modality of each token
     std::optional<Index> task{};                   ///< task of the whole batch
     std::span<const std::uint8_t> padding{};       ///< [T] 1: not a token; it goes to no expert
-    std::span<const Index> sequence_offsets{};     ///< [B + 1] first row of each sequence
-    SideVectors side_vectors{};                    ///< [T or B, any] conditioning inputs
+    /// [B + 1] first row of each sequence, then T. Settings that name sequences need it; for what
+    /// has no such setting, a batch without it is one sequence.
+    std::span<const Index> sequence_offsets{};
+    SideVectors side_vectors{};  ///< [T or B, any] conditioning inputs
     /// [T] how much a token matters, any unit: who is served first, or spared from pruning
     std::span<const double> token_importance{};
     /// Samples that a noisy gate uses instead of drawing its own, of the kind that it documents

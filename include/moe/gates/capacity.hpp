@@ -15,6 +15,7 @@
 #include <moe/core/hooks.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/parameters.hpp>
+#include <moe/core/sequences.hpp>
 #include <moe/core/views.hpp>
 #include <moe/gates/capacity_limit.hpp>
 #include <moe/gates/score.hpp>
@@ -32,7 +33,7 @@ struct Capacity {
     /// assignments to experts that can be full; padding and what is dropped already is in neither.
     enum class Scope {
         batch,
-        sequence,  ///< of Context::sequence_offsets; the batch if there are none
+        sequence,  ///< those of a sequence; needs Context::sequence_offsets
         group,     ///< runs of group_size tokens of the batch
     };
     /// Who gets a place; among equals the lower token.
@@ -148,8 +149,9 @@ public:
     }
 
     /// Adds the assignments of every token, dropped ones with their reason.
-    /// @throws std::invalid_argument if Priority::batch_prioritized lacks Context::token_importance
-    ///         where there is not one logit per expert
+    /// @throws std::invalid_argument if Scope::sequence lacks Context::sequence_offsets, or
+    ///         Priority::batch_prioritized Context::token_importance where there is not one logit
+    ///         per expert
     void select(In<S> logits, Routing& routing, const Call<S>& call) const {
         if (settings_.priority == Capacity::Priority::batch_prioritized &&
             call.context.token_importance.empty() && logits.cols() != routing.num_experts())
@@ -230,9 +232,9 @@ private:
 
     template <class F>
     void for_each_scope(const Context& context, Index tokens, F&& f) const {
-        const auto offsets = context.sequence_offsets;
-        if (settings_.scope == Capacity::Scope::sequence && !offsets.empty()) {
-            for (std::size_t b = 0; b + 1 < offsets.size(); ++b) f(offsets[b], offsets[b + 1]);
+        if (settings_.scope == Capacity::Scope::sequence) {
+            const auto runs = detail::required_sequences(name, context.sequence_offsets, tokens);
+            for (Index run = 0; run < runs.count(); ++run) f(runs.first(run), runs.last(run));
         } else {
             const bool whole = settings_.scope != Capacity::Scope::group;
             const Index size = whole ? std::max(tokens, Index(1)) : settings_.group_size;

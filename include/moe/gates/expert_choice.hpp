@@ -44,7 +44,7 @@ struct ExpertChoice {
     /// Which tokens compete.
     enum class Scope {
         batch,
-        sequence,  ///< those of one sequence; needs Context::sequence_offsets
+        sequence,  ///< those of a sequence; needs Context::sequence_offsets
     };
     /// What training adds to the logits, for choice and weight.
     enum class Noise {

@@ -17,8 +17,8 @@ namespace moe::inline MOE_ABI {
 
 /// Which tokens decide together.
 enum class PoolScope {
-    chunk,     ///< so many consecutive tokens of one sequence
-    sequence,  ///< those of a sequence of Context::sequence_offsets
+    chunk,     ///< so many consecutive tokens of one sequence, which may be the whole batch
+    sequence,  ///< those of a sequence; needs Context::sequence_offsets
     batch,     ///< all tokens of the call: one sample
 };
 
