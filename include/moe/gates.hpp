@@ -28,7 +28,7 @@
 ///                                 .priority = Capacity::Priority::batch_prioritized}}, {...}}:
 ///                                 it ranks tokens by noisy scores
 ///     MoE++                       TopK{.k = 2} with Null for its zero expert, Config::input_scale
-///                                 2 and GatingResidual{MlpRouter{}}
+///                                 2 and GatingResidual{MlpRouter{}}; first an MlpRouter{} alone
 ///     hash layers, THOR           TokenTable, HashRouter or RandomRouter with
 ///                                 TopK{.k = 1, .ones = true}
 ///     quantile balancing          TopK{.selection_bias = true, .biases_logits = true} and
