@@ -67,12 +67,11 @@ void for_each_router(F&& f) {
         SCOPED_TRACE(name);
         f(recipe, std::string(name));
     };
-    traced(moe::TokenTable{.table = moe::random_table(37, experts, 2), .slots = 2},
-           "moe::TokenTable");
-    traced(moe::HashRouter{.slots = 2}, "moe::HashRouter");
+    traced(moe::TokenTable{.table = moe::random_table(37, experts, 2), .k = 2}, "moe::TokenTable");
+    traced(moe::HashRouter{.k = 2}, "moe::HashRouter");
     traced(moe::ExternalRouter{}, "moe::ExternalRouter");
     traced(moe::LabelRouter{}, "moe::LabelRouter");
-    traced(moe::RandomRouter{.slots = 2}, "moe::RandomRouter");
+    traced(moe::RandomRouter{.k = 2}, "moe::RandomRouter");
     traced(moe::RandomRouter{.inference = Scope::sequence}, "moe::RandomRouter");
     traced(moe::RandomRouter{.training = Scope::token, .balanced = true}, "moe::RandomRouter");
     traced(moe::BalancedRouter{.k = 2}, "moe::BalancedRouter");

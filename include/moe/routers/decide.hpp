@@ -17,7 +17,7 @@
 /// What routers share that do not look at tokens: ids, labels, chance or the caller decide.
 ///
 /// A router that decides outright gives logit 0 to the experts it chose and -inf to all others, so
-/// that any gate takes just those: TopK{.k = n, .ones = true} with weight 1. Their slots are in
+/// that any gate takes just those: TopK{.k = k, .ones = true} with weight 1. Their slots are in
 /// ascending order of experts, as all logits are equal. The way back ends there: dx is 0.
 
 namespace moe::inline MOE_ABI::detail {
@@ -31,9 +31,9 @@ inline void check_router(const char* router, Index num_logits, const Shape& shap
 }
 
 /// @throws std::invalid_argument unless a token can go to that many experts
-inline void check_slots(const char* router, const char* field, Index slots, Index num_logits) {
-    if (slots < 1 || slots > num_logits)
-        fail(router, ": ", field, " is ", slots, ", it must be in [1, ", num_logits,
+inline void check_k(const char* router, Index k, Index num_logits) {
+    if (k < 1 || k > num_logits)
+        fail(router, ": k is ", k, ", it must be in [1, ", num_logits,
              "], the experts of the layer");
 }
 
@@ -65,9 +65,9 @@ void decide(Out<S> logits, const Call<S>& call, Choose&& choose) {
                });
 }
 
-/// Takes `slots` different experts of n: take(expert) for one after the other.
+/// Takes k different experts of n: take(expert) for one after the other.
 ///
-///     for j = 0 .. slots - 1:  m = n - slots + j,  r = draw(j, m + 1),
+///     for j = 0 .. k - 1:  m = n - k + j,  r = draw(j, m + 1),
 ///                              the expert is r, or m if r is taken already
 ///
 /// With independent draws that are uniform in [0, m] every set is as likely as any other. (m itself
@@ -77,18 +77,18 @@ void decide(Out<S> logits, const Call<S>& call, Choose&& choose) {
 /// @param draw      draw(j, bound) in [0, bound)
 /// @param is_taken  is_taken(expert): whether take(expert) was called
 template <class Draw, class IsTaken, class Take>
-void take_different(Index slots, Index n, Draw&& draw, IsTaken&& is_taken, Take&& take) {
-    for (Index j = 0; j < slots; ++j) {
-        const Index most = n - slots + j, drawn = draw(j, most + 1);
+void take_different(Index k, Index n, Draw&& draw, IsTaken&& is_taken, Take&& take) {
+    for (Index j = 0; j < k; ++j) {
+        const Index most = n - k + j, drawn = draw(j, most + 1);
         take(is_taken(drawn) ? most : drawn);
     }
 }
 
 /// take_different() of the L experts whose logits `row` [L] holds.
 template <class S, class Draw>
-void choose_different(Index slots, Index num_logits, S* row, Draw&& draw) {
+void choose_different(Index k, Index num_logits, S* row, Draw&& draw) {
     take_different(
-        slots, num_logits, draw, [row](Index e) { return row[e] == S(0); },
+        k, num_logits, draw, [row](Index e) { return row[e] == S(0); },
         [row](Index e) { row[e] = S(0); });
 }
 

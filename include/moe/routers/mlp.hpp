@@ -19,7 +19,8 @@
 
 namespace moe::inline MOE_ABI {
 
-/// Nonlinearity between the two products of an MlpRouter; tanh, or as those of experts.
+/// Nonlinearity between the two products of an MlpRouter. tanh is a matter of routers, for which
+/// experts have no kernel; the others are those of Activation.
 enum class RouterActivation { tanh, relu, gelu, silu };
 
 namespace detail {
