@@ -2,6 +2,7 @@
 #ifndef MOE_CORE_WORKSPACE_HPP
 #define MOE_CORE_WORKSPACE_HPP
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -234,6 +235,9 @@ private:
 };
 
 namespace detail {
+
+/// Children of the node that a head or a layer works in.
+inline constexpr std::size_t router_node = 0, gate_node = 1, bank_node = 2;
 
 /// What backward throws where forward has not left what it needs.
 template <class S>

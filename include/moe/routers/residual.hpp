@@ -153,14 +153,16 @@ private:
     };
     static constexpr const char* who = "moe::GatingResidual";
     static constexpr S masked = -std::numeric_limits<S>::infinity();
-    static constexpr std::size_t residual_node = 1;  // after the inner router's
+    static constexpr std::size_t residual_node = Base::inner_node + 1;
 
     bool hears() const { return place_ == ResidualPlace::later; }
     bool is_scaled() const { return target_std_ > 0; }
 
     /// What the layer before has left unscaled, or null.
     static detail::UnscaledLogits<S>* unscaled(const Call<S>& call) {
-        return call.previous().child(0).template find<detail::UnscaledLogits<S>>();
+        return call.previous()
+            .child(detail::router_node)
+            .template find<detail::UnscaledLogits<S>>();
     }
 
     /// r, masked logits as 0.
