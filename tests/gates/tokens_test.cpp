@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -75,13 +76,17 @@ TEST(Tokens, ADialPerSequenceNeedsTheSequences) {
 TEST(Tokens, ExtentsThatDisagreeAreNamed) {
     moe::Routing routing;
     routing.reset(4, 8);
-    EXPECT_NO_THROW(moe::detail::check_gate_extents("moe::Gate", 4, 8, routing, 8));
-    EXPECT_THROW(moe::detail::check_gate_extents("moe::Gate", 5, 8, routing, 8),
+    EXPECT_NO_THROW(moe::detail::check_gate_extents("moe::Gate", 4, 8, routing, 8, {}));
+    EXPECT_THROW(moe::detail::check_gate_extents("moe::Gate", 5, 8, routing, 8, {}),
                  std::invalid_argument);
-    EXPECT_THROW(moe::detail::check_gate_extents("moe::Gate", 4, 7, routing, 8),
+    EXPECT_THROW(moe::detail::check_gate_extents("moe::Gate", 4, 7, routing, 8, {}),
                  std::invalid_argument);
-    EXPECT_THROW(moe::detail::check_gate_extents("moe::Gate", 4, 7, routing, 7),
+    EXPECT_THROW(moe::detail::check_gate_extents("moe::Gate", 4, 7, routing, 7, {}),
                  std::invalid_argument);
+    const std::array<std::uint8_t, 3> padding{};
+    EXPECT_THROW(
+        moe::detail::check_gate_extents("moe::Gate", 4, 8, routing, 8, {.padding = padding}),
+        std::invalid_argument);
 }
 
 TEST(Tokens, TheMostExpertsOfATokenAreAllOrAsManyAsSaid) {

@@ -223,26 +223,35 @@ inline void check_bank_context(const Context& c, Index tokens, Index experts) {
                   c.gradients->gate_multiplier_per_sequence.size(), experts);
 }
 
+/// What gates are run with, but for the dial's k and p, which they check themselves. A layer's gate
+/// gets nothing else; one that is called by hand checks it before it looks anything up.
+inline void check_gate_context(const Context& c, Index tokens, Index experts) {
+    check_bank_context(c, tokens, experts);
+    const auto each_sequence = [&c](const char* field, std::size_t given, Index each) {
+        check_per_sequence("moe::Context", c.sequence_offsets, field, given, each);
+    };
+    check_extent("token_importance", c.token_importance.size(), tokens, "one per token");
+    check_mask("forced", c.forced.size(), tokens, experts);
+    each_sequence("dial.allowed_per_sequence", c.dial.allowed_per_sequence.size(), experts);
+    each_sequence("dial.forced_per_sequence", c.dial.forced_per_sequence.size(), experts);
+}
+
 /// All of it.
 /// @param per_expert  whether the logits are the experts' own
 inline void check_context(const Context& c, Index tokens, Index experts, Index logits,
                           bool per_expert) {
-    check_bank_context(c, tokens, experts);
+    check_gate_context(c, tokens, experts);
     const auto each_sequence = [&c](const char* field, std::size_t given, Index each) {
         check_per_sequence("moe::Context", c.sequence_offsets, field, given, each);
     };
     check_extent("token_ids", c.token_ids.size(), tokens, "one per token");
     check_extent("token_groups", c.token_groups.size(), tokens, "one per token");
-    check_extent("token_importance", c.token_importance.size(), tokens, "one per token");
-    check_mask("forced", c.forced.size(), tokens, experts);
     if (c.forces() && !per_expert)
         fail("moe::Context: forced wants a gate with one logit per expert, this layer's has ",
              logits, " logits for ", experts, " experts");
     check_extent("logit_offset", c.logit_offset.size(), logits, "one per logit");
     each_sequence("dial.k_per_sequence", c.dial.k_per_sequence.size(), 1);
     each_sequence("dial.p_per_sequence", c.dial.p_per_sequence.size(), 1);
-    each_sequence("dial.allowed_per_sequence", c.dial.allowed_per_sequence.size(), experts);
-    each_sequence("dial.forced_per_sequence", c.dial.forced_per_sequence.size(), experts);
     each_sequence("dial.logit_offset_per_sequence", c.dial.logit_offset_per_sequence.size(),
                   logits);
     if (c.gradients == nullptr) return;

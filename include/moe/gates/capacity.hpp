@@ -153,6 +153,7 @@ public:
     ///         Priority::batch_prioritized Context::token_importance where there is not one logit
     ///         per expert
     void select(In<S> logits, Routing& routing, const Call<S>& call) const {
+        detail::check_gate_context(call.context, logits.rows(), num_experts_);
         if (settings_.priority == Capacity::Priority::batch_prioritized &&
             call.context.token_importance.empty() && logits.cols() != routing.num_experts())
             detail::fail(name,

@@ -129,7 +129,8 @@ public:
     }
 
     void weigh(In<S> logits, Routing& routing, const Call<S>& call) const {
-        detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts());
+        detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts(),
+                                   call.context);
         const auto z = with_noise(logits, call);
         if (over_tokens())
             detail::ShareRule{}.weigh<S>(z, routing, runs(call.context, z.rows()), call);
@@ -139,7 +140,8 @@ public:
 
     void backward(In<S> logits, const Routing& routing, const WeightGradients<S>& dweights,
                   Out<S> dlogits, ExpertChoiceModule&, const Call<S>& call) const {
-        detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts());
+        detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts(),
+                                   call.context);
         const auto z = with_noise(logits, call);
         if (over_tokens())
             detail::ShareRule{}.backward<S>(z, routing, dweights, dlogits,

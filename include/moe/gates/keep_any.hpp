@@ -292,6 +292,7 @@ private:
     /// [T, E] the logits of experts. The layer masks them only where there are no others.
     Eigen::Ref<const Matrix<S>> of_experts(In<S> logits, const Call<S>& call) const {
         if (!call.context.restricts()) return logits.leftCols(num_experts_);
+        detail::check_gate_context(call.context, logits.rows(), num_experts_);
         auto z = call.ws.template state<State>().experts.matrix(logits.rows(), num_experts_);
         for (Index t = 0; t < logits.rows(); ++t)
             for (Index e = 0; e < num_experts_; ++e)

@@ -55,6 +55,7 @@ public:
     bool is_causal() const { return protected_fraction_ == 0 && hooks::is_causal(this->inner); }
 
     void select(In<S> logits, Routing& routing, const Call<S>& call) const {
+        detail::check_gate_context(call.context, logits.rows(), routing.num_experts());
         hooks::select<S>(this->inner, logits, routing, call);
         routing.group();
         hooks::weigh<S>(this->inner, logits, routing, call);

@@ -95,14 +95,16 @@ inline Index checked_most(const char* gate, Index max_experts, Index least, Inde
     return max_experts;
 }
 
-/// @throws std::invalid_argument unless a batch has one row per token and one logit per expert
+/// @throws std::invalid_argument unless a batch has one row per token and one logit per expert, and
+///         the context is about it
 inline void check_gate_extents(const char* gate, Index rows, Index columns, const Routing& routing,
-                               Index num_experts) {
+                               Index num_experts, const Context& context) {
     if (rows != routing.num_tokens() || columns != num_experts ||
         routing.num_experts() != num_experts)
         fail(gate, ": logits is [", rows, ", ", columns, "], the routing is for ",
              routing.num_tokens(), " tokens and ", routing.num_experts(),
              " experts, the gate was built for ", num_experts, " experts");
+    check_gate_context(context, rows, num_experts);
 }
 
 }  // namespace detail

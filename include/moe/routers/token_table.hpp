@@ -102,6 +102,7 @@ struct TokenTable {
     void check_ids(const Context& context, Index tokens) const {
         const std::span<const std::int64_t> ids = context.token_ids;
         detail::check_per_token(name, "token_ids", ids.size(), tokens);
+        detail::check_extent("padding", context.padding.size(), tokens, "one per token");
         for (Index t = 0; t < tokens; ++t) {
             const std::int64_t id = ids[static_cast<std::size_t>(t)];
             if ((id < 0 || id >= vocabulary()) && !context.is_padding(t))
