@@ -185,6 +185,13 @@ TEST(TokenTableModule, RefusesMasksThatDoNotFit) {
               "moe::TokenTable: row 3 of table names expert 4, it must be in [0, 4)");
     const std::vector<std::int64_t> outside{7};
     allowed.resize(5);
+    const std::vector<std::uint8_t> short_padding(2);
+    Context padded = with(ids);
+    padded.padding = short_padding;
+    allowed.resize(30);
+    EXPECT_EQ(message_of([&] { two_of_five.allow(padded, 5, allowed); }),
+              "moe::Context: padding has 2 entries, one per token wants 6");
+    allowed.resize(5);
     EXPECT_EQ(message_of([&] { two_of_five.allow(with(outside), 5, allowed); }),
               "moe::TokenTable: token_ids[0] is 7, the table has 4 rows");
 }
