@@ -70,7 +70,7 @@ public:
     void apply(const X& x, Y&& y, Workspace<S>& ws, const Context& context) const {
         const KeepNothing guard(ws);
         bank_.apply(detail::readable<S>(x), ws.routing(), detail::writable<S>(std::forward<Y>(y)),
-                    ws.child(detail::bank_node), context);
+                    ws.child(bank_node), context);
     }
     template <class X, class Y>
     void apply(const X& x, Y&& y, Workspace<S>& ws) const {
@@ -80,10 +80,12 @@ public:
     void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
         const KeepNothing guard(ws);
         head_.reserve(tokens, assignments, ws);
-        bank_.reserve(tokens, assignments, ws.child(detail::bank_node));
+        bank_.reserve(tokens, assignments, ws.child(bank_node));
     }
 
 private:
+    static constexpr std::size_t bank_node = 2;  // as in Layer
+
     class KeepNothing {
     public:
         explicit KeepNothing(Workspace<S>& ws) : ws_(ws), before_(ws.keep()) {
