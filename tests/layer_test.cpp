@@ -17,8 +17,8 @@
 
 #include "seams/check.hpp"
 #include "support/message.hpp"
-#include "support/users_parts.hpp"
 #include "support/narrow_weights.hpp"
+#include "support/users_parts.hpp"
 
 namespace {
 
@@ -412,7 +412,8 @@ TEST_F(Errors, NameTheFieldOfTheContext) {
     EXPECT_EQ(with({.gate_multiplier = numbers}),
               "moe::Context: gate_multiplier has 3 entries, one per expert wants 4");
     EXPECT_EQ(with({.sequence_offsets = offsets}),
-              "moe::Context: sequence_offsets must ascend from 0 to the 5 tokens of the batch");
+              "moe::Context: sequence_offsets must ascend from 0 to the 5 tokens of the batch, its "
+              "last entry is 4");
 }
 
 // ---- parameters ---------------------------------------------------------------------------------

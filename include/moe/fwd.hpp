@@ -134,6 +134,7 @@ struct PreGated;
 template <class S>
 class RandomRouterModule;
 struct RandomRouter;
+enum class ResidualPlace;
 template <class S, class Inner>
 class GatingResidualModule;
 template <class Inner>

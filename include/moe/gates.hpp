@@ -39,7 +39,7 @@
 ///                                 .priority = Capacity::Priority::batch_prioritized}}, {...}}:
 ///                                 it ranks tokens by noisy scores
 ///     MoE++                       TopK{.k = 2} with Null for its zero expert, Config::input_scale
-///                                 2 and GatingResidual{MlpRouter{}}
+///                                 2 and GatingResidual{MlpRouter{}}; first an MlpRouter{} alone
 ///     SMoRA                       TopK{.k = 8, .score = Score::sigmoid, .scale = 8,
 ///                                      .selection_bias = true, .weighs_bias = true}
 ///     hash layers, THOR           TokenTable, HashRouter or RandomRouter with

@@ -121,7 +121,8 @@ public:
     void route(In<S> x, Workspace<S>& ws, const Context& context = {}) const {
         Routed<S>& routed = score(x, ws, context);
         routed.routing.reset(x.rows(), num_experts());
-        hooks::select<S>(gate_, ws.logits(), routed.routing, {routed.context, ws.child(gate_node)});
+        hooks::select<S>(gate_, ws.logits(), routed.routing,
+                         {routed.context, ws.child(detail::gate_node)});
         weigh(x, routed, ws);
     }
 
@@ -177,8 +178,8 @@ public:
         take(context, *routed);  // its gradients may be others than those that forward saw
         const auto logits = ws.logits();
         auto dlogits = ws.dlogits();
-        Workspace<S>& of_router = ws.child(router_node);
-        Workspace<S>& of_gate = ws.child(gate_node);
+        Workspace<S>& of_router = ws.child(detail::router_node);
+        Workspace<S>& of_gate = ws.child(detail::gate_node);
         detail::lend_gradient(gate_, grad.gate_, of_gate, [&](GateModule& gate_grad) {
             hooks::backward<S>(gate_, logits, routed->routing, dweights, dlogits, gate_grad,
                                {routed->context, of_gate});
@@ -201,7 +202,7 @@ public:
         routed->dlogits.assign(routed->dlogits.size(), S(0));
     }
 
-    /// Rooms for `tokens` tokens and `assignments` assignments.
+    /// Rooms for `tokens` tokens and `assignments` assignments, whatever the context of a call.
     void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
         Routed<S>& routed = ws.template state<Routed<S>>();
         routed.num_logits = num_logits_;
@@ -212,13 +213,15 @@ public:
         routed.facts = facts_;
         routed.routing.reserve(tokens, num_experts(), assignments);
         if (ws.keeps()) {
+            routed.raw_logits.matrix(tokens, num_logits_);
+            routed.raw_logits.resize(0);
             routed.dx.matrix(tokens, model_dim_);
             routed.tokens.matrix(tokens, model_dim_);
-            detail::reserve_gradient(gate_, ws.child(gate_node));
-            detail::reserve_gradient(router_, ws.child(router_node));
+            detail::reserve_gradient(gate_, ws.child(detail::gate_node));
+            detail::reserve_gradient(router_, ws.child(detail::router_node));
         }
-        Workspace<S>& of_router = ws.child(router_node);
-        Workspace<S>& of_gate = ws.child(gate_node);
+        Workspace<S>& of_router = ws.child(detail::router_node);
+        Workspace<S>& of_gate = ws.child(detail::gate_node);
         if constexpr (requires { router_.reserve(tokens, assignments, of_router); })
             router_.reserve(tokens, assignments, of_router);
         if constexpr (requires { gate_.reserve(tokens, assignments, of_gate); })
@@ -236,9 +239,10 @@ public:
         // As Routing::reserve: assignments twice, by expert once; offsets and a cursor.
         bytes += size(assignments, 2 * sizeof(Assignment) + sizeof(std::int32_t) + sizeof(Index)) +
                  size(tokens + experts + std::max(tokens, experts) + 3, sizeof(Index));
-        if (keep != Keep::nothing)  // dx, tokens
-            bytes += size(detail::checked_product(tokens, model_dim_), 2 * sizeof(S)) +
-                     detail::gradient_bytes(router_) + detail::gradient_bytes(gate_);
+        if (keep != Keep::nothing)  // dx and tokens, raw_logits
+            bytes +=
+                size(detail::checked_product(tokens, 2 * model_dim_ + num_logits_), sizeof(S)) +
+                detail::gradient_bytes(router_) + detail::gradient_bytes(gate_);
         if constexpr (requires { router_.workspace_bytes(tokens, assignments, keep, workers); })
             bytes += router_.workspace_bytes(tokens, assignments, keep, workers);
         if constexpr (requires { gate_.workspace_bytes(tokens, assignments, keep, workers); })
@@ -263,8 +267,6 @@ public:
     }
 
 private:
-    static constexpr std::size_t router_node = 0, gate_node = 1;
-
     /// The parts are made; they must fit the layer.
     void adopt(const Shape& shape) {
         model_dim_ = shape.model_dim;
@@ -297,8 +299,9 @@ private:
         routed.other_logits = num_logits_ - hooks::expert_logits(gate_, num_experts());
         auto logits = routed.logits.matrix(x.rows(), num_logits_);
         routed.dlogits.assign(logits.size(), S(0));
-        hooks::forward<S>(router_, x, logits, {routed.context, ws.child(router_node)});
-        detail::steer<S>(logits, routed.context, has_expert_logits(), routed.raw_logits);
+        hooks::forward<S>(router_, x, logits, {routed.context, ws.child(detail::router_node)});
+        detail::steer<S>(logits, routed.context, has_expert_logits(),
+                         ws.keeps() ? &routed.raw_logits : nullptr);
         return routed;
     }
 
@@ -339,7 +342,7 @@ private:
                 return context.is_padding(a.token) || !context.is_allowed(a.token, a.expert);
             });
         routed.routing.group();
-        hooks::weigh<S>(gate_, ws.logits(), routed.routing, {context, ws.child(gate_node)});
+        hooks::weigh<S>(gate_, ws.logits(), routed.routing, {context, ws.child(detail::gate_node)});
         routed.routing.group();
         routed.fingerprint = ws.keeps() ? fingerprint(x, context) : 0;
     }

@@ -144,7 +144,7 @@ public:
     template <class X, class Y>
     void apply(const X& x, Y&& y, Workspace<S>& ws, const Context& context) const {
         bank_.apply(detail::readable<S>(x), ws.routing(), detail::writable<S>(std::forward<Y>(y)),
-                    ws.child(bank_node), context);
+                    ws.child(detail::bank_node), context);
     }
     template <class X, class Y>
     void apply(const X& x, Y&& y, Workspace<S>& ws) const {
@@ -165,7 +165,7 @@ public:
                              detail::writable<S>(std::forward<DX>(dx)),
                              scratch.output.resize(count),
                              scratch.input.resize(head_.weighs_input() ? count : 0), grad.bank_,
-                             ws.child(bank_node), context);
+                             ws.child(detail::bank_node), context);
     }
 
     /// Adds the router's share to dx; consumes ws.dlogits().
@@ -185,7 +185,7 @@ public:
     /// Rooms for `tokens` tokens and `assignments` assignments; see Workspace::reserve.
     void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
         head_.reserve(tokens, assignments, ws);
-        bank_.reserve(tokens, assignments, ws.child(bank_node));
+        bank_.reserve(tokens, assignments, ws.child(detail::bank_node));
         if (!ws.keeps()) return;
         ws.template state<Layer>();  // for no_gradient
         WeightScratch& scratch = ws.template state<WeightScratch>();
@@ -204,8 +204,6 @@ public:
     }
 
 private:
-    static constexpr std::size_t bank_node = 2;  // the head works in ws itself: 0 and 1
-
     struct WeightScratch {
         Buffer<S> output, input;
     };

@@ -91,13 +91,20 @@ TEST(Context, AnEmptyBatchRefusesEntriesForTokens) {
 }
 
 TEST(Context, SequencesAscendFromZeroToTheTokens) {
-    const auto text =
-        "moe::Context: sequence_offsets must ascend from 0 to the 4 tokens of the batch";
+    const std::string must =
+        "moe::Context: sequence_offsets must ascend from 0 to the 4 tokens of the batch, ";
     using Offsets = std::vector<Index>;
-    for (const Offsets& wrong :
-         {Offsets{0}, Offsets{4}, Offsets{0, 3}, Offsets{1, 4}, Offsets{0, 5}, Offsets{0, 3, 2, 4},
-          Offsets{0, 5, 4}, Offsets{0, -1, 4}})
-        EXPECT_EQ(refusal({.sequence_offsets = wrong}), text) << wrong.size();
+    const auto refused = [&](const Offsets& wrong, const char* why) {
+        EXPECT_EQ(refusal({.sequence_offsets = wrong}), must + why);
+    };
+    refused({0}, "its last entry is 0");
+    refused({4}, "its first entry is 4");
+    refused({0, 3}, "its last entry is 3");
+    refused({1, 4}, "its first entry is 1");
+    refused({0, 5}, "its last entry is 5");
+    refused({0, 3, 2, 4}, "its entry 2 is 2 after 3");
+    refused({0, 5, 4}, "its entry 2 is 4 after 5");
+    refused({0, -1, 4}, "its entry 1 is -1 after 0");
     for (const Offsets& right : {Offsets{0, 4}, Offsets{0, 0, 4}, Offsets{0, 2, 2, 4, 4}})
         EXPECT_NO_THROW(moe::detail::check_context({.sequence_offsets = right}, 4, 3, 5, false));
     const Offsets none{0};
@@ -109,7 +116,7 @@ TEST(Context, DialsPerSequenceNeedSequences) {
     const std::vector<double> p{0.5};
     EXPECT_EQ(refusal({.dial = {.k_per_sequence = k}}),
               "moe::Context: dial.k_per_sequence has 2 entries, it wants 1 for each of the 0 "
-              "sequences of sequence_offsets; set sequence_offsets");
+              "sequences of sequence_offsets; set Context::sequence_offsets");
     EXPECT_EQ(refusal({.sequence_offsets = sequences, .dial = {.k_per_sequence = k}}),
               "moe::Context: dial.k_per_sequence has 2 entries, it wants 1 for each of the 3 "
               "sequences of sequence_offsets");

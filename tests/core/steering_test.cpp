@@ -127,7 +127,7 @@ TEST(Steering, EqualLogitsHaveNoSpreadAndFiniteGradients) {
     moe::Buffer<double> raw;
     moe::View<double> logits(z.data(), 1, 4, Eigen::OuterStride<>(4));
     moe::View<double> dlogits(dz.data(), 1, 4, Eigen::OuterStride<>(4));
-    moe::detail::steer<double>(logits, context, true, raw);
+    moe::detail::steer<double>(logits, context, true, &raw);
     EXPECT_TRUE((z.array() == 2).all());
     moe::detail::steer_backward<double>(dlogits, logits, context, true, raw);
     EXPECT_TRUE((dz.array() == 1).all());

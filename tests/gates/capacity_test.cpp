@@ -294,9 +294,7 @@ TEST(Capacity, ExemptsAShareOfTheSequencesAndWantsToKnowThem) {
     const Matrix<double> z = Matrix<double>::Zero(4000, 1);
     auto gate = batch<double>(recipe, 1);
     gate.context = training;
-    EXPECT_EQ(support::message([&] { gate.route(z); }),
-              "moe::Capacity: sequence_offsets is empty, exempt_fraction wants the "
-              "sequences of a training batch");
+    EXPECT_NE(support::message([&] { gate.route(z); }).find("sequence_offsets"), std::string::npos);
     gate.context.training = false;
     EXPECT_NO_THROW(gate.route(z));
     training.sequence_offsets = offsets;
@@ -344,13 +342,26 @@ TEST(Capacity, OfAScopeIsThatOfTheScopeAlone) {
             }
 }
 
-TEST(Capacity, OfSequencesIsThatOfTheBatchIfThereAreNone) {
+TEST(Capacity, OfSequencesNeedsThem) {
     const Matrix<double> z = random_matrix<double>(30, 4, 6, 2);
-    const Capacity batchwise{.limit = places(3)};
-    Capacity by_sequence = batchwise;
-    by_sequence.scope = Scope::sequence;
-    EXPECT_EQ(routed(WithCapacity{TopK{.k = 2}, by_sequence}, z, 4, {}),
-              routed(WithCapacity{TopK{.k = 2}, batchwise}, z, 4, {}));
+    const auto route = [&z](const CapacityLimit& limit, const moe::Context& context) {
+        return routed(
+            WithCapacity{TopK{.k = 2}, Capacity{.limit = limit, .scope = Scope::sequence}}, z, 4,
+            context);
+    };
+    const auto said = [&](const std::vector<Index>& offsets) {
+        return support::message([&] { route(places(3), {.sequence_offsets = offsets}); });
+    };
+    const std::string must =
+        ": sequence_offsets must ascend from 0 to the 30 tokens of the batch, ";
+    EXPECT_EQ(said({}), "moe::Capacity" + must +
+                            "it is empty; set Context::sequence_offsets to the first row of each "
+                            "sequence and, at last, the number of tokens");
+    EXPECT_EQ(said({0, 31}), "moe::Context" + must + "its last entry is 31");
+    const std::vector<Index> one{0, 30};
+    EXPECT_EQ(route(places(3), {.sequence_offsets = one}),
+              routed(WithCapacity{TopK{.k = 2}, Capacity{.limit = places(3)}}, z, 4, {}));
+    EXPECT_EQ(route(CapacityLimit::none(), {}).num_kept(), 60) << "nothing is counted";
 }
 
 /// Gives everybody expert 0, whatever the logits say.
@@ -958,7 +969,9 @@ TEST(Capacity, OfNoTokensAndOfOneExpert) {
                                                              .priority = priority,
                                                              .overflow = Overflow::next_choice}};
             gates_test::expect_no_tokens_route<double>(recipe, 3, 3, {});
-            const Routing one = routed(recipe, Matrix<double>(Matrix<double>::Zero(3, 1)), 1, {});
+            const std::vector<Index> offsets{0, 3};
+            const Routing one = routed(recipe, Matrix<double>(Matrix<double>::Zero(3, 1)), 1,
+                                       {.sequence_offsets = offsets});
             EXPECT_EQ(one.num_kept(), 3);
         }
     const WithCapacity none{TopK{.k = 1}, Capacity{.limit = places(0)}};

@@ -2,6 +2,7 @@
 // What a call may turn at a gate, every gate does or a layer refuses.
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -162,6 +163,78 @@ TEST(DialOfEveryGate, MultipliersOfScoresAreInTheWeightsOrRefused) {
         }
         EXPECT_GT(changed, 0) << name;
     });
+}
+
+/// A gate in a layer gets a context that the layer has checked. Called by hand, it checks what it
+/// would look up, before it reads past an end.
+TEST(ContextOfEveryGate, IsCheckedInACallByHandToo) {
+    const std::vector<Index> right{0, 10, 24}, late{1, 10, 24}, early{0, 10, 20},
+        falling{0, 30, 24};
+    const std::vector<std::uint8_t> masks(2 * experts, 1), few_masks(experts, 1), padding(3);
+    const std::vector<double> factors(2 * experts, 1), few_factors(experts, 1), importance(3, 1);
+    std::vector<Context> wrong;
+    for (const auto* offsets : {&late, &early, &falling}) {
+        wrong.push_back({.sequence_offsets = *offsets});
+        wrong.back().dial.allowed_per_sequence = masks;
+        wrong.back().dial.forced_per_sequence = masks;
+        wrong.back().dial.gate_multiplier_per_sequence = factors;
+    }
+    wrong.emplace_back().dial.allowed_per_sequence = masks;  // no sequences
+    wrong.emplace_back().dial.forced_per_sequence = masks;
+    wrong.emplace_back().dial.gate_multiplier_per_sequence = factors;
+    for (int field = 0; field < 3; ++field) {  // of too few sequences
+        Context& context = wrong.emplace_back(Context{.sequence_offsets = right});
+        if (field == 0) context.dial.allowed_per_sequence = few_masks;
+        if (field == 1) context.dial.forced_per_sequence = few_masks;
+        if (field == 2) context.dial.gate_multiplier_per_sequence = few_factors;
+    }
+    wrong.push_back({.padding = padding});
+    wrong.push_back({.token_importance = importance});
+    wrong.push_back({.allowed = padding});
+    wrong.push_back({.forced = padding});
+    for_each_gate([&](const char* name, const auto& recipe) {
+        const auto layer = make(recipe);
+        const auto& gate = layer.gate();
+        auto grad = gate;
+        Matrix<double> z =
+            moe::testing::random_matrix<double>(tokens, layer.head().num_logits(), 3, 2);
+        Matrix<double> dz = Matrix<double>::Zero(z.rows(), z.cols());
+        for (std::size_t i = 0; i < wrong.size(); ++i) {
+            SCOPED_TRACE(std::string(name) + ", context " + std::to_string(i));
+            Context& context = wrong[i];
+            moe::Workspace<double> ws, by_hand;
+            context.experts = layer.head().facts();
+            EXPECT_THROW(layer.head().route(Matrix<double>(tokens, 4), ws, context),
+                         std::invalid_argument);
+            const moe::Call<double> call{context, by_hand};
+            moe::Routing routing;
+            routing.reset(tokens, experts);
+            EXPECT_THROW(moe::hooks::select<double>(gate, z, routing, call), std::invalid_argument);
+            routing.reset(tokens, experts);
+            routing.group();
+            EXPECT_THROW(moe::hooks::weigh<double>(gate, z, routing, call), std::invalid_argument);
+            EXPECT_THROW(moe::hooks::backward<double>(gate, z, routing, {{}, {}}, dz, grad, call),
+                         std::invalid_argument);
+        }
+    });
+}
+
+TEST(ContextOfABank, IsCheckedInACallByHandToo) {
+    const auto layer = make(moe::TopK{.k = 2});
+    const Matrix<double> x = moe::testing::random_matrix<double>(tokens, 4, 2, 3);
+    Matrix<double> y(tokens, 4);
+    moe::Workspace<double> ws, other;
+    layer.route(x, ws);
+    const std::vector<double> factors(2 * experts, 1);
+    const std::vector<Index> late{1, 10, 24}, early{0, 10, 20}, falling{0, 30, 24};
+    const auto apply = [&](const std::vector<Index>& offsets) {
+        Context context{.sequence_offsets = offsets};
+        context.dial.gate_multiplier_per_sequence = factors;
+        layer.bank().apply(x, ws.routing(), y, other, context);
+    };
+    for (const auto& offsets : {late, early, falling, {}})
+        EXPECT_THROW(apply(offsets), std::invalid_argument);
+    EXPECT_NO_THROW(apply({0, 10, 24}));
 }
 
 }  // namespace

@@ -673,8 +673,8 @@ std::vector<Case> cases() {
     table.add(
         "hash_function", "formula: python, ",
         "hash layers without a table: splitmix64 of the vocabulary id",
-        [](const Tensors& t) { check_table<double>(t, moe::HashRouter{.slots = 3, .seed = 5}); },
-        [](const Tensors& t) { check_table<float>(t, moe::HashRouter{.slots = 3, .seed = 5}); });
+        [](const Tensors& t) { check_table<double>(t, moe::HashRouter{.k = 3, .seed = 5}); },
+        [](const Tensors& t) { check_table<float>(t, moe::HashRouter{.k = 3, .seed = 5}); });
     table.add(
         "moe_plus_plus_routers", formula,
         "MoE++: two layers of tanh routers, the second hears the first, scaled logits",

@@ -265,11 +265,11 @@ TEST(SequenceBudgetDial, IsChecked) {
     tokens.context.dial.k_per_sequence = k;
     EXPECT_EQ(
         message([&] { tokens.select(z); }),
-        "moe::SequenceBudget: dial.k_per_sequence has 2 entries, so sequence_offsets must have "
-        "3, it has 0");
+        "moe::SequenceBudget: dial.k_per_sequence has 2 entries, it wants 1 for each of the 0 "
+        "sequences of sequence_offsets; set Context::sequence_offsets");
     const std::array<Index, 3> offsets{0, 2, 4}, wrong{0, 2, 5};
     tokens.context.sequence_offsets = wrong;
-    EXPECT_NE(message([&] { tokens.select(z); }).find("run from 0 to 5"), std::string::npos);
+    EXPECT_NE(message([&] { tokens.select(z); }).find("its last entry is 5"), std::string::npos);
     tokens.context.sequence_offsets = offsets;
     tokens.route(z);
     EXPECT_EQ(tokens.routing.num_assignments(), 8);

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -42,24 +43,31 @@ TEST(Tokens, ADialPerSequenceNeedsTheSequences) {
             moe::detail::dialled<Index>("moe::Gate", "dial.k_per_sequence", 7, k, context, 5);
         });
     };
-    EXPECT_EQ(message(),
-              "moe::Gate: dial.k_per_sequence has 2 entries, so sequence_offsets must have 3, it "
-              "has 0");
+    EXPECT_EQ(
+        message(),
+        "moe::Gate: dial.k_per_sequence has 2 entries, it wants 1 for each of the 0 sequences "
+        "of sequence_offsets; set Context::sequence_offsets");
     context.sequence_offsets = short_of_tokens;
-    EXPECT_EQ(message(),
-              "moe::Gate: sequence_offsets run from 0 to 4, the batch has tokens 0 to 5");
+    EXPECT_EQ(
+        message(),
+        "moe::Gate: sequence_offsets must ascend from 0 to the 5 tokens of the batch, its last "
+        "entry is 4");
 }
 
 TEST(Tokens, ExtentsThatDisagreeAreNamed) {
     moe::Routing routing;
     routing.reset(4, 8);
-    EXPECT_NO_THROW(moe::detail::check_gate_extents("moe::Gate", 4, 8, routing, 8));
-    EXPECT_THROW(moe::detail::check_gate_extents("moe::Gate", 5, 8, routing, 8),
+    EXPECT_NO_THROW(moe::detail::check_gate_extents("moe::Gate", 4, 8, routing, 8, {}));
+    EXPECT_THROW(moe::detail::check_gate_extents("moe::Gate", 5, 8, routing, 8, {}),
                  std::invalid_argument);
-    EXPECT_THROW(moe::detail::check_gate_extents("moe::Gate", 4, 7, routing, 8),
+    EXPECT_THROW(moe::detail::check_gate_extents("moe::Gate", 4, 7, routing, 8, {}),
                  std::invalid_argument);
-    EXPECT_THROW(moe::detail::check_gate_extents("moe::Gate", 4, 7, routing, 7),
+    EXPECT_THROW(moe::detail::check_gate_extents("moe::Gate", 4, 7, routing, 7, {}),
                  std::invalid_argument);
+    const std::array<std::uint8_t, 3> padding{};
+    EXPECT_THROW(
+        moe::detail::check_gate_extents("moe::Gate", 4, 8, routing, 8, {.padding = padding}),
+        std::invalid_argument);
 }
 
 TEST(Tokens, TheMostExpertsOfATokenAreAllOrAsManyAsSaid) {

@@ -226,6 +226,13 @@ TEST(Conditioned, SaysWhatIsWrongWithSideVectors) {
     expect_message<std::invalid_argument>(
         call({.sequence_offsets = sequences, .side_vectors = two}),
         {"side_vectors is [2, 3]", "each of the 3 sequences of sequence_offsets"});
+    const std::vector<Index> shorter{0, 2, 6}, falling{0, 8, 7};
+    expect_message<std::invalid_argument>(
+        call({.sequence_offsets = shorter, .side_vectors = two}),
+        {"moe::Conditioned: sequence_offsets must ascend from 0 to the 7", "last entry is 6"});
+    expect_message<std::invalid_argument>(
+        call({.sequence_offsets = falling, .side_vectors = two}),
+        {"moe::Conditioned: sequence_offsets must ascend", "its entry 2 is 7 after 8"});
 }
 
 TEST(Conditioned, RefusesBadSettings) {

@@ -68,12 +68,11 @@ void for_each_router(F&& f) {
         SCOPED_TRACE(name);
         f(recipe, std::string(name));
     };
-    traced(moe::TokenTable{.table = moe::random_table(37, experts, 2), .slots = 2},
-           "moe::TokenTable");
-    traced(moe::HashRouter{.slots = 2}, "moe::HashRouter");
+    traced(moe::TokenTable{.table = moe::random_table(37, experts, 2), .k = 2}, "moe::TokenTable");
+    traced(moe::HashRouter{.k = 2}, "moe::HashRouter");
     traced(moe::ExternalRouter{}, "moe::ExternalRouter");
     traced(moe::LabelRouter{}, "moe::LabelRouter");
-    traced(moe::RandomRouter{.slots = 2}, "moe::RandomRouter");
+    traced(moe::RandomRouter{.k = 2}, "moe::RandomRouter");
     traced(moe::RandomRouter{.inference = Scope::sequence}, "moe::RandomRouter");
     traced(moe::RandomRouter{.training = Scope::token, .balanced = true}, "moe::RandomRouter");
     traced(moe::BalancedRouter{.k = 2}, "moe::BalancedRouter");
@@ -205,6 +204,34 @@ TEST(RoutersThatDoNotLook, AreNothingByDefault) {
         const Module copy = nothing;
         EXPECT_EQ(moe::num_parameters(copy), 0);
     });
+}
+
+TEST(RoutersThatDoNotLook, CheckExtentsWithASentence) {
+    EXPECT_NO_THROW(moe::detail::check_k("moe::X", 1, 1));
+    EXPECT_EQ(message_of([] { moe::detail::check_k("moe::X", 0, 3); }),
+              "moe::X: k is 0, it must be in [1, 3], the experts of the layer");
+    EXPECT_EQ(message_of([] { moe::detail::check_k("moe::X", 4, 3); }),
+              "moe::X: k is 4, it must be in [1, 3], the experts of the layer");
+    EXPECT_NO_THROW(moe::detail::check_per_token("moe::X", "token_ids", 0, 0));
+    EXPECT_EQ(message_of([] { moe::detail::check_per_token("moe::X", "token_ids", 2, 1); }),
+              "moe::X: token_ids has 2 entries, the batch has 1 token; set Context::token_ids");
+    EXPECT_EQ(message_of([] { moe::detail::check_per_token("moe::X", "token_ids", 0, 5); }),
+              "moe::X: token_ids has 0 entries, the batch has 5 tokens; set Context::token_ids");
+}
+
+TEST(Decide, LeavesPaddingWithoutExpertsAndAnEmptyBatchAlone) {
+    const std::vector<std::uint8_t> padding{0, 1, 0};
+    const Context context{.padding = padding};
+    Workspace<double> ws;
+    Matrix<double> logits = Matrix<double>::Zero(3, 2), none(0, 2);
+    moe::detail::decide<double>(logits, {context, ws}, [](Index t, double* row) {
+        EXPECT_NE(t, 1);
+        row[1] = 0;
+    });
+    constexpr double dead = -std::numeric_limits<double>::infinity();
+    EXPECT_EQ(logits, (Matrix<double>(3, 2) << dead, 0, dead, dead, dead, 0).finished());
+    const Context nothing;
+    moe::detail::decide<double>(none, {nothing, ws}, [](Index, double*) { ADD_FAILURE(); });
 }
 
 TEST(TakeDifferent, TakesEachOfAllWhereAsManyAreWanted) {

@@ -245,7 +245,7 @@ TEST(ExternalRouterModule, SaysWhatItMisses) {
     EXPECT_EQ(forward({.sequence_offsets = three, .side_vectors = few}), wanted);
     EXPECT_NE(forward({.side_vectors = none}).find("side_vectors is [0, 3]"), std::string::npos);
     EXPECT_NE(forward({.sequence_offsets = wrong, .side_vectors = few})
-                  .find("moe::ExternalRouter: sequence_offsets does not fit"),
+                  .find("moe::ExternalRouter: sequence_offsets must ascend from 0 to the 5"),
               std::string::npos);
 }
 

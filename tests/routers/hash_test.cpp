@@ -48,13 +48,12 @@ std::uint64_t mix(std::uint64_t b) {
     b = (b ^ (b >> 27)) * 0x94D049BB133111EBu;
     return b ^ (b >> 31);
 }
-std::vector<Index> expected_experts(std::int64_t id, std::uint64_t seed, Index slots,
-                                    Index experts) {
+std::vector<Index> expected_experts(std::int64_t id, std::uint64_t seed, Index k, Index experts) {
     std::vector<Index> chosen;
-    for (Index j = 0; j < slots; ++j) {
+    for (Index j = 0; j < k; ++j) {
         const std::uint64_t h =
             mix(mix(mix(seed) ^ static_cast<std::uint64_t>(id)) ^ static_cast<std::uint64_t>(j));
-        const Index last = experts - slots + j;
+        const Index last = experts - k + j;
         const auto drawn = static_cast<Index>(h % static_cast<std::uint64_t>(last + 1));
         const bool is_taken = std::find(chosen.begin(), chosen.end(), drawn) != chosen.end();
         chosen.push_back(is_taken ? last : drawn);
@@ -66,13 +65,13 @@ TYPED_TEST(HashRouter, ChoosesByTheDocumentedHash) {
     using S = TypeParam;
     const std::vector<std::int64_t> ids{
         0, 1, 2, 17, 50256, 128255, -1, -7, 1 << 30, std::numeric_limits<std::int64_t>::max()};
-    for (const Index slots : {1, 2, 6, 7})
+    for (const Index k : {1, 2, 6, 7})
         for (const std::uint64_t seed : {std::uint64_t{0}, std::uint64_t{42}, ~std::uint64_t{0}}) {
-            SCOPED_TRACE(std::to_string(slots) + " " + std::to_string(seed));
-            const auto router = decided::build<S>(moe::HashRouter{.slots = slots, .seed = seed}, 7);
+            SCOPED_TRACE(std::to_string(k) + " " + std::to_string(seed));
+            const auto router = decided::build<S>(moe::HashRouter{.k = k, .seed = seed}, 7);
             Chosen expected;
             for (const std::int64_t id : ids) {
-                expected.push_back(expected_experts(id, seed, slots, 7));
+                expected.push_back(expected_experts(id, seed, k, 7));
                 std::sort(expected.back().begin(), expected.back().end());
             }
             EXPECT_EQ(decided::chosen_in(decided::logits_of<S>(router, 10, 7, with(ids))),
@@ -89,21 +88,21 @@ TEST(HashRouterModule, KeepsItsNumbersBetweenVersions) {
 
 TYPED_TEST(HashRouter, MakesALayerOfJustThoseExperts) {
     const std::vector<std::int64_t> ids{3, 1, 4, 1, 5, 9, 2, 6};
-    for (const Index slots : {1, 3, 5}) {
+    for (const Index k : {1, 3, 5}) {
         Chosen chosen;
         for (const std::int64_t id : ids) {
-            chosen.push_back(expected_experts(id, 8, slots, 5));
+            chosen.push_back(expected_experts(id, 8, k, 5));
             std::sort(chosen.back().begin(), chosen.back().end());
         }
-        decided::expect_layer_takes<TypeParam>(moe::HashRouter{.slots = slots, .seed = 8}, 5, slots,
-                                               with(ids), chosen);
+        decided::expect_layer_takes<TypeParam>(moe::HashRouter{.k = k, .seed = 8}, 5, k, with(ids),
+                                               chosen);
     }
     decided::expect_layer_takes<TypeParam>(moe::HashRouter{}, 1, 1, with({7, 8}), {{0}, {0}});
 }
 
 TEST(HashRouterModule, GradientsOfALayerAreExact) {
     const std::vector<std::int64_t> ids{3, 1, 4, 1, 5};
-    decided::expect_layer_gradients(moe::HashRouter{.slots = 2}, 4, 2, 5, with(ids));
+    decided::expect_layer_gradients(moe::HashRouter{.k = 2}, 4, 2, 5, with(ids));
 }
 
 TEST(HashRouterModule, LeavesPaddingUnrouted) {
@@ -117,12 +116,11 @@ TEST(HashRouterModule, LeavesPaddingUnrouted) {
 
 TYPED_TEST(HashRouter, IsItsTable) {
     using S = TypeParam;
-    constexpr Index vocabulary = 300, experts = 11, slots = 4;
+    constexpr Index vocabulary = 300, experts = 11, k = 4;
     const auto ids = first_ids(vocabulary);
-    const auto hash = decided::build<S>(moe::HashRouter{.slots = slots, .seed = 5}, experts);
+    const auto hash = decided::build<S>(moe::HashRouter{.k = k, .seed = 5}, experts);
     const auto table = decided::build<S>(
-        moe::TokenTable{.table = moe::random_table(vocabulary, experts, slots, 5), .slots = slots},
-        experts);
+        moe::TokenTable{.table = moe::random_table(vocabulary, experts, k, 5), .k = k}, experts);
     EXPECT_EQ(decided::logits_of<S>(hash, vocabulary, experts, with(ids)),
               decided::logits_of<S>(table, vocabulary, experts, with(ids)));
 }
@@ -166,13 +164,11 @@ TEST(HashRouterModule, DiffersBySeedAndNotByContext) {
 }
 
 TEST(HashRouterModule, RefusesWhatItCannotUse) {
-    const auto build = [](Index slots) {
-        return message([&] { decided::build<float>(moe::HashRouter{.slots = slots}, 4); });
+    const auto build = [](Index k) {
+        return message([&] { decided::build<float>(moe::HashRouter{.k = k}, 4); });
     };
-    EXPECT_EQ(build(0),
-              "moe::HashRouter: slots is 0, it must be in [1, 4], the experts of the layer");
-    EXPECT_EQ(build(5),
-              "moe::HashRouter: slots is 5, it must be in [1, 4], the experts of the layer");
+    EXPECT_EQ(build(0), "moe::HashRouter: k is 0, it must be in [1, 4], the experts of the layer");
+    EXPECT_EQ(build(5), "moe::HashRouter: k is 5, it must be in [1, 4], the experts of the layer");
     const auto router = decided::build<float>(moe::HashRouter{}, 4);
     EXPECT_EQ(message([&] { decided::logits_of<float>(router, 2, 4, with({})); }),
               "moe::HashRouter: token_ids has 0 entries, the batch has 2 tokens; set "
@@ -180,7 +176,7 @@ TEST(HashRouterModule, RefusesWhatItCannotUse) {
     EXPECT_EQ(message([] { moe::random_table(-1, 4); }),
               "moe::random_table: vocabulary is -1, it must be >= 0");
     EXPECT_EQ(message([] { moe::random_table(3, 4, 5); }),
-              "moe::random_table: slots is 5, it must be in [1, 4], the experts of the layer");
+              "moe::random_table: k is 5, it must be in [1, 4], the experts of the layer");
     EXPECT_TRUE(moe::random_table(0, 4).empty());
 }
 

@@ -221,8 +221,24 @@ TEST(Pooled, RefusesSequencesThatAreNotGiven) {
     Workspace<double> ws;
     expect_message<std::invalid_argument>(
         [&] { forward<double>(router, random_matrix<double>(3, dim, 1), experts, {}, ws); },
-        {"moe::Context: sequence_offsets is empty, moe::Pooled of scope sequence",
-         "PoolScope::batch"});
+        {"moe::Pooled: sequence_offsets must ascend from 0 to the 3 tokens of the batch, it is "
+         "empty; set Context::sequence_offsets"});
+}
+
+TEST(Pooled, RefusesSequencesOfAnotherBatch) {
+    const std::vector<Index> offsets{0, 2, 4};
+    for (const auto& [scope, chunk] :
+         {std::pair(PoolScope::chunk, 2), std::pair(PoolScope::sequence, 0)}) {
+        const auto router = build<double>(Pooled{LinearRouter{}, scope, chunk}, dim, experts);
+        Workspace<double> ws;
+        expect_message<std::invalid_argument>(
+            [&] {
+                forward<double>(router, random_matrix<double>(3, dim, 1), experts,
+                                {.sequence_offsets = offsets}, ws);
+            },
+            {"moe::Pooled: sequence_offsets must ascend from 0 to the 3 tokens of the batch, its "
+             "last entry is 4"});
+    }
 }
 
 TEST(Pooled, DoesNotShowTheInnerRouterWhatIsPerToken) {

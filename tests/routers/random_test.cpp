@@ -83,7 +83,7 @@ TEST(RandomRouterModule, DrawsNeighboursIndependently) {
 
 TEST(RandomRouterModule, DrawsEverySetOfDifferentExpertsAlike) {
     std::map<std::vector<Index>, int> counts;
-    for (const auto& experts : draw({.slots = 3}, 10000, 5, {.seed = 3})) {
+    for (const auto& experts : draw({.k = 3}, 10000, 5, {.seed = 3})) {
         ASSERT_EQ(experts.size(), 3u);
         ++counts[experts];
     }
@@ -165,21 +165,21 @@ TYPED_TEST(RandomRouter, DealsTokensInEqualParts) {
     using S = TypeParam;
     for (const Index experts : {1, 3, 8})
         for (const Index tokens : {1, 2, 7, 24, 100})
-            for (const Index slots : {1, 2, 3}) {
-                if (slots > experts) continue;
+            for (const Index k : {1, 2, 3}) {
+                if (k > experts) continue;
                 SCOPED_TRACE(std::to_string(experts) + " " + std::to_string(tokens) + " " +
-                             std::to_string(slots));
+                             std::to_string(k));
                 moe::RandomRouter recipe = dealt;
-                recipe.slots = slots;
-                const auto layer = decided::layer_of<S>(recipe, experts, slots);
+                recipe.k = k;
+                const auto layer = decided::layer_of<S>(recipe, experts, k);
                 Workspace<S> ws;
                 layer.route(moe::testing::random_matrix<S>(tokens, decided::dim, 1), ws,
                             {.training = true, .seed = 11});
                 const moe::LoadStats stats = moe::load_stats(ws.routing());
                 const auto [least, most] = std::minmax_element(stats.tokens_per_expert.begin(),
                                                                stats.tokens_per_expert.end());
-                EXPECT_LE(*most - *least, tokens * slots % experts == 0 ? 0 : 1);
-                EXPECT_EQ(stats.experts_per_token, static_cast<double>(slots));
+                EXPECT_LE(*most - *least, tokens * k % experts == 0 ? 0 : 1);
+                EXPECT_EQ(stats.experts_per_token, static_cast<double>(k));
             }
 }
 
@@ -231,9 +231,9 @@ TEST(RandomRouterModule, DealsSequencesInEqualParts) {
 
 TEST(RandomRouterModule, GivesTheSameBitsWithAnyNumberOfThreads) {
     moe::RandomRouter two = dealt;
-    two.slots = 2;
+    two.k = 2;
     const std::vector<Index> offsets{0, 100, 200, 1000};
-    for (const moe::RandomRouter& recipe : {moe::RandomRouter{.slots = 3}, per_sequence, two}) {
+    for (const moe::RandomRouter& recipe : {moe::RandomRouter{.k = 3}, per_sequence, two}) {
         const auto router = decided::build<float>(recipe, 9);
         const Context context{.seed = 6, .sequence_offsets = offsets};
         Workspace<float> serial;
@@ -249,15 +249,15 @@ TEST(RandomRouterModule, GivesTheSameBitsWithAnyNumberOfThreads) {
 
 TYPED_TEST(RandomRouter, MakesALayerOfTheExpertsItDrew) {
     using S = TypeParam;
-    for (const moe::RandomRouter& recipe : {moe::RandomRouter{.slots = 2}, dealt})
+    for (const moe::RandomRouter& recipe : {moe::RandomRouter{.k = 2}, dealt})
         for (const bool training : {false, true}) {
-            const auto layer = decided::layer_of<S>(recipe, 5, recipe.slots);
+            const auto layer = decided::layer_of<S>(recipe, 5, recipe.k);
             const Context context{.training = training, .step = 1, .seed = 3};
             Workspace<S> ws;
             layer.route(moe::testing::random_matrix<S>(7, decided::dim, 1), ws, context);
             const Chosen chosen = decided::chosen_in(Matrix<S>(ws.logits()));
             EXPECT_FALSE(chosen[0].empty());
-            decided::expect_layer_takes<S>(recipe, 5, recipe.slots, context, chosen);
+            decided::expect_layer_takes<S>(recipe, 5, recipe.k, context, chosen);
         }
     decided::expect_layer_takes<S>(moe::RandomRouter{}, 1, 1, {}, {{0}, {0}});
 }
@@ -265,10 +265,10 @@ TYPED_TEST(RandomRouter, MakesALayerOfTheExpertsItDrew) {
 TYPED_TEST(RandomRouter, OfAllExpertsIsTheirMean) {
     using S = TypeParam;
     constexpr Index experts = 4;
-    const auto layer = moe::make_layer<S>(
-        moe::Config{.model_dim = decided::dim}, moe::RandomRouter{.slots = experts},
-        moe::TopK{.k = experts, .scale = 1.0 / experts, .ones = true},
-        moe::Swiglu{.count = experts, .ffn_dim = 3});
+    const auto layer =
+        moe::make_layer<S>(moe::Config{.model_dim = decided::dim}, moe::RandomRouter{.k = experts},
+                           moe::TopK{.k = experts, .scale = 1.0 / experts, .ones = true},
+                           moe::Swiglu{.count = experts, .ffn_dim = 3});
     const auto x = moe::testing::random_matrix<S>(6, decided::dim, 1);
     Matrix<S> y(6, decided::dim);
     Workspace<S> ws;
@@ -311,9 +311,9 @@ TEST(RandomRouterModule, LosesWhatAMaskTakesAway) {
 }
 
 TEST(RandomRouterModule, GradientsAreExact) {
-    for (const moe::RandomRouter& recipe : {moe::RandomRouter{.slots = 2}, dealt}) {
+    for (const moe::RandomRouter& recipe : {moe::RandomRouter{.k = 2}, dealt}) {
         EXPECT_TRUE(
-            moe::testing::check_gradients(decided::layer_of<double>(recipe, 3, recipe.slots),
+            moe::testing::check_gradients(decided::layer_of<double>(recipe, 3, recipe.k),
                                           {.rows = 5, .columns = decided::dim, .scale = 0.01}));
     }
     decided::expect_layer_gradients(moe::RandomRouter{}, 3, 1, 5, {.training = true, .seed = 2});
@@ -347,10 +347,10 @@ TEST(RandomRouterModule, RefusesWhatItCannotUse) {
     const auto build = [](const moe::RandomRouter& recipe) {
         return message([&] { decided::build<float>(recipe, 4); });
     };
-    EXPECT_EQ(build({.slots = 0}),
-              "moe::RandomRouter: slots is 0, it must be in [1, 4], the experts of the layer");
-    EXPECT_EQ(build({.slots = 5}),
-              "moe::RandomRouter: slots is 5, it must be in [1, 4], the experts of the layer");
+    EXPECT_EQ(build({.k = 0}),
+              "moe::RandomRouter: k is 0, it must be in [1, 4], the experts of the layer");
+    EXPECT_EQ(build({.k = 5}),
+              "moe::RandomRouter: k is 5, it must be in [1, 4], the experts of the layer");
     EXPECT_EQ(build({.training = static_cast<Scope>(3)}),
               "moe::RandomRouter: training is number 3 of its choices, they are 0 to 2");
     EXPECT_EQ(build({.inference = static_cast<Scope>(-1)}),
@@ -361,15 +361,16 @@ TEST(RandomRouterModule, RefusesWhatItCannotUse) {
     EXPECT_NE(build({.training = Scope::token, .inference = Scope::batch, .balanced = true})
                   .find("inference is Scope::batch"),
               std::string::npos);
-    EXPECT_EQ(message([] { draw(per_sequence, 5, 4, {}); }),
-              "moe::RandomRouter: sequence_offsets is empty, it must ascend from 0 to the 5 tokens "
-              "of the batch, one entry more than there are sequences; set "
-              "Context::sequence_offsets");
+    EXPECT_EQ(
+        message([] { draw(per_sequence, 5, 4, {}); }),
+        "moe::RandomRouter: sequence_offsets must ascend from 0 to the 5 tokens of the batch, "
+        "it is empty; set Context::sequence_offsets to the first row of each sequence and, "
+        "at last, the number of tokens");
     const std::vector<Index> wrong{0, 4};
-    EXPECT_NE(message([&] {
-                  draw(per_sequence, 5, 4, {.sequence_offsets = wrong});
-              }).find("sequence_offsets does not fit"),
-              std::string::npos);
+    EXPECT_EQ(
+        message([&] { draw(per_sequence, 5, 4, {.sequence_offsets = wrong}); }),
+        "moe::RandomRouter: sequence_offsets must ascend from 0 to the 5 tokens of the batch, "
+        "its last entry is 4");
 }
 
 }  // namespace

@@ -17,6 +17,7 @@ namespace {
 using namespace routers_test;
 using moe::GatingResidual;
 using moe::LinearRouter;
+using moe::ResidualPlace;
 
 constexpr Index tokens = 6, dim = 5, experts = 7;
 
@@ -54,13 +55,14 @@ auto network(const First& first, const Other& other) {
     return Network<S, First, Other>(first, other);
 }
 
-/// x W^T + r R^T of a layer, in double.
+/// x W^T + r R^T of a layer, in double; without r that of the first.
 template <class S, class Layer>
-Matrix<double> logits_of(const Layer& layer, const Matrix<S>& x, const Matrix<double>& r) {
+Matrix<double> logits_of(const Layer& layer, const Matrix<S>& x, const Matrix<double>& r = {}) {
     const auto& router = layer.router();
-    return x.template cast<double>() *
-               router.inner.weight.view().template cast<double>().transpose() +
-           r * router.residual().view().template cast<double>().transpose();
+    Matrix<double> z =
+        x.template cast<double>() * router.inner.weight.view().template cast<double>().transpose();
+    if (r.size() != 0) z += r * router.residual().view().template cast<double>().transpose();
+    return z;
 }
 
 template <class S>
@@ -82,11 +84,11 @@ TYPED_TEST(ResidualRouters, AddAMapOfTheLogitsOfTheLayerBefore) {
 
 TYPED_TEST(ResidualRouters, ScaleTheirLogitsAndPassThemOnUnscaled) {
     using S = TypeParam;
-    auto net = network<S>(GatingResidual{LinearRouter{}, 0.5}, GatingResidual{LinearRouter{}, 0.7});
+    auto net = network<S>(GatingResidual{LinearRouter{}, 0.5, ResidualPlace::first},
+                          GatingResidual{LinearRouter{}, 0.7});
     net.loss();
     const double tolerance = std::is_same_v<S, float> ? 1e-5 : 1e-14;
-    const Matrix<double> first =
-        logits_of<S>(net.layer1, net.x, Matrix<double>::Zero(tokens, experts));
+    const Matrix<double> first = logits_of<S>(net.layer1, net.x);
     const Matrix<double> second = logits_of<S>(net.layer2, net.h1, first);
     const Matrix<double> third = logits_of<S>(net.layer3, net.h2, second);
     EXPECT_TRUE(moe::testing::compare(net.ws1.logits(), scaled(first, 0.5), tolerance));
@@ -97,21 +99,53 @@ TYPED_TEST(ResidualRouters, ScaleTheirLogitsAndPassThemOnUnscaled) {
 TEST(GatingResidual, IsTheInnerRouterToTheBitInTheFirstLayer) {
     const auto x = random_matrix<double>(tokens, dim, 1);
     const auto dlogits = random_matrix<double>(tokens, experts, 2);
-    const auto router = build<double>(GatingResidual{}, dim, experts);
-    Workspace<double> ws, other;
-    const auto got = run<double>(router, x, dlogits, {}, ws);
+    const auto router =
+        build<double>(GatingResidual{LinearRouter{}, 0, ResidualPlace::first}, dim, experts);
+    EXPECT_EQ(router.place(), ResidualPlace::first);
+    EXPECT_EQ(moe::num_parameters(router), moe::num_parameters(router.inner));
+    EXPECT_EQ(router.flops_per_token(), router.inner.flops_per_token());
+    Workspace<double> ws, other, unread;
     const auto expected = run<double>(router.inner, x, dlogits, {}, other);
-    EXPECT_TRUE(same_bits(got.logits, expected.logits));
-    EXPECT_TRUE(same_bits(got.dx, expected.dx));
-    for (std::size_t i = expected.gradient.size(); i < got.gradient.size(); ++i)
-        EXPECT_EQ(got.gradient[i], 0);  // of the residual
+    for (const Context& context : {Context{}, Context{.previous = &unread}}) {
+        const auto got = run<double>(router, x, dlogits, context, ws);
+        EXPECT_TRUE(same_bits(got.logits, expected.logits));
+        EXPECT_TRUE(same_bits(got.dx, expected.dx));
+        EXPECT_EQ(got.gradient, expected.gradient);
+    }
+}
+
+TEST(GatingResidual, OfALaterLayerNeedsTheOneBefore) {
+    const auto x = random_matrix<double>(tokens, dim, 1);
+    for (const double target : {0.0, 0.5}) {
+        const auto router = build<double>(GatingResidual{LinearRouter{}, target}, dim, experts);
+        Workspace<double> ws, before;
+        expect_message<std::invalid_argument>(
+            [&] { forward<double>(router, x, experts, {}, ws); },
+            {"moe::GatingResidual: Context::previous is empty, it must be the workspace of the "
+             "layer before",
+             "place moe::ResidualPlace::first"});
+    }
+}
+
+TEST(GatingResidual, OfTheFirstLayerFreezesAsTheOthersDo) {
+    const auto layer = moe::make_layer<float>(
+        moe::Config{.model_dim = dim}, GatingResidual{LinearRouter{}, 0.5, ResidualPlace::first},
+        moe::TopK{.k = 2}, moe::Swiglu{.count = experts, .ffn_dim = 2});
+    const auto frozen = moe::freeze(layer);
+    const auto x = random_matrix<float>(tokens, dim, 1);
+    Workspace<float> ws, other;
+    layer.route(x, ws);
+    frozen.route(x, other);
+    EXPECT_TRUE(same_bits(other.logits(), Matrix<float>(ws.logits())));
 }
 
 TEST(GatingResidual, HasExactGradientsThroughThreeLayers) {
     network<double>(LinearRouter{}, GatingResidual{LinearRouter{}}).expect_exact();
-    network<double>(GatingResidual{own(dim, experts)}, GatingResidual{own(dim, experts)})
+    network<double>(GatingResidual{own(dim, experts), 0, ResidualPlace::first},
+                    GatingResidual{own(dim, experts)})
         .expect_exact();
-    network<double>(GatingResidual{LinearRouter{}, 0.5}, GatingResidual{LinearRouter{}, 0.7})
+    network<double>(GatingResidual{LinearRouter{}, 0.5, ResidualPlace::first},
+                    GatingResidual{LinearRouter{}, 0.7})
         .expect_exact();
     network<double>(LinearRouter{}, GatingResidual{LinearRouter{}, 0.7}).expect_exact();
 }
@@ -142,17 +176,18 @@ TEST(GatingResidual, HasExactGradientsWithMaskedExpertsAndPadding) {
             EXPECT_TRUE(std::isfinite(value));
     };
     check(network<double>(LinearRouter{}, GatingResidual{LinearRouter{}}));
-    check(
-        network<double>(GatingResidual{LinearRouter{}, 0.5}, GatingResidual{LinearRouter{}, 0.7}));
+    check(network<double>(GatingResidual{LinearRouter{}, 0.5, ResidualPlace::first},
+                          GatingResidual{LinearRouter{}, 0.7}));
 }
 
 TEST(GatingResidual, LeavesTheLogitsOutThatWereMasked) {
-    auto net = network<double>(GatingResidual{LinearRouter{}, 0.5}, GatingResidual{LinearRouter{}});
+    auto net = network<double>(GatingResidual{LinearRouter{}, 0.5, ResidualPlace::first},
+                               GatingResidual{LinearRouter{}});
     std::vector<std::uint8_t> allowed(tokens * experts, 1);
     allowed[2] = 0;
     net.context1.allowed = allowed;
     net.loss();
-    Matrix<double> r = logits_of<double>(net.layer1, net.x, Matrix<double>::Zero(tokens, experts));
+    Matrix<double> r = logits_of<double>(net.layer1, net.x);
     r(0, 2) = 0;
     EXPECT_TRUE(
         moe::testing::compare(net.ws2.logits(), logits_of<double>(net.layer2, net.h1, r), 1e-14));
@@ -160,7 +195,8 @@ TEST(GatingResidual, LeavesTheLogitsOutThatWereMasked) {
 
 TEST(GatingResidual, ScalesAllLogitsOfATokenByOneFactor) {
     // Scale invariance: what the router's weights are multiplied by does not show.
-    auto router = build<double>(GatingResidual{LinearRouter{}, 1.5}, dim, experts);
+    auto router =
+        build<double>(GatingResidual{LinearRouter{}, 1.5, ResidualPlace::first}, dim, experts);
     const auto x = random_matrix<double>(tokens, dim, 1);
     Workspace<double> ws;
     const auto first = forward<double>(router, x, experts, {}, ws);
@@ -179,7 +215,7 @@ struct Given {
 };
 
 TEST(GatingResidual, DoesNotScaleWhatHasNoSpread) {
-    const auto router = build<double>(GatingResidual{Given{}, 2.0}, 3, 3);
+    const auto router = build<double>(GatingResidual{Given{}, 2.0, ResidualPlace::first}, 3, 3);
     Matrix<double> z(4, 3);
     z << 1, 1, 1, -infinity, 5, -infinity, -infinity, 3, 5, 1, not_a_number, 2;
     Workspace<double> ws;
@@ -198,7 +234,8 @@ TEST(GatingResidual, DoesNotScaleWhatHasNoSpread) {
 TEST(GatingResidual, WorksWithOneExpertAndWithNoTokens) {
     Workspace<double> ws;
     for (const double target : {0.0, 1.0}) {
-        const auto router = build<double>(GatingResidual{LinearRouter{}, target}, dim, 1);
+        const auto router =
+            build<double>(GatingResidual{LinearRouter{}, target, ResidualPlace::first}, dim, 1);
         const auto got = run<double>(router, random_matrix<double>(3, dim, 1),
                                      random_matrix<double>(3, 1, 2), {}, ws);
         EXPECT_TRUE(got.logits.allFinite() && got.dx.allFinite());
@@ -207,11 +244,17 @@ TEST(GatingResidual, WorksWithOneExpertAndWithNoTokens) {
     }
 }
 
+/// A layer of a network whose logits are scaled.
+auto layer_of(Index width, Index count, double target, ResidualPlace place) {
+    return moe::make_layer<float>(moe::Config{.model_dim = width},
+                                  GatingResidual{LinearRouter{}, target, place}, moe::TopK{.k = 2},
+                                  moe::Swiglu{.count = count, .ffn_dim = 2});
+}
+
 TEST(GatingResidual, HasTheSameBitsOnAnyNumberOfThreads) {
     for (const double target : {0.0, 0.5}) {
-        const auto layer = moe::make_layer<float>(
-            moe::Config{.model_dim = 67}, GatingResidual{LinearRouter{}, target}, moe::TopK{.k = 2},
-            moe::Swiglu{.count = 19, .ffn_dim = 2});
+        const auto first = layer_of(67, 19, target, ResidualPlace::first);
+        const auto layer = layer_of(67, 19, target, ResidualPlace::later);
         const auto x = random_matrix<float>(400, 67, 1), dlogits = random_matrix<float>(400, 19, 2);
         std::vector<Result<float>> results;
         std::vector<Matrix<float>> given_back;
@@ -219,7 +262,7 @@ TEST(GatingResidual, HasTheSameBitsOnAnyNumberOfThreads) {
             Workspace<float> before, ws;
             before.threads(threads);
             ws.threads(threads);
-            layer.route(x, before);
+            first.route(x, before);
             results.push_back(
                 run<float>(layer.router(), x, dlogits, Context{.previous = &before}, ws));
             given_back.push_back(before.dlogits());
@@ -234,13 +277,12 @@ TEST(GatingResidual, HasTheSameBitsOnAnyNumberOfThreads) {
 
 TEST(GatingResidual, AllocatesWhatItSaysAndNothingTwice) {
     for (const double target : {0.0, 0.5}) {
-        const auto layer = moe::make_layer<float>(
-            moe::Config{.model_dim = 33}, GatingResidual{LinearRouter{}, target}, moe::TopK{.k = 2},
-            moe::Swiglu{.count = 9, .ffn_dim = 2});
+        const auto first = layer_of(33, 9, target, ResidualPlace::first);
+        const auto later = layer_of(33, 9, target, ResidualPlace::later);
+        expect_no_allocations<float>(first.router(), 300, 33, 9, {});
         Workspace<float> before;
-        layer.route(random_matrix<float>(300, 33, 1), before);
-        const Context context{.previous = &before};
-        expect_no_allocations<float>(layer.router(), 300, 33, 9, context);
+        first.route(random_matrix<float>(300, 33, 1), before);
+        expect_no_allocations<float>(later.router(), 300, 33, 9, {.previous = &before});
     }
 }
 
@@ -263,7 +305,8 @@ TEST(GatingResidual, SaysWhatIsWrongWithTheLayerBefore) {
 }
 
 TEST(GatingResidual, SaysThatTheLayerBeforeHasGoneBackTooEarly) {
-    auto net = network<double>(GatingResidual{LinearRouter{}, 0.5}, GatingResidual{LinearRouter{}});
+    auto net = network<double>(GatingResidual{LinearRouter{}, 0.5, ResidualPlace::first},
+                               GatingResidual{LinearRouter{}});
     net.loss();
     Matrix<double> dh(tokens, dim);
     net.layer1.backward(net.x, net.dy, dh, net.grad1, net.ws1, net.context1);
@@ -279,6 +322,12 @@ TEST(GatingResidual, RefusesBadSettings) {
                 build<double>(GatingResidual{LinearRouter{}, target}, dim, experts);
             },
             {"moe::GatingResidual: target_std is ", "it must be finite and >= 0"});
+    expect_message<std::invalid_argument>(
+        [] {
+            build<double>(GatingResidual{LinearRouter{}, 0, static_cast<ResidualPlace>(2)}, dim,
+                          experts);
+        },
+        {"moe::GatingResidual: place is 2, which is none of moe::ResidualPlace"});
     const auto router = build<double>(GatingResidual{}, dim, experts);
     expect_message<std::invalid_argument>(
         [&] {
@@ -286,7 +335,14 @@ TEST(GatingResidual, RefusesBadSettings) {
             fits_not.inner = build<double>(LinearRouter{}, dim, 3);
             fits_not.check({.model_dim = dim, .num_experts = 3, .num_logits = 3});
         },
-        {"moe::GatingResidual: residual is [7, 7], the layer has 3 logits per token"});
+        {"moe::GatingResidual: the router was built for 7 logits per token, the layer has 3"});
+    expect_message<std::invalid_argument>(
+        [&] {
+            auto without = router;
+            without.residual() = {};
+            without.check({.model_dim = dim, .num_experts = experts, .num_logits = experts});
+        },
+        {"moe::GatingResidual: residual is [0, 0], it must be [7, 7]"});
 }
 
 TEST(GatingResidual, NamesItsMatrixAndStartsItSmall) {

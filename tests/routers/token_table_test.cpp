@@ -28,7 +28,7 @@ using moe::Matrix;
 using moe::Workspace;
 using support::message;
 
-const moe::TokenTable two_of_five{.table = {3, 1, 0, 4, 2, 3, 4, 2}, .slots = 2};
+const moe::TokenTable two_of_five{.table = {3, 1, 0, 4, 2, 3, 4, 2}, .k = 2};
 const std::vector<std::int64_t> ids{2, 0, 3, 3, 1, 2};
 const Chosen experts_of_ids{{2, 3}, {1, 3}, {2, 4}, {2, 4}, {0, 4}, {2, 3}};
 
@@ -55,7 +55,7 @@ TYPED_TEST(TokenTable, MakesALayerOfJustThoseExperts) {
     decided::expect_layer_takes<TypeParam>(one, 4, 1, with(ids), {{1}, {3}, {0}, {0}, {0}, {1}});
     const moe::TokenTable only{.table = {0, 0, 0, 0}};
     decided::expect_layer_takes<TypeParam>(only, 1, 1, with(ids), {{0}, {0}, {0}, {0}, {0}, {0}});
-    const moe::TokenTable all{.table = {2, 0, 1}, .slots = 3};
+    const moe::TokenTable all{.table = {2, 0, 1}, .k = 3};
     const std::vector<std::int64_t> zeros{0, 0};
     decided::expect_layer_takes<TypeParam>(all, 3, 3, with(zeros), {{0, 1, 2}, {0, 1, 2}});
 }
@@ -104,22 +104,22 @@ TEST(TokenTableModule, RefusesTablesThatDoNotFit) {
         return message([&] { decided::build<float>(recipe, 5); });
     };
     EXPECT_EQ(build({}),
-              "moe::TokenTable: table is empty; give it slots experts for each vocabulary id, e.g. "
+              "moe::TokenTable: table is empty; give it k experts for each vocabulary id, e.g. "
               "moe::random_table(vocabulary, experts)");
-    EXPECT_EQ(build({.table = {0}, .slots = 0}),
-              "moe::TokenTable: slots is 0, it must be in [1, 5], the experts of the layer");
-    EXPECT_EQ(build({.table = {0, 1, 2, 3, 4, 5}, .slots = 6}),
-              "moe::TokenTable: slots is 6, it must be in [1, 5], the experts of the layer");
-    EXPECT_EQ(build({.table = {0, 1, 2}, .slots = 2}),
-              "moe::TokenTable: table has 3 entries, it must be a multiple of 2 slots: row-major "
-              "[vocabulary, slots]");
-    EXPECT_EQ(build({.table = {0, 1, 2, 5}, .slots = 2}),
+    EXPECT_EQ(build({.table = {0}, .k = 0}),
+              "moe::TokenTable: k is 0, it must be in [1, 5], the experts of the layer");
+    EXPECT_EQ(build({.table = {0, 1, 2, 3, 4, 5}, .k = 6}),
+              "moe::TokenTable: k is 6, it must be in [1, 5], the experts of the layer");
+    EXPECT_EQ(build({.table = {0, 1, 2}, .k = 2}),
+              "moe::TokenTable: table has 3 entries, it must be a multiple of k = 2: row-major "
+              "[vocabulary, k]");
+    EXPECT_EQ(build({.table = {0, 1, 2, 5}, .k = 2}),
               "moe::TokenTable: row 1 of table names expert 5, it must be in [0, 5)");
     EXPECT_EQ(build({.table = {0, -1}}),
               "moe::TokenTable: row 1 of table names expert -1, it must be in [0, 5)");
-    EXPECT_EQ(build({.table = {0, 1, 2, 2}, .slots = 2}),
+    EXPECT_EQ(build({.table = {0, 1, 2, 2}, .k = 2}),
               "moe::TokenTable: row 1 of table names expert 2 twice, a token goes to an expert "
-              "once; use another one, or fewer slots");
+              "once; use another one, or a smaller k");
 }
 
 TEST(TokenTableModule, HasNoParametersAndSharesItsTableWithCopies) {
@@ -186,6 +186,13 @@ TEST(TokenTableModule, RefusesMasksThatDoNotFit) {
               "moe::TokenTable: row 3 of table names expert 4, it must be in [0, 4)");
     const std::vector<std::int64_t> outside{7};
     allowed.resize(5);
+    const std::vector<std::uint8_t> short_padding(2);
+    Context padded = with(ids);
+    padded.padding = short_padding;
+    allowed.resize(30);
+    EXPECT_EQ(message([&] { two_of_five.allow(padded, 5, allowed); }),
+              "moe::Context: padding has 2 entries, one per token wants 6");
+    allowed.resize(5);
     EXPECT_EQ(message([&] { two_of_five.allow(with(outside), 5, allowed); }),
               "moe::TokenTable: token_ids[0] is 7, the table has 4 rows");
 }
@@ -194,7 +201,7 @@ TEST(TokenTableModule, OfSeveralSegmentsIsMultiHash) {
     // Two tables of three entries choose the first and the second half of the hidden units.
     constexpr Index choices = 3, segments = 2, width = 2;
     const std::vector<std::int32_t> first{1, 0, 2, 1}, second{0, 0, 1, 2};
-    moe::TokenTable recipe{.slots = segments};
+    moe::TokenTable recipe{.k = segments};
     for (std::size_t id = 0; id < first.size(); ++id) {
         recipe.table.push_back(first[id]);
         recipe.table.push_back(second[id] + choices);

@@ -2,7 +2,10 @@
 // A workspace grows to the largest batch it has seen; then nothing is allocated any more.
 
 #include <atomic>
+#include <cstddef>
+#include <cstdint>
 #include <thread>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -146,6 +149,89 @@ TEST(Allocation, NoneEvenInTheFirstCallAfterReserve) {
     other.keep(moe::Keep::nothing);
     other.reserve(frozen, tokens, 2 * tokens);
     EXPECT_EQ(allocations::in([&] { frozen.forward(step.x, step.y, other); }), 0) << "frozen";
+}
+
+/// A call that uses all that a context has to steer a layer with, and wants its gradients.
+struct Steering {
+    static constexpr std::size_t experts = 9;
+    std::vector<Index> offsets{0, 50, 50, tokens}, k{1, 2, 2};
+    std::vector<double> p{0.5, 0.6, 0.7};
+    std::vector<std::uint8_t> padding = std::vector<std::uint8_t>(tokens, 0);
+    std::vector<std::uint8_t> allowed = std::vector<std::uint8_t>(tokens * experts, 1);
+    std::vector<std::uint8_t> each_allowed = std::vector<std::uint8_t>(3 * experts, 1);
+    std::vector<std::uint8_t> forced = std::vector<std::uint8_t>(experts, 0);
+    std::vector<std::uint8_t> each_forced = std::vector<std::uint8_t>(3 * experts, 0);
+    std::vector<double> offset = std::vector<double>(experts, 0.5);
+    std::vector<double> each_offset = std::vector<double>(3 * experts, -0.25);
+    std::vector<double> multiplier = std::vector<double>(experts, 2);
+    std::vector<double> each_multiplier = std::vector<double>(3 * experts, 0.75);
+    std::vector<double> d_offset = offset, d_each_offset = each_offset;
+    std::vector<double> d_multiplier = multiplier, d_each_multiplier = each_multiplier;
+    moe::ContextGradients gradients{.logit_offset = d_offset,
+                                    .gate_multiplier = d_multiplier,
+                                    .logit_offset_per_sequence = d_each_offset,
+                                    .gate_multiplier_per_sequence = d_each_multiplier};
+
+    moe::Context context(moe::OffsetUnit unit, moe::MultiplierOrder order) {
+        padding[3] = padding[tokens - 1] = 1;
+        allowed[4] = each_allowed[2] = 0;
+        forced[1] = each_forced[experts + 3] = 1;
+        moe::Context context{.padding = padding,
+                             .sequence_offsets = offsets,
+                             .allowed = allowed,
+                             .forced = forced,
+                             .logit_offset = offset,
+                             .gate_multiplier = multiplier,
+                             .gradients = &gradients};
+        context.dial.offset_unit = unit;
+        context.dial.multiplier_order = order;
+        context.dial.allowed_per_sequence = each_allowed;
+        context.dial.forced_per_sequence = each_forced;
+        context.dial.logit_offset_per_sequence = each_offset;
+        context.dial.gate_multiplier_per_sequence = each_multiplier;
+        return context;
+    }
+};
+
+template <class Gate, class Turn>
+void expect_none_in_a_steered_first_call(const Gate& gate, Index per_token, Turn&& turn) {
+    const auto layer = make(gate);
+    const auto frozen = moe::freeze(layer);
+    Step step(layer);
+    moe::SerialExecutor serial;
+    moe::ThreadPool pool(2);
+    for (const auto unit : {moe::OffsetUnit::logits, moe::OffsetUnit::row_std})
+        for (const auto order : {moe::MultiplierOrder::after_normalization,
+                                 moe::MultiplierOrder::before_normalization})
+            for (moe::Executor* executor :
+                 {static_cast<moe::Executor*>(&serial), static_cast<moe::Executor*>(&pool)}) {
+                SCOPED_TRACE(static_cast<int>(unit));
+                SCOPED_TRACE(static_cast<int>(order));
+                Steering steering;
+                moe::Context context = steering.context(unit, order);
+                turn(context.dial, steering);
+                Workspace<float> ws(*executor), inference(*executor);
+                ws.reserve(layer, tokens, per_token * tokens);
+                inference.keep(moe::Keep::nothing);
+                inference.reserve(frozen, tokens, per_token * tokens);
+                EXPECT_EQ(allocations::in([&] { layer.forward(step.x, step.y, ws, context); }), 0);
+                EXPECT_EQ(allocations::in([&] {
+                              layer.backward(step.x, step.dy, step.dx, step.grad, ws, context);
+                          }),
+                          0);
+                EXPECT_EQ(
+                    allocations::in([&] { frozen.forward(step.x, step.y, inference, context); }),
+                    0);
+            }
+}
+
+TEST(Allocation, NoneEvenInASteeredFirstCallAfterReserve) {
+    expect_none_in_a_steered_first_call(top2, 2, [](moe::Dial& dial, const Steering& steering) {
+        dial.k_per_sequence = steering.k;
+    });
+    expect_none_in_a_steered_first_call(most, 9, [](moe::Dial& dial, const Steering& steering) {
+        dial.p_per_sequence = steering.p;
+    });
 }
 
 }  // namespace

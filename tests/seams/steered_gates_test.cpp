@@ -77,7 +77,7 @@ TEST(Steering, OffsetsInStandardDeviationsLeaveLogitsThatARouterMaskedAlone) {
     moe::Buffer<double> raw;
     moe::View<double> logits(z.data(), 1, 4, Eigen::OuterStride<>(4));
     moe::View<double> dlogits(dz.data(), 1, 4, Eigen::OuterStride<>(4));
-    moe::detail::steer<double>(logits, context, true, raw);
+    moe::detail::steer<double>(logits, context, true, &raw);
     EXPECT_TRUE(std::isfinite(z(0, 0))) << z;
     EXPECT_EQ(z(0, 2), -inf) << z;
     dz(0, 2) = 0;

@@ -2,7 +2,6 @@
 #ifndef MOE_CORE_CONTEXT_HPP
 #define MOE_CORE_CONTEXT_HPP
 
-#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -11,6 +10,7 @@
 #include <type_traits>
 
 #include <moe/core/error.hpp>
+#include <moe/core/sequences.hpp>
 #include <moe/core/side_vectors.hpp>
 #include <moe/core/types.hpp>
 
@@ -81,8 +81,10 @@ struct Context {
     std::span<const std::int32_t> token_groups{};  ///< [T] group or modality of each token
     std::optional<Index> task{};                   ///< task of the whole batch
     std::span<const std::uint8_t> padding{};       ///< [T] 1: not a token; it goes to no expert
-    std::span<const Index> sequence_offsets{};     ///< [B + 1] first row of each sequence
-    SideVectors side_vectors{};                    ///< [T or B, any] conditioning inputs
+    /// [B + 1] first row of each sequence, then T. Settings that name sequences need it; for what
+    /// has no such setting, a batch without it is one sequence.
+    std::span<const Index> sequence_offsets{};
+    SideVectors side_vectors{};  ///< [T or B, any] conditioning inputs
     /// [T] how much a token matters, any unit: who is served first, or spared from pruning
     std::span<const double> token_importance{};
     /// Samples that a noisy gate uses instead of drawing its own, of the kind that it documents
@@ -109,11 +111,9 @@ struct Context {
     bool is_padding(Index token) const {
         return !padding.empty() && padding[static_cast<std::size_t>(token)] != 0;
     }
-    /// Number of the sequence that a token is in; the last one that begins at or before it.
-    Index sequence_of(Index token) const {
-        const auto next = std::upper_bound(sequence_offsets.begin(), sequence_offsets.end(), token);
-        return static_cast<Index>(next - sequence_offsets.begin()) - 1;
-    }
+    /// Number of the sequence that a token is in; the last one that begins at or before it. 0
+    /// without sequence_offsets.
+    Index sequence_of(Index token) const { return detail::Sequences{sequence_offsets}.of(token); }
     /// Whether a token may go to an expert. Knows the number of experts from the layer.
     bool is_allowed(Index token, Index expert) const {
         return is_allowed(token, expert, static_cast<Index>(experts.size()));
@@ -204,66 +204,61 @@ inline void check_mask(const char* field, std::size_t given, Index tokens, Index
              ", one per expert, or ", all, ", one per token and expert");
 }
 
-/// @throws std::invalid_argument unless sequences cover the batch and what there is one of for each
-///         has that many entries
-inline void check_sequences(const Context& c, Index tokens) {
-    const auto offsets = c.sequence_offsets;
-    if (offsets.empty()) return;
-    bool ascending = offsets.front() == 0 && offsets.back() == tokens;
-    for (std::size_t b = 1; b < offsets.size(); ++b) ascending &= offsets[b - 1] <= offsets[b];
-    if (!ascending)
-        fail("moe::Context: sequence_offsets must ascend from 0 to the ", tokens,
-             " tokens of the batch");
-}
-
-/// @throws std::invalid_argument unless a view is empty or has `each` entries per sequence
-inline void check_per_sequence(const Context& c, const char* field, std::size_t given, Index each) {
-    const Index sequences = std::max(static_cast<Index>(c.sequence_offsets.size()) - 1, Index(0));
-    if (given != 0 && static_cast<Index>(given) != checked_product(sequences, each))
-        fail("moe::Context: ", field, " has ", given, " entries, it wants ", each,
-             " for each of the ", sequences, " sequences of sequence_offsets",
-             sequences == 0 ? "; set sequence_offsets" : "");
-}
-
 /// What experts are run with.
 inline void check_bank_context(const Context& c, Index tokens, Index experts) {
     check_extent("padding", c.padding.size(), tokens, "one per token");
     check_mask("allowed", c.allowed.size(), tokens, experts);
     check_extent("gate_multiplier", c.gate_multiplier.size(), experts, "one per expert");
-    check_sequences(c, tokens);
-    check_per_sequence(c, "dial.gate_multiplier_per_sequence",
-                       c.dial.gate_multiplier_per_sequence.size(), experts);
+    const auto offsets = c.sequence_offsets;
+    if (!offsets.empty()) check_sequences("moe::Context", offsets, tokens);
+    const auto each_sequence = [&offsets](const char* field, std::size_t given, Index each) {
+        check_per_sequence("moe::Context", offsets, field, given, each);
+    };
+    each_sequence("dial.gate_multiplier_per_sequence", c.dial.gate_multiplier_per_sequence.size(),
+                  experts);
     if (c.gradients == nullptr) return;
     check_extent("gradients->gate_multiplier", c.gradients->gate_multiplier.size(), experts,
                  "one per expert");
-    check_per_sequence(c, "gradients->gate_multiplier_per_sequence",
-                       c.gradients->gate_multiplier_per_sequence.size(), experts);
+    each_sequence("gradients->gate_multiplier_per_sequence",
+                  c.gradients->gate_multiplier_per_sequence.size(), experts);
+}
+
+/// What gates are run with, but for the dial's k and p, which they check themselves. A layer's gate
+/// gets nothing else; one that is called by hand checks it before it looks anything up.
+inline void check_gate_context(const Context& c, Index tokens, Index experts) {
+    check_bank_context(c, tokens, experts);
+    const auto each_sequence = [&c](const char* field, std::size_t given, Index each) {
+        check_per_sequence("moe::Context", c.sequence_offsets, field, given, each);
+    };
+    check_extent("token_importance", c.token_importance.size(), tokens, "one per token");
+    check_mask("forced", c.forced.size(), tokens, experts);
+    each_sequence("dial.allowed_per_sequence", c.dial.allowed_per_sequence.size(), experts);
+    each_sequence("dial.forced_per_sequence", c.dial.forced_per_sequence.size(), experts);
 }
 
 /// All of it.
 /// @param per_expert  whether the logits are the experts' own
 inline void check_context(const Context& c, Index tokens, Index experts, Index logits,
                           bool per_expert) {
-    check_bank_context(c, tokens, experts);
+    check_gate_context(c, tokens, experts);
+    const auto each_sequence = [&c](const char* field, std::size_t given, Index each) {
+        check_per_sequence("moe::Context", c.sequence_offsets, field, given, each);
+    };
     check_extent("token_ids", c.token_ids.size(), tokens, "one per token");
     check_extent("token_groups", c.token_groups.size(), tokens, "one per token");
-    check_extent("token_importance", c.token_importance.size(), tokens, "one per token");
-    check_mask("forced", c.forced.size(), tokens, experts);
     if (c.forces() && !per_expert)
         fail("moe::Context: forced wants a gate with one logit per expert, this layer's has ",
              logits, " logits for ", experts, " experts");
     check_extent("logit_offset", c.logit_offset.size(), logits, "one per logit");
-    check_per_sequence(c, "dial.k_per_sequence", c.dial.k_per_sequence.size(), 1);
-    check_per_sequence(c, "dial.p_per_sequence", c.dial.p_per_sequence.size(), 1);
-    check_per_sequence(c, "dial.allowed_per_sequence", c.dial.allowed_per_sequence.size(), experts);
-    check_per_sequence(c, "dial.forced_per_sequence", c.dial.forced_per_sequence.size(), experts);
-    check_per_sequence(c, "dial.logit_offset_per_sequence", c.dial.logit_offset_per_sequence.size(),
-                       logits);
+    each_sequence("dial.k_per_sequence", c.dial.k_per_sequence.size(), 1);
+    each_sequence("dial.p_per_sequence", c.dial.p_per_sequence.size(), 1);
+    each_sequence("dial.logit_offset_per_sequence", c.dial.logit_offset_per_sequence.size(),
+                  logits);
     if (c.gradients == nullptr) return;
     check_extent("gradients->logit_offset", c.gradients->logit_offset.size(), logits,
                  "one per logit");
-    check_per_sequence(c, "gradients->logit_offset_per_sequence",
-                       c.gradients->logit_offset_per_sequence.size(), logits);
+    each_sequence("gradients->logit_offset_per_sequence",
+                  c.gradients->logit_offset_per_sequence.size(), logits);
     const SideGradients& g = c.gradients->side_vectors;
     if (!g.empty() && (g.rows() != c.side_vectors.rows() || g.cols() != c.side_vectors.cols()))
         fail("moe::Context: gradients->side_vectors is [", g.rows(), ", ", g.cols(),

@@ -93,14 +93,15 @@ S next_above(S z) {
 }
 
 /// The way there.
-/// @param logits  [T, L]   @param raw  gets what they were, if the way back needs it
+/// @param logits  [T, L]
+/// @param raw     gets what they were, if the way back needs it; null: there is no way back
 template <class S>
-void steer(View<S> logits, const Context& context, bool per_expert, Buffer<S>& raw) {
+void steer(View<S> logits, const Context& context, bool per_expert, Buffer<S>* raw) {
     const Index n = logits.cols();
-    raw.resize(0);
+    if (raw != nullptr) raw->resize(0);
     if (has_offset(context)) {
         const bool in_std = context.dial.offset_unit == OffsetUnit::row_std;
-        if (in_std) raw.matrix(logits.rows(), n) = logits;
+        if (in_std && raw != nullptr) raw->matrix(logits.rows(), n) = logits;
         for (Index t = 0; t < logits.rows(); ++t) {
             const double unit = in_std ? RowSpread(row_data(logits, t), n).deviation : 1;
             for (Index l = 0; l < n; ++l) {

@@ -2,6 +2,7 @@
 #ifndef MOE_CORE_WORKSPACE_HPP
 #define MOE_CORE_WORKSPACE_HPP
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -82,7 +83,8 @@ template <class S>
 struct Routed {
     Routing routing;
     Buffer<S> logits, dlogits;  // [T, L]
-    Buffer<S> raw_logits;       // [T, L] without the offset, only if it is in standard deviations
+    Buffer<S> raw_logits;       // [T, L] without the offset, only if backward may follow and the
+                                // offset is in standard deviations
     Index num_logits = 0;
     Index other_logits = 0;          // the last of those, which are not the experts' own
     Context context;                 // views as the caller gave them
@@ -196,7 +198,8 @@ public:
     const Context& context() const { return routed().context; }
 
     /// Room for batches of up to `tokens` tokens and `assignments` assignments, so that not even
-    /// the first call allocates there.
+    /// the first call allocates there, whatever its context asks for; ProductKeyTopK says of what
+    /// it leaves out.
     template <class Layer>
     void reserve(const Layer& layer, Index tokens, Index assignments) {
         layer.reserve(tokens, assignments, *this);
@@ -239,6 +242,9 @@ private:
 };
 
 namespace detail {
+
+/// Children of the node that a head or a layer works in.
+inline constexpr std::size_t router_node = 0, gate_node = 1, bank_node = 2;
 
 /// What backward throws where forward has not left what it needs.
 template <class S>

@@ -13,6 +13,7 @@
 #include <moe/core/concepts.hpp>
 #include <moe/core/error.hpp>
 #include <moe/core/hooks.hpp>
+#include <moe/core/sequences.hpp>
 #include <moe/gates/capacity_limit.hpp>
 #include <moe/gates/capacity_order.hpp>
 #include <moe/gates/next_choices.hpp>
@@ -27,7 +28,7 @@ struct Capacity {
     /// assignments to experts that can be full; padding and what is dropped already is in neither.
     enum class Scope {
         batch,
-        sequence,  ///< of Context::sequence_offsets; the batch if there are none
+        sequence,  ///< those of a sequence; needs Context::sequence_offsets
         group,     ///< runs of group_size tokens of the batch
     };
     using Priority = CapacityPriority;
@@ -139,20 +140,19 @@ public:
     }
 
     /// Adds the assignments of every token, dropped ones with their reason.
-    /// @throws std::invalid_argument if Priority::batch_prioritized lacks Context::token_importance
-    ///         where there is not one logit per expert, or Capacity::exempt_fraction lacks
-    ///         sequence_offsets in training
+    /// @throws std::invalid_argument if Scope::sequence, or Capacity::exempt_fraction in training,
+    ///         lacks Context::sequence_offsets, or Priority::batch_prioritized
+    ///         Context::token_importance where there is not one logit per expert
     void select(In<S> logits, Routing& routing, const Call<S>& call) const {
+        detail::check_gate_context(call.context, logits.rows(), num_experts_);
         if (settings_.priority == Capacity::Priority::batch_prioritized &&
             call.context.token_importance.empty() && logits.cols() != routing.num_experts())
             detail::fail(name,
                          ": token_importance is empty, batch_prioritized wants one per token "
                          "of a gate with ",
                          logits.cols(), " logits for ", routing.num_experts(), " experts");
-        if (exempts(call.context) && call.context.sequence_offsets.empty())
-            detail::fail(name,
-                         ": sequence_offsets is empty, exempt_fraction wants the sequences "
-                         "of a training batch");
+        if (exempts(call.context))
+            detail::required_sequences(name, call.context.sequence_offsets, logits.rows());
         Base::select(logits, routing, call);
         routing.group();
         const CapacityLimit& limit = settings_.inference_limit && !call.context.training
@@ -225,9 +225,9 @@ private:
 
     template <class F>
     void for_each_scope(const Context& context, Index tokens, F&& f) const {
-        const auto offsets = context.sequence_offsets;
-        if (settings_.scope == Capacity::Scope::sequence && !offsets.empty()) {
-            for (std::size_t b = 0; b + 1 < offsets.size(); ++b) f(offsets[b], offsets[b + 1]);
+        if (settings_.scope == Capacity::Scope::sequence) {
+            const auto runs = detail::required_sequences(name, context.sequence_offsets, tokens);
+            for (Index run = 0; run < runs.count(); ++run) f(runs.first(run), runs.last(run));
         } else {
             const bool whole = settings_.scope != Capacity::Scope::group;
             const Index size = whole ? std::max(tokens, Index(1)) : settings_.group_size;

@@ -47,7 +47,7 @@ struct ExpertChoice {
     /// Which tokens compete.
     enum class Scope {
         batch,
-        sequence,  ///< those of one sequence; needs Context::sequence_offsets
+        sequence,  ///< those of a sequence; needs Context::sequence_offsets
     };
     /// What training adds to the logits, for choice and weight.
     enum class Noise {
@@ -132,7 +132,8 @@ public:
     }
 
     void weigh(In<S> logits, Routing& routing, const Call<S>& call) const {
-        detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts());
+        detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts(),
+                                   call.context);
         const auto z = with_noise(logits, call);
         if (over_tokens())
             detail::ShareRule{}.weigh<S>(z, routing, runs(call.context, z.rows()), call);
@@ -142,7 +143,8 @@ public:
 
     void backward(In<S> logits, const Routing& routing, const WeightGradients<S>& dweights,
                   Out<S> dlogits, ExpertChoiceModule&, const Call<S>& call) const {
-        detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts());
+        detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts(),
+                                   call.context);
         const auto z = with_noise(logits, call);
         if (over_tokens())
             detail::ShareRule{}.backward<S>(z, routing, dweights, dlogits,
@@ -221,12 +223,7 @@ private:
 
     detail::Sequences runs(const Context& context, Index tokens) const {
         if (settings_.scope == ExpertChoice::Scope::batch) return {{}, tokens};
-        if (context.sequence_offsets.empty())
-            detail::fail(
-                name,
-                ": the tokens of a sequence compete, so Context::sequence_offsets must say "
-                "where each begins");
-        return detail::sequences(name, context, tokens);
+        return detail::required_sequences(name, context.sequence_offsets, tokens);
     }
 
     /// [T, E] logits and the noise of this call.

@@ -278,6 +278,7 @@ private:
     /// [T, E] the logits of experts. The layer masks them only where there are no others.
     Eigen::Ref<const Matrix<S>> of_experts(In<S> logits, const Call<S>& call) const {
         if (!call.context.restricts()) return logits.leftCols(num_experts_);
+        detail::check_gate_context(call.context, logits.rows(), num_experts_);
         auto z = call.ws.template state<State>().experts.matrix(logits.rows(), num_experts_);
         z = logits.leftCols(num_experts_);
         detail::mask_logits<S>(z, call.context, true, -std::numeric_limits<S>::infinity());

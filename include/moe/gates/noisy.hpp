@@ -173,6 +173,7 @@ private:
         if (logits.cols() != num_logits(num_experts_))
             detail::fail(name, ": logits is [", logits.rows(), ", ", logits.cols(),
                          "], the gate wants ", num_logits(num_experts_), " logits per token");
+        detail::check_gate_context(call.context, logits.rows(), num_experts_);
         Context context = call.context;
         context.noise = {};
         const Call<S> without_noise{context, call.ws, call.ids, call.expert};

@@ -57,6 +57,7 @@ public:
     bool is_causal() const { return protected_fraction_ == 0 && hooks::is_causal(this->inner); }
 
     void select(In<S> logits, Routing& routing, const Call<S>& call) const {
+        detail::check_gate_context(call.context, logits.rows(), routing.num_experts());
         Base::select(logits, routing, call);
         routing.group();
         Base::weigh(logits, routing, call);

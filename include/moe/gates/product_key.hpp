@@ -101,7 +101,7 @@ public:
     /// Adds the assignments of every token.
     /// @param logits  [T, H 2 n]
     void select(In<S> logits, Routing& routing, const Call<S>& call) const {
-        check_extents(logits, routing);
+        check_extents(logits, routing, call.context);
         Executor& executor = call.ws.executor();
         const auto rule = this->rule();
         const Index tokens = logits.rows(), most = rule.most_experts(), wave = wave_of(tokens);
@@ -124,7 +124,7 @@ public:
 
     /// Sets the weights of the assignments that are there, whoever made them.
     void weigh(In<S> logits, Routing& routing, const Call<S>& call) const {
-        check_extents(logits, routing);
+        check_extents(logits, routing, call.context);
         const auto rule = this->rule();
         auto& rooms = reserve(call, rule.most_entries()).rooms;
         const auto assignments = routing.assignments();
@@ -145,7 +145,7 @@ public:
     /// Adds d(loss)/d(logits) to dlogits [T, H 2 n].
     void backward(In<S> logits, const Routing& routing, const WeightGradients<S>& dweights,
                   Out<S> dlogits, ProductKeyTopKModule&, const Call<S>& call) const {
-        check_extents(logits, routing);
+        check_extents(logits, routing, call.context);
         const auto given =
             detail::gradients_at<S>(Placement::output, dweights, routing, logits, dlogits);
         Index longest = 0;
@@ -268,13 +268,14 @@ private:
         const Index fit = (Index(1) << 20) / rule().most_experts();
         return std::min(std::max(Index(64), std::min(fit, detail::selection_wave)), tokens);
     }
-    void check_extents(In<S> logits, const Routing& routing) const {
+    void check_extents(In<S> logits, const Routing& routing, const Context& context) const {
         if (logits.rows() != routing.num_tokens() || logits.cols() != num_logits(num_experts_) ||
             routing.num_experts() != num_experts_)
             detail::fail(name, ": logits is [", logits.rows(), ", ", logits.cols(),
                          "], the routing is for ", routing.num_tokens(), " tokens and ",
                          routing.num_experts(), " experts, the gate was built for ", num_experts_,
                          " experts and ", num_logits(num_experts_), " logits per token");
+        detail::check_gate_context(context, logits.rows(), num_experts_);
     }
 
     Scratch& reserve(const Call<S>& call, Index entries) const {

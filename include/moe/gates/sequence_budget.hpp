@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <span>
 
 #include <moe/core/concepts.hpp>
 #include <moe/core/executor.hpp>
@@ -143,16 +142,13 @@ private:
 
     void count(In<S> logits, const Call<S>& call, Scratch& scratch) const {
         const Index tokens = logits.rows(), n = num_experts();
-        const auto runs = detail::sequences(name, call.context, tokens);
+        const auto offsets = call.context.sequence_offsets;
+        const auto runs = detail::sequences(name, offsets, tokens);
         const auto k = call.context.dial.k_per_sequence;
         const double own =
             call.context.dial.k ? static_cast<double>(*call.context.dial.k) : settings_.k;
         if (call.context.dial.k) check_k("dial.k", own);
-        if (!k.empty() &&
-            (call.context.sequence_offsets.empty() || static_cast<Index>(k.size()) != runs.count()))
-            detail::fail(name, ": dial.k_per_sequence has ", k.size(),
-                         " entries, so sequence_offsets must have ", k.size() + 1, ", it has ",
-                         call.context.sequence_offsets.size());
+        detail::check_per_sequence(name, offsets, "dial.k_per_sequence", k.size(), 1);
         for (const Index value : k) check_k("dial.k_per_sequence", static_cast<double>(value));
         const Index pairs = detail::checked_product(tokens, n);
         if (pairs > std::numeric_limits<std::int32_t>::max())

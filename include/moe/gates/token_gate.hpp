@@ -49,7 +49,8 @@ public:
     /// @param logits  [T, L]
     /// @throws std::invalid_argument if an extent or the dial is out of range
     void select(In<S> logits, Routing& routing, const Call<S>& call) const {
-        detail::check_gate_extents(Gate::name, logits.rows(), logits.cols(), routing, num_experts_);
+        detail::check_gate_extents(Gate::name, logits.rows(), logits.cols(), routing, num_experts_,
+                                   call.context);
         if constexpr (requires { gate().choice(call, logits); })
             detail::select_each<S>(logits, routing, call, gate().most_experts(),
                                    gate().choice(call, logits));
@@ -60,7 +61,8 @@ public:
 
     /// Sets the weights of the assignments that are there, whoever chose them.
     void weigh(In<S> logits, Routing& routing, const Call<S>& call) const {
-        detail::check_gate_extents(Gate::name, logits.rows(), logits.cols(), routing, num_experts_);
+        detail::check_gate_extents(Gate::name, logits.rows(), logits.cols(), routing, num_experts_,
+                                   call.context);
         gate().rule().weigh(logits, routing, call, gate().normalizes(call.context, logits.rows()));
     }
 
@@ -69,7 +71,8 @@ public:
     ///                  Placement::input, beside it for straight_through
     void backward(In<S> logits, const Routing& routing, const WeightGradients<S>& dweights,
                   Out<S> dlogits, Gate&, const Call<S>& call) const {
-        detail::check_gate_extents(Gate::name, logits.rows(), logits.cols(), routing, num_experts_);
+        detail::check_gate_extents(Gate::name, logits.rows(), logits.cols(), routing, num_experts_,
+                                   call.context);
         gate().rule().backward(logits, routing, dweights, dlogits, call,
                                gate().normalizes(call.context, logits.rows()));
     }

@@ -118,21 +118,23 @@ public:
     }
 
     /// After evaluate(), once.
-    /// @param dweights      [count] d(loss)/dw
-    /// @param beside        [count] added to it, or null
-    /// @param dz            [L] **added** to
-    /// @param dmultipliers  [count] written, or null
-    void backward(const S* dweights, const S* beside, S* dz, S* dmultipliers) {
+    /// @param dweights        [count] d(loss)/dw
+    /// @param beside          [count] added to it, or null
+    /// @param dz              [L] **added** to
+    /// @param to_multipliers  whether gradients at the context's multipliers are added: to sums
+    /// over
+    ///                        tokens, so one token at a time
+    void backward(const S* dweights, const S* beside, S* dz, bool to_multipliers) {
         if (list_.empty()) return;
-        if (divisor_.is_broken) return fill_nan(dz, dmultipliers);
+        if (divisor_.is_broken) return add_nan(dz, to_multipliers);
         if (divisor_.q == 0) return;
         for (Index i = 0; i < count(); ++i) {
             const S dw = beside == nullptr ? dweights[i] : dweights[i] + beside[i];
             h_[i] = left_out(i) ? S(0) : static_cast<S>(rule().scale) * dw;
         }
         if (!rule().ones) add_gradient(dz);
-        for (Index i = 0; i < count() && dmultipliers != nullptr; ++i)
-            dmultipliers[i] = h_[i] * (plain_[i] / divisor_.q);
+        for (Index i = 0; i < count() && to_multipliers; ++i)
+            add_to_multiplier(i, h_[i] * (plain_[i] / divisor_.q));
     }
 
 private:
@@ -157,11 +159,15 @@ private:
     /// Scores whose slope is 1, or 0: d(log s)/dz is no number where they are 0.
     bool is_linear() const { return rule().score == Score::raw || rule().score == Score::relu; }
 
-    void fill_nan(S* dz, S* dmultipliers) const {
+    void add_to_multiplier(Index i, S gradient) const {
+        add_multiplier_gradient(context(), list_[at(i)].token, expert(i),
+                                static_cast<double>(gradient));
+    }
+    void add_nan(S* dz, bool to_multipliers) const {
         constexpr S nan = std::numeric_limits<S>::quiet_NaN();
         for (Index e = 0; e < batch_.num_logits; ++e)
             if (!is_masked(z_[e])) dz[e] = nan;
-        if (dmultipliers != nullptr) std::fill_n(dmultipliers, count(), nan);
+        for (Index i = 0; i < count() && to_multipliers; ++i) add_to_multiplier(i, nan);
     }
 
     /// Fills s.

@@ -8,6 +8,7 @@
 #include <moe/core/context.hpp>
 #include <moe/core/error.hpp>
 #include <moe/core/routing.hpp>
+#include <moe/core/sequences.hpp>
 #include <moe/core/shape.hpp>
 #include <moe/core/types.hpp>
 
@@ -22,12 +23,10 @@ template <class V>
 struct Dialled {
     V own;
     std::span<const V> per_sequence;
-    std::span<const Index> offsets;
+    Sequences sequences;
 
     V operator()(Index token) const {
-        if (per_sequence.empty()) return own;
-        const auto next = std::upper_bound(offsets.begin(), offsets.end(), token);
-        return per_sequence[at(next - offsets.begin()) - 1];
+        return per_sequence.empty() ? own : per_sequence[at(sequences.of(token))];
     }
 
     /// check(field, value) for every value that a token can get.
@@ -44,16 +43,10 @@ struct Dialled {
 template <class V>
 Dialled<V> dialled(const char* gate, const char* field, V own, std::span<const V> per_sequence,
                    const Context& context, Index tokens) {
-    const auto offsets = context.sequence_offsets;
     if (per_sequence.empty()) return {own, {}, {}};
-    if (offsets.size() != per_sequence.size() + 1)
-        fail(gate, ": ", field, " has ", per_sequence.size(),
-             " entries, so sequence_offsets must have ", per_sequence.size() + 1, ", it has ",
-             offsets.size());
-    if (offsets.front() != 0 || offsets.back() != tokens)
-        fail(gate, ": sequence_offsets run from ", offsets.front(), " to ", offsets.back(),
-             ", the batch has tokens 0 to ", tokens);
-    return {own, per_sequence, offsets};
+    const auto offsets = context.sequence_offsets;
+    check_per_sequence(gate, offsets, field, per_sequence.size(), 1);
+    return {own, per_sequence, sequences(gate, offsets, tokens)};
 }
 
 /// @throws std::invalid_argument if a gate that was built for another layer comes into this one
@@ -82,14 +75,16 @@ inline Index checked_most(const char* gate, Index max_experts, Index least, Inde
     return max_experts;
 }
 
-/// @throws std::invalid_argument unless a batch has one row per token and one logit per expert
+/// @throws std::invalid_argument unless a batch has one row per token and one logit per expert, and
+///         the context is about it
 inline void check_gate_extents(const char* gate, Index rows, Index columns, const Routing& routing,
-                               Index num_experts) {
+                               Index num_experts, const Context& context) {
     if (rows != routing.num_tokens() || columns != num_experts ||
         routing.num_experts() != num_experts)
         fail(gate, ": logits is [", rows, ", ", columns, "], the routing is for ",
              routing.num_tokens(), " tokens and ", routing.num_experts(),
              " experts, the gate was built for ", num_experts, " experts");
+    check_gate_context(context, rows, num_experts);
 }
 
 }  // namespace detail

@@ -85,7 +85,8 @@ public:
     /// Adds the assignments of every token.
     /// @param logits  [T, L]
     void select(In<S> logits, Routing& routing, const Call<S>& call) const {
-        detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts());
+        detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts(),
+                                   call.context);
         const Index n = num_experts();
         const S* limits = thresholds(call.ws);
         detail::select_each<S>(
@@ -105,7 +106,8 @@ public:
 
     /// Sets the weights of the assignments that are there, whoever chose them.
     void weigh(In<S> logits, Routing& routing, const Call<S>& call) const {
-        detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts());
+        detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts(),
+                                   call.context);
         const auto assignments = routing.assignments();
         detail::for_tokens(call.ws.executor(), logits.rows(), 20.0, [&](Index t, int) {
             const Index first = routing.first(t), last = routing.first(t + 1);
@@ -123,7 +125,8 @@ public:
     /// @throws std::logic_error unless there is one gradient per assignment
     void backward(In<S> logits, const Routing& routing, const WeightGradients<S>& dweights,
                   Out<S> dlogits, TopAnyModule& grad, const Call<S>& call) const {
-        detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts());
+        detail::check_gate_extents(name, logits.rows(), logits.cols(), routing, num_experts(),
+                                   call.context);
         const auto assignments = routing.assignments();
         if (dweights.output.size() != assignments.size())
             detail::fail<std::logic_error>(name, ": got ", dweights.output.size(),

@@ -64,7 +64,7 @@ struct CombineRule {
     void weigh(In<S> logits, Routing& routing, const Call<S>& call, Normalizes&& normalizes,
                const S* bias = nullptr) const {
         const bool on_input = placement == Placement::input;
-        each_token<S>(logits, routing, call, bias, [&](Index t, auto& token) {
+        each_token<S>(logits, routing, call, bias, call.ws.executor(), [&](Index t, auto& token) {
             token.evaluate(normalizes(t, token.num_kept()));
             const Index first = routing.first(t);
             for (Index i = 0; i < token.count(); ++i) {
@@ -92,23 +92,16 @@ struct CombineRule {
         const auto given = gradients_at<S>(placement, dweights, routing, logits, dlogits);
         const S* const beside =
             placement == Placement::straight_through ? dweights.input.data() : nullptr;
-        auto& scratch = call.ws.template state<WeighScratch<S>>();
         const bool to_multipliers =
             multiplies_scores(call.context) && call.context.gradients != nullptr;
-        S* const dmultipliers =
-            scratch.dmultipliers.assign(to_multipliers ? routing.num_assignments() : 0, S(0))
-                .data();
-        each_token<S>(logits, routing, call, bias, [&](Index t, auto& token) {
+        SerialExecutor in_order;  // gradients at multipliers are sums over tokens
+        Executor& executor = to_multipliers ? in_order : call.ws.executor();
+        each_token<S>(logits, routing, call, bias, executor, [&](Index t, auto& token) {
             const Index first = routing.first(t);
             token.evaluate(normalizes(t, token.num_kept()));
             token.backward(given.data() + first, beside == nullptr ? nullptr : beside + first,
-                           row_data(dlogits, t), to_multipliers ? dmultipliers + first : nullptr);
+                           row_data(dlogits, t), to_multipliers);
         });
-        for (Index a = 0; a < scratch.dmultipliers.size(); ++a) {
-            const Assignment& own = routing.assignments()[at(a)];
-            add_multiplier_gradient(call.context, own.token, own.expert,
-                                    static_cast<double>(scratch.dmultipliers[a]));
-        }
     }
 
     /// Room for tokens with up to `longest` assignments.
@@ -130,14 +123,13 @@ struct CombineRule {
 private:
     template <class S>
     struct WeighScratch {
-        Buffer<S> values;        // [workers, TokenWeights::room]
-        Buffer<S> dmultipliers;  // [N] if they are wanted
+        Buffer<S> values;  // [workers, TokenWeights::room]
     };
 
     /// f(token, its TokenWeights)
     template <class S, class F>
     void each_token(In<S> logits, const Routing& routing, const Call<S>& call, const S* bias,
-                    F&& f) const {
+                    Executor& executor, F&& f) const {
         using Token = TokenWeights<S, CombineRule>;
         const Index tokens = logits.rows(), n = logits.cols();
         Index longest = 0;
@@ -149,12 +141,10 @@ private:
                                      [](const ExpertFacts& facts) { return facts.is_null; });
         const typename Token::Batch batch{*this, call.context, bias, any_left_out, n, longest};
         S* const scratch = reserve<S>(call.ws, n, longest).data();
-        for_tokens(call.ws.executor(), tokens, 20.0 * static_cast<double>(n),
-                   [&](Index t, int worker) {
-                       Token token(batch, row_data(logits, t), routing.of(t),
-                                   scratch + worker * batch.room());
-                       f(t, token);
-                   });
+        for_tokens(executor, tokens, 20.0 * static_cast<double>(n), [&](Index t, int worker) {
+            Token token(batch, row_data(logits, t), routing.of(t), scratch + worker * batch.room());
+            f(t, token);
+        });
     }
 };
 

@@ -3,6 +3,7 @@
 #define MOE_ROUTERS_ATTENTION_HPP
 
 #include <algorithm>
+#include <cstddef>
 
 #include <moe/core/concepts.hpp>
 #include <moe/core/executor.hpp>
@@ -39,7 +40,7 @@ public:
         auto& state = call.ws.template state<State>();
         const Index n = num_logits();
         auto qkv = state.qkv.matrix(x.rows(), 3 * n);
-        projection.forward(x, qkv, call.child(0));
+        projection.forward(x, qkv, call.child(projection_node));
         for_tokens(x.rows(), state, call, [&](Index t, S* p) {
             if (call.context.is_padding(t)) std::fill_n(row_data(qkv, t), 3 * n, S(0));
             const S *const q = row_data(qkv, t), *const k = q + n, *const v = k + n;
@@ -83,7 +84,7 @@ public:
                 table.axpy(n, g * q[i], p, dk);
             }
         });
-        projection.backward(x, dqkv, dx, grad.projection, call.child(0));
+        projection.backward(x, dqkv, dx, grad.projection, call.child(projection_node));
     }
 
     double flops_per_token() const {
@@ -103,7 +104,7 @@ public:
 
     void reserve(Index tokens, Index rows, Workspace<S>& ws) const {
         auto& state = ws.template state<State>();
-        projection.reserve(tokens, rows, ws.child(0));
+        projection.reserve(tokens, rows, ws.child(projection_node));
         state.qkv.matrix(tokens, 3 * num_logits());
         if (ws.keeps()) state.dqkv.matrix(tokens, 3 * num_logits());
         state.p.resize(ws.executor().concurrency() * room());
@@ -119,6 +120,8 @@ public:
     void visit_parameters(auto&& visit) { projection.visit_parameters(visit); }
 
 private:
+    static constexpr std::size_t projection_node = 0;
+
     struct State {
         Buffer<S> qkv, dqkv;  // [T, 3 L] q, k and v of a token in a row
         Buffer<S> p;          // a row of L per worker

@@ -20,7 +20,7 @@ public:
     BalancedRouterModule() = default;
     /// @throws std::invalid_argument unless k is in [1, num_logits]
     BalancedRouterModule(Index k, Index num_logits) : k_(k), num_logits_(num_logits) {
-        detail::check_slots(name, "k", k, num_logits);
+        detail::check_k(name, k, num_logits);
     }
 
     /// @param x       [T, D], not read

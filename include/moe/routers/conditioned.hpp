@@ -9,6 +9,7 @@
 
 #include <moe/core/activation.hpp>
 #include <moe/core/group.hpp>
+#include <moe/core/sequences.hpp>
 #include <moe/core/views.hpp>
 #include <moe/kernels/dispatch.hpp>
 #include <moe/routers/linear.hpp>
@@ -105,7 +106,8 @@ private:
     Index width() const { return num_token_columns() + vector_dim_; }
 
     /// Whether there is one vector per token, and not one per sequence.
-    /// @throws std::invalid_argument unless there is one or the other
+    /// @throws std::invalid_argument unless there is one or the other, of sequences that are those
+    ///         of the batch
     bool is_per_token(Index tokens, const Context& context) const {
         const SideVectors& side = context.side_vectors;
         const auto offsets = context.sequence_offsets;
@@ -115,7 +117,9 @@ private:
                          "], moe::Conditioned wants [", tokens, ", ", vector_dim_,
                          "], one per token, or one for each of the ", sequences,
                          " sequences of sequence_offsets");
-        return side.rows() == tokens;
+        if (side.rows() == tokens) return true;
+        detail::check_sequences("moe::Conditioned", offsets, tokens);
+        return false;
     }
 
     /// f(row of the side vectors, token) for the tokens that are no padding.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <limits>
 #include <string>
 #include <string_view>
@@ -83,7 +84,7 @@ public:
         auto& state = call.ws.template state<State>();
         if (!has_projection_) return compare(x, logits, state, call);
         auto r = state.r.matrix(x.rows(), embeddings.cols());
-        projection.forward(x, r, call.child(0));
+        projection.forward(x, r, call.child(projection_node));
         for (Index t = 0; t < x.rows(); ++t)  // what padding holds must not reach the gradient
             if (call.context.is_padding(t)) std::fill_n(row_data(r, t), r.cols(), S(0));
         compare(r, logits, state, call);
@@ -116,7 +117,7 @@ public:
         const auto r = state.r.matrix(x.rows(), embeddings.cols());
         auto dr = state.dr.matrix(x.rows(), embeddings.cols());
         compare_backward(r, dlogits, dr, grad, state, call);
-        projection.backward(x, dr, dx, grad.projection, call.child(0));
+        projection.backward(x, dr, dx, grad.projection, call.child(projection_node));
     }
 
     double flops_per_token() const {
@@ -139,9 +140,9 @@ public:
     void reserve(Index tokens, Index rows, Workspace<S>& ws) const {
         auto& state = ws.template state<State>();
         make_units(state);
-        state.units.reserve(tokens, rows, ws.child(1));
+        state.units.reserve(tokens, rows, ws.child(units_node));
         if (has_projection_) {
-            projection.reserve(tokens, rows, ws.child(0));
+            projection.reserve(tokens, rows, ws.child(projection_node));
             state.r.matrix(tokens, embeddings.cols());
         }
         if (!ws.keeps()) return;
@@ -175,6 +176,8 @@ public:
 private:
     friend struct CosineRouter;
     static constexpr S max_log_scale = S(4.605170185988092);  // log 100
+
+    static constexpr std::size_t projection_node = 0, units_node = 1;
 
     struct State {
         LinearRouterModule<S> units;           // weight [L, Q]: u_e = m_e / max(|m_e|, epsilon)
@@ -211,9 +214,9 @@ private:
     void compare(In<S> r, Out<S> logits, State& state, const Call<S>& call) const {
         if (frozen_units_.weight.empty()) {
             make_units(state);
-            state.units.forward(r, logits, call.child(1));
+            state.units.forward(r, logits, call.child(units_node));
         } else {
-            frozen_units_.forward(r, logits, call.child(1));
+            frozen_units_.forward(r, logits, call.child(units_node));
         }
         const S s = scale();
         over_rows(call, r, [&](Index t) {
@@ -240,7 +243,8 @@ private:
         LinearRouterModule<S> not_wanted;
         const bool wanted = !grad.embeddings.empty();
         if (wanted) clear(state.unit_gradients.weight);
-        state.units.backward(r, a, dr, wanted ? state.unit_gradients : not_wanted, call.child(1));
+        state.units.backward(r, a, dr, wanted ? state.unit_gradients : not_wanted,
+                             call.child(units_node));
         over_rows(call, r, [&](Index t) {
             const S length = state.lengths[t];
             state.along[t] = table.dot(dim, row_data(r, t), row_data(dr, t));

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <limits>
-#include <span>
 
 #include <moe/core/context.hpp>
 #include <moe/core/error.hpp>
@@ -18,7 +17,7 @@
 /// What routers share that do not look at tokens: ids, labels, chance or the caller decide.
 ///
 /// A router that decides outright gives logit 0 to the experts it chose and -inf to all others, so
-/// that any gate takes just those: TopK{.k = n, .ones = true} with weight 1. Their slots are in
+/// that any gate takes just those: TopK{.k = k, .ones = true} with weight 1. Their slots are in
 /// ascending order of experts, as all logits are equal. The way back ends there: dx is 0.
 
 namespace moe::inline MOE_ABI::detail {
@@ -32,9 +31,9 @@ inline void check_router(const char* router, Index num_logits, const Shape& shap
 }
 
 /// @throws std::invalid_argument unless a token can go to that many experts
-inline void check_slots(const char* router, const char* field, Index slots, Index num_logits) {
-    if (slots < 1 || slots > num_logits)
-        fail(router, ": ", field, " is ", slots, ", it must be in [1, ", num_logits,
+inline void check_k(const char* router, Index k, Index num_logits) {
+    if (k < 1 || k > num_logits)
+        fail(router, ": k is ", k, ", it must be in [1, ", num_logits,
              "], the experts of the layer");
 }
 
@@ -54,16 +53,6 @@ inline void check_per_token(const char* router, const char* field, std::size_t g
              tokens == 1 ? " token" : " tokens", "; set Context::", field);
 }
 
-/// @throws std::invalid_argument unless the context says which tokens are a sequence
-inline void check_sequences(const char* router, const Context& context, Index tokens) {
-    const std::span<const Index> offsets = context.sequence_offsets;
-    if (offsets.size() < 2 || offsets.front() != 0 || offsets.back() != tokens)
-        fail(router, ": sequence_offsets ", offsets.size() < 2 ? "is empty" : "does not fit",
-             ", it must ascend from 0 to the ", tokens,
-             " tokens of the batch, one entry more than "
-             "there are sequences; set Context::sequence_offsets");
-}
-
 /// choose(t, row) for every token that is not padding; row [L] holds -inf, choose sets to 0 what
 /// it takes and must not throw.
 template <class S, class Choose>
@@ -76,9 +65,9 @@ void decide(Out<S> logits, const Call<S>& call, Choose&& choose) {
                });
 }
 
-/// Takes `slots` different experts of n: take(expert) for one after the other.
+/// Takes k different experts of n: take(expert) for one after the other.
 ///
-///     for j = 0 .. slots - 1:  m = n - slots + j,  r = draw(j, m + 1),
+///     for j = 0 .. k - 1:  m = n - k + j,  r = draw(j, m + 1),
 ///                              the expert is r, or m if r is taken already
 ///
 /// With independent draws that are uniform in [0, m] every set is as likely as any other. (m itself
@@ -88,18 +77,18 @@ void decide(Out<S> logits, const Call<S>& call, Choose&& choose) {
 /// @param draw      draw(j, bound) in [0, bound)
 /// @param is_taken  is_taken(expert): whether take(expert) was called
 template <class Draw, class IsTaken, class Take>
-void take_different(Index slots, Index n, Draw&& draw, IsTaken&& is_taken, Take&& take) {
-    for (Index j = 0; j < slots; ++j) {
-        const Index most = n - slots + j, drawn = draw(j, most + 1);
+void take_different(Index k, Index n, Draw&& draw, IsTaken&& is_taken, Take&& take) {
+    for (Index j = 0; j < k; ++j) {
+        const Index most = n - k + j, drawn = draw(j, most + 1);
         take(is_taken(drawn) ? most : drawn);
     }
 }
 
 /// take_different() of the L experts whose logits `row` [L] holds.
 template <class S, class Draw>
-void choose_different(Index slots, Index num_logits, S* row, Draw&& draw) {
+void choose_different(Index k, Index num_logits, S* row, Draw&& draw) {
     take_different(
-        slots, num_logits, draw, [row](Index e) { return row[e] == S(0); },
+        k, num_logits, draw, [row](Index e) { return row[e] == S(0); },
         [row](Index e) { row[e] = S(0); });
 }
 

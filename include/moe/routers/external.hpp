@@ -7,6 +7,7 @@
 #include <span>
 
 #include <moe/core/concepts.hpp>
+#include <moe/core/sequences.hpp>
 #include <moe/core/views.hpp>
 #include <moe/kernels/dispatch.hpp>
 #include <moe/routers/decide.hpp>
@@ -68,7 +69,7 @@ private:
             detail::fail(name, ": side_vectors is [", given.rows(), ", ", given.cols(),
                          "], it must have ", num_logits_, " columns and a row for each of the ",
                          tokens, " tokens, or for each sequence of sequence_offsets");
-        if (!per_token) detail::check_sequences(name, call.context, tokens);
+        if (!per_token) detail::check_sequences(name, offsets, tokens);
         const double flops = static_cast<double>(num_logits_) * static_cast<double>(tokens) /
                              static_cast<double>(given.rows());
         detail::for_tokens(call.ws.executor(), given.rows(), flops, [&](Index row, int) {

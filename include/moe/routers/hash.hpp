@@ -28,14 +28,14 @@ inline Index hashed(std::uint64_t seed, std::int64_t id, Index j, Index bound) {
 ///
 /// Experts of a token with vocabulary id v, in 64-bit arithmetic modulo 2^64:
 ///
-///     h(v, j) = mix(mix(mix(seed) ^ v) ^ j)                    j = 0 .. slots - 1
-///     r_j     = h(v, j) mod (L - slots + 1 + j)
-///     e_j     = r_j, or L - slots + j if r_j is among e_0 .. e_(j-1)
+///     h(v, j) = mix(mix(mix(seed) ^ v) ^ j)                    j = 0 .. k - 1
+///     r_j     = h(v, j) mod (L - k + 1 + j)
+///     e_j     = r_j, or L - k + j if r_j is among e_0 .. e_(j-1)
 ///
 ///     mix(b):  b += 0x9E3779B97F4A7C15,  b = (b ^ b >> 30) * 0xBF58476D1CE4E5B9,
 ///              b = (b ^ b >> 27) * 0x94D049BB133111EB,  b ^ b >> 31
 ///
-/// so e_0 = h(v, 0) mod L for one slot. Every set of `slots` different experts is as likely as any
+/// so e_0 = h(v, 0) mod L for k = 1. Every set of k different experts is as likely as any
 /// other (to 2^-32 or better). Logits are 0 for the e_j and -inf for the others; padding gets
 /// nothing. Any id has a hash: there is no vocabulary to stay within.
 template <class S>
@@ -46,10 +46,10 @@ public:
 
     /// Holds nothing; a gradient like this is not wanted.
     HashRouterModule() = default;
-    /// @throws std::invalid_argument unless slots is in [1, num_logits]
-    HashRouterModule(Index slots, std::uint64_t seed, Index num_logits)
-        : slots_(slots), num_logits_(num_logits), seed_(seed) {
-        detail::check_slots(name, "slots", slots, num_logits);
+    /// @throws std::invalid_argument unless k is in [1, num_logits]
+    HashRouterModule(Index k, std::uint64_t seed, Index num_logits)
+        : k_(k), num_logits_(num_logits), seed_(seed) {
+        detail::check_k(name, k, num_logits);
     }
 
     /// @param x       [T, D], not read
@@ -61,7 +61,7 @@ public:
         detail::check_per_token(name, "token_ids", ids.size(), x.rows());
         detail::decide<S>(logits, call, [&](Index t, S* row) {
             const std::int64_t id = ids[static_cast<std::size_t>(t)];
-            detail::choose_different(slots_, num_logits_, row, [&](Index j, Index bound) {
+            detail::choose_different(k_, num_logits_, row, [&](Index j, Index bound) {
                 return detail::hashed(seed_, id, j, bound);
             });
         });
@@ -78,42 +78,42 @@ public:
 private:
     static constexpr const char* name = "moe::HashRouter";
 
-    Index slots_ = 1, num_logits_ = 0;
+    Index k_ = 1, num_logits_ = 0;
     std::uint64_t seed_ = 0;
 };
 
 /// Recipe of a router that sends every token where a hash of its vocabulary id says: nothing to
 /// learn, nothing to balance, and as even as the ids are spread. The gate beside it takes as many
-/// experts as there are slots, without weights: TopK{.k = slots, .ones = true}.
+/// experts, without weights: TopK{.k = k, .ones = true}.
 ///
 /// Needs Context::token_ids. To choose the experts oneself, see TokenTable.
 ///
 /// Source: Hash layers (arXiv:2106.04426) section 3.1, random hash.
 struct HashRouter {
-    Index slots = 1;         ///< different experts per token, 1 to L
+    Index k = 1;             ///< different experts per token, 1 to L
     std::uint64_t seed = 0;  ///< layers of one network need one each, or they all choose alike
 
-    /// @throws std::invalid_argument if slots is out of range
+    /// @throws std::invalid_argument if k is out of range
     template <class S>
     HashRouterModule<S> build(const Shape& shape, Random&) const {
-        return HashRouterModule<S>(slots, seed, shape.num_logits);
+        return HashRouterModule<S>(k, seed, shape.num_logits);
     }
 };
 
-/// What HashRouter{slots, seed} says as a table for TokenTable: row-major [vocabulary, slots], row
+/// What HashRouter{k, seed} says as a table for TokenTable: row-major [vocabulary, k], row
 /// v with e_0, e_1, ...
-/// @throws std::invalid_argument if vocabulary is negative, or slots not in [1, experts]
-inline std::vector<std::int32_t> random_table(Index vocabulary, Index experts, Index slots = 1,
+/// @throws std::invalid_argument if vocabulary is negative, or k not in [1, experts]
+inline std::vector<std::int32_t> random_table(Index vocabulary, Index experts, Index k = 1,
                                               std::uint64_t seed = 0) {
     if (vocabulary < 0)
         detail::fail("moe::random_table: vocabulary is ", vocabulary, ", it must be >= 0");
-    detail::check_slots("moe::random_table", "slots", slots, experts);
+    detail::check_k("moe::random_table", k, experts);
     std::vector<std::int32_t> table;
-    table.reserve(static_cast<std::size_t>(detail::checked_product(vocabulary, slots)));
+    table.reserve(static_cast<std::size_t>(detail::checked_product(vocabulary, k)));
     for (Index v = 0; v < vocabulary; ++v) {
         const auto row = static_cast<std::ptrdiff_t>(table.size());
         detail::take_different(
-            slots, experts, [&](Index j, Index bound) { return detail::hashed(seed, v, j, bound); },
+            k, experts, [&](Index j, Index bound) { return detail::hashed(seed, v, j, bound); },
             [&](Index e) { return std::count(table.begin() + row, table.end(), e) > 0; },
             [&](Index e) { table.push_back(static_cast<std::int32_t>(e)); });
     }

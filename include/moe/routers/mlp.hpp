@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -19,7 +20,8 @@
 
 namespace moe::inline MOE_ABI {
 
-/// Nonlinearity between the two products of an MlpRouter; tanh, or as those of experts.
+/// Nonlinearity between the two products of an MlpRouter. tanh is a matter of routers, for which
+/// experts have no kernel; the others are those of Activation.
 enum class RouterActivation { tanh, relu, gelu, silu };
 
 namespace detail {
@@ -85,12 +87,12 @@ public:
         auto& state = call.ws.template state<State>();
         auto a = state.a.matrix(x.rows(), hidden_dim());
         auto h = state.h.matrix(x.rows(), hidden_dim());
-        hidden.forward(x, a, call.child(0));
+        hidden.forward(x, a, call.child(hidden_node));
         over_rows(call, a, [&](Index t) {
             if (call.context.is_padding(t)) std::fill_n(row_data(a, t), hidden_dim(), S(0));
             activate(row_data(a, t), row_data(h, t));
         });
-        output.forward(h, logits, call.child(1));
+        output.forward(h, logits, call.child(output_node));
     }
 
     /// @throws std::invalid_argument unless W1 is [H, model_dim] and W2 [num_logits, H]
@@ -111,11 +113,11 @@ public:
         auto h = state.h.matrix(x.rows(), hidden_dim());
         auto dh = state.dh.matrix(x.rows(), hidden_dim());
         over_rows(call, a, [&](Index t) { activate(row_data(a, t), row_data(h, t)); });
-        output.backward(h, dlogits, dh, grad.output, call.child(1));
+        output.backward(h, dlogits, dh, grad.output, call.child(output_node));
         over_rows(call, a, [&](Index t) {
             activate_backward(row_data(a, t), row_data(dh, t), row_data(h, t));
         });
-        hidden.backward(x, h, dx, grad.hidden, call.child(0));
+        hidden.backward(x, h, dx, grad.hidden, call.child(hidden_node));
     }
 
     Index hidden_dim() const { return hidden.weight.rows(); }
@@ -137,8 +139,8 @@ public:
         state.a.matrix(tokens, hidden_dim());
         state.h.matrix(tokens, hidden_dim());
         if (ws.keeps()) state.dh.matrix(tokens, hidden_dim());
-        hidden.reserve(tokens, rows, ws.child(0));
-        output.reserve(tokens, rows, ws.child(1));
+        hidden.reserve(tokens, rows, ws.child(hidden_node));
+        output.reserve(tokens, rows, ws.child(output_node));
     }
     Index workspace_bytes(Index tokens, Index rows, Keep keep, int workers) const {
         const Index matrices = keep == Keep::nothing ? 2 : 3, size = static_cast<Index>(sizeof(S));
@@ -160,6 +162,7 @@ public:
 
 private:
     friend struct MlpRouter;
+    static constexpr std::size_t hidden_node = 0, output_node = 1;
     struct State {
         Buffer<S> a;   // [T, H] what forward leaves: before the nonlinearity
         Buffer<S> h;   // [T, H] after it; backward makes it again and then needs the room for da

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include <moe/core/group.hpp>
+#include <moe/core/sequences.hpp>
 #include <moe/core/views.hpp>
 #include <moe/kernels/dispatch.hpp>
 #include <moe/routers/linear.hpp>
@@ -16,8 +17,8 @@ namespace moe::inline MOE_ABI {
 
 /// Which tokens decide together.
 enum class PoolScope {
-    chunk,     ///< so many consecutive tokens of one sequence
-    sequence,  ///< those of a sequence of Context::sequence_offsets
+    chunk,     ///< so many consecutive tokens of one sequence, which may be the whole batch
+    sequence,  ///< those of a sequence; needs Context::sequence_offsets
     batch,     ///< all tokens of the call: one sample
 };
 
@@ -128,27 +129,29 @@ private:
         return scope_ == PoolScope::batch ? std::min<Index>(tokens, 1) : tokens;
     }
 
+    /// What no block crosses.
+    /// @throws std::invalid_argument if sequences are wanted and none are given
+    detail::Sequences sequences(Index tokens, const Context& context) const {
+        constexpr const char* name = "moe::Pooled";
+        const auto offsets = context.sequence_offsets;
+        if (scope_ == PoolScope::batch) return {{}, tokens};
+        return scope_ == PoolScope::sequence ? detail::required_sequences(name, offsets, tokens)
+                                             : detail::sequences(name, offsets, tokens);
+    }
+
     /// Cuts the batch into blocks, none of them empty.
     /// @return their number
-    /// @throws std::invalid_argument if sequences are wanted and none are given
     Index cut(Index tokens, const Call<S>& call, State& state) const {
-        const auto sequences = call.context.sequence_offsets;
-        if (scope_ == PoolScope::sequence && sequences.empty() && tokens > 0)
-            detail::fail(
-                "moe::Context: sequence_offsets is empty, moe::Pooled of scope sequence wants the "
-                "first row of each sequence; or use PoolScope::batch");
+        const detail::Sequences runs = sequences(tokens, call.context);
         state.offsets.resize(most_blocks(tokens) + 1);
         Index blocks = 0;
-        const auto cut_run = [&](Index first, Index last) {
-            const Index length = scope_ == PoolScope::chunk ? chunk_ : last - first;
-            for (; first < last; first += std::min(length, last - first))
+        for (Index run = 0; run < runs.count(); ++run) {
+            const Index last = runs.last(run);
+            const Index length = scope_ == PoolScope::chunk ? chunk_ : runs.size(run);
+            for (Index first = runs.first(run); first < last;
+                 first += std::min(length, last - first))
                 state.offsets[blocks++] = first;
-        };
-        if (scope_ == PoolScope::batch || sequences.empty())
-            cut_run(0, tokens);
-        else
-            for (std::size_t s = 1; s < sequences.size(); ++s)
-                cut_run(sequences[s - 1], sequences[s]);
+        }
         state.offsets[blocks] = tokens;
         const auto ids = state.ids.resize(blocks);
         for (Index b = 0; b < blocks; ++b)

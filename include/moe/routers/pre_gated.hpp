@@ -3,6 +3,7 @@
 #define MOE_ROUTERS_PRE_GATED_HPP
 
 #include <algorithm>
+#include <cstddef>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -30,7 +31,7 @@ class PreGateLogits : public PassedLogits<S> {};
 
 template <class S>
 PreGateLogits<S>& pre_gate_logits(Workspace<S>& ws) {
-    auto* const passed = ws.child(0).template find<PreGateLogits<S>>();
+    auto* const passed = ws.child(router_node).template find<PreGateLogits<S>>();
     if (passed == nullptr)
         fail<std::logic_error>(
             "moe::PreGated: the layer before has left no logits: its router must be moe::PreGated, "
@@ -224,7 +225,7 @@ private:
 
     /// What the layer before has decided for this one.
     static detail::PreGateLogits<S>& earlier(In<S> logits, const Call<S>& call) {
-        if (&call.previous().child(0) == &call.ws)
+        if (&call.previous().child(detail::router_node) == &call.ws)
             detail::fail(
                 "moe::Context: previous is the workspace of this layer itself; each layer "
                 "needs one of its own");

@@ -3,14 +3,13 @@
 #define MOE_ROUTERS_RANDOM_HPP
 
 #include <algorithm>
-#include <cstddef>
 #include <cstdint>
-#include <span>
 
 #include <moe/core/concepts.hpp>
 #include <moe/core/error.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/random.hpp>
+#include <moe/core/sequences.hpp>
 #include <moe/routers/decide.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -19,14 +18,14 @@ template <class S>
 class RandomRouterModule;
 
 /// Recipe of a router that draws experts uniformly: stochastic experts, and the baseline that every
-/// learned router must beat. The gate beside it takes as many as there are slots, without weights:
-/// TopK{.k = slots, .ones = true}.
+/// learned router must beat. The gate beside it takes the same k, without weights:
+/// TopK{.k = k, .ones = true}.
 ///
-///     logits(t, e) = 0 if e is one of `slots` different experts drawn for t, else -inf
+///     logits(t, e) = 0 if e is one of k different experts drawn for t, else -inf
 ///
 /// THOR trains with one draw per layer call, two passes per step (a Context::stream each) and a
 /// loss on their difference, and infers with one draw per token or per sequence. Its ensemble of
-/// all experts is .slots = E beside TopK{.k = E, .scale = 1.0 / E, .ones = true}. Training by a
+/// all experts is .k = E beside TopK{.k = E, .scale = 1.0 / E, .ones = true}. Training by a
 /// random partition (each expert gets an equal part of the shuffled tokens) is
 /// .training = Scope::token, .balanced = true.
 ///
@@ -40,14 +39,14 @@ struct RandomRouter {
         token,     ///< none
     };
 
-    Index slots = 1;                 ///< different experts per token, 1 to L
+    Index k = 1;                     ///< different experts per token, 1 to L
     Scope training = Scope::batch;   ///< with Context::training
     Scope inference = Scope::token;  ///< without
     /// Tokens (or sequences, as the scope says) are shuffled and dealt to the experts like cards,
     /// instead of each drawing for itself: experts get equally many, give or take one.
     bool balanced = false;
 
-    /// @throws std::invalid_argument if slots or a scope is out of range, or balanced and a scope
+    /// @throws std::invalid_argument if k or a scope is out of range, or balanced and a scope
     ///         is the batch, which leaves nothing to deal
     template <class S>
     RandomRouterModule<S> build(const Shape& shape, Random&) const {
@@ -63,7 +62,7 @@ struct RandomRouter {
 /// of the call:
 ///
 ///     tokens in a random order t_0, t_1, ..., experts in a random order p_0 .. p_(L-1):
-///     t_i gets p_((i n + j) mod L)       j = 0 .. n - 1,  n slots
+///     t_i gets p_((i k + j) mod L)       j = 0 .. k - 1
 ///
 /// Padding is not dealt and gets nothing. What a mask (Context::allowed) takes away is not drawn
 /// again.
@@ -80,7 +79,7 @@ public:
     /// @throws std::invalid_argument as RandomRouter::build() does
     RandomRouterModule(const RandomRouter& settings, Index num_logits)
         : settings_(settings), num_logits_(num_logits) {
-        detail::check_slots(name, "slots", settings.slots, num_logits);
+        detail::check_k(name, settings.k, num_logits);
         detail::check_choice(name, "training", settings.training, Scope::token);
         detail::check_choice(name, "inference", settings.inference, Scope::token);
         const bool deals_nothing =
@@ -101,7 +100,7 @@ public:
         detail::check_router_extents<S>(name, x, logits, num_logits_);
         if (x.rows() == 0) return;
         if (scope(call.context) == Scope::sequence)
-            detail::check_sequences(name, call.context, x.rows());
+            detail::required_sequences(name, call.context.sequence_offsets, x.rows());
         if (settings_.balanced)
             deal(logits, call);
         else
@@ -159,8 +158,8 @@ private:
             case Scope::batch:
                 return 0;
             case Scope::sequence: {
-                const std::span<const Index> offsets = context.sequence_offsets;
-                return *(std::upper_bound(offsets.begin(), offsets.end(), t) - 1);
+                const detail::Sequences sequences{context.sequence_offsets};
+                return sequences.first(sequences.of(t));
             }
             case Scope::token:
                 break;
@@ -173,7 +172,7 @@ private:
         const bool by_token = scope(call.context) != Scope::batch;
         detail::decide<S>(logits, call, [&](Index t, S* row) {
             const std::int64_t key = by_token ? call.token(first(t, call.context)) : 0;
-            detail::choose_different(settings_.slots, num_logits_, row, [&](Index j, Index bound) {
+            detail::choose_different(settings_.k, num_logits_, row, [&](Index j, Index bound) {
                 // Below bound after rounding too: uniform() is at most 1 - 2^-53.
                 return static_cast<Index>(random.uniform(key, j, of_expert) *
                                           static_cast<double>(bound));
@@ -200,8 +199,8 @@ private:
             experts[e] = {random.uniform(0, e, of_expert_order), e};
         std::sort(experts, experts + num_logits_);
         detail::decide<S>(logits, call, [&](Index t, S* row) {
-            const Index turn = state.place[first(t, call.context)] * settings_.slots;
-            for (Index j = 0; j < settings_.slots; ++j)
+            const Index turn = state.place[first(t, call.context)] * settings_.k;
+            for (Index j = 0; j < settings_.k; ++j)
                 row[experts[(turn + j) % num_logits_].number] = S(0);
         });
     }

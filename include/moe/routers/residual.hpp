@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <limits>
 #include <utility>
 
@@ -14,6 +15,13 @@
 #include <moe/routers/wrapper.hpp>
 
 namespace moe::inline MOE_ABI {
+
+/// Where a layer stands among those that hear each other.
+enum class ResidualPlace {
+    later,  ///< after another one, which it hears; needs Context::previous
+    first,  ///< hears none, and has no R
+};
+
 namespace detail {
 
 /// What scaling would hide: the logits before it, which the next layer's residual is made of.
@@ -27,8 +35,8 @@ class UnscaledLogits : public PassedLogits<S> {};
 ///     z      = inner(x) + r R^T                      R: [L, L]
 ///     logits = z, or  target_std z / std(z)          std over the L logits, with L - 1 below
 ///
-/// r [T, L] is the z of the layer before, from Context::previous; where none is given, as in the
-/// first layer, there is no such term. Logits that were masked there (-inf) count as 0 and get no
+/// r [T, L] is the z of the layer before, from Context::previous; a router of ResidualPlace::first
+/// does not look there and has no such term. Logits that were masked (-inf) count as 0 and get no
 /// gradient. Those of a layer with another kind of router are read as they are. The gradient at r
 /// is added to what that layer's backward starts from, so that one runs after this one's:
 ///
@@ -46,30 +54,41 @@ class GatingResidualModule : public RouterWrapper<S, Inner> {
 public:
     /// Holds nothing; a gradient like this is not wanted.
     GatingResidualModule() = default;
-    /// @param residual    its weight is R
+    /// @param residual    its weight is R; holds nothing for ResidualPlace::first
     /// @param target_std  0: no scaling
-    GatingResidualModule(Inner router, LinearRouterModule<S> residual, double target_std)
-        : Base{std::move(router)}, residual_(std::move(residual)), target_std_(target_std) {}
+    GatingResidualModule(Inner router, LinearRouterModule<S> residual, double target_std,
+                         ResidualPlace place, Index num_logits)
+        : Base{std::move(router)},
+          residual_(std::move(residual)),
+          target_std_(target_std),
+          place_(place),
+          num_logits_(num_logits) {}
 
-    /// [L, L] R above
+    ResidualPlace place() const { return place_; }
+    /// [L, L] R above; [0, 0] of ResidualPlace::first
     const Parameter<S>& residual() const { return residual_.weight; }
     Parameter<S>& residual() { return residual_.weight; }
 
     void check(const Shape& shape) const {
         Base::check(shape);
-        if (residual().rows() != shape.num_logits || residual().cols() != shape.num_logits)
-            detail::fail("moe::GatingResidual: residual is [", residual().rows(), ", ",
-                         residual().cols(), "], the layer has ", shape.num_logits,
-                         " logits per token; build it again from its recipe");
+        if (num_logits_ != shape.num_logits)
+            detail::fail(who, ": the router was built for ", num_logits_,
+                         " logits per token, the layer has ", shape.num_logits,
+                         "; build it again from its recipe");
+        const Index wanted = hears() ? num_logits_ : 0;
+        if (residual().rows() != wanted || residual().cols() != wanted)
+            detail::fail(who, ": residual is [", residual().rows(), ", ", residual().cols(),
+                         "], it must be [", wanted, ", ", wanted, "]");
     }
 
+    /// @throws std::invalid_argument if Context::previous is needed and not there, or does not fit
     void forward(In<S> x, Out<S> logits, const Call<S>& call) const {
         Base::forward(x, logits, call);
-        if (call.context.previous != nullptr) {
+        if (hears()) {
             State& state = call.ws.template state<State>();
             const View<S> earlier = read(logits, state, call);
             auto product = state.product.matrix(logits.rows(), logits.cols());
-            residual_.forward(earlier, product, call.child(1));
+            residual_.forward(earlier, product, call.child(residual_node));
             for (Index t = 0; t < logits.rows(); ++t)
                 kernels<S>().axpy(logits.cols(), S(1), row_data(product, t), row_data(logits, t));
         }
@@ -88,35 +107,38 @@ public:
 
     auto freeze(const FreezeOptions& options) const {
         auto frozen = detail::frozen(this->inner, options);
-        return GatingResidualModule<S, decltype(frozen)>(std::move(frozen),
-                                                         residual_.freeze(options), target_std_);
+        return GatingResidualModule<S, decltype(frozen)>(
+            std::move(frozen), hears() ? residual_.freeze(options) : LinearRouterModule<S>{},
+            target_std_, place_, num_logits_);
     }
     Index bytes() const { return Base::bytes() + residual_.bytes(); }
 
     void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
         Base::reserve(tokens, assignments, ws);
-        residual_.reserve(tokens, assignments, ws.child(1));
         State& state = ws.template state<State>();
-        for (Buffer<S>* buffer : {&state.earlier, &state.product})
-            buffer->matrix(tokens, num_logits());
+        if (hears()) {
+            residual_.reserve(tokens, assignments, ws.child(residual_node));
+            state.earlier.matrix(tokens, num_logits_);
+            state.product.matrix(tokens, num_logits_);
+        }
         if (is_scaled()) {
-            ws.template state<detail::UnscaledLogits<S>>().reserve(tokens, num_logits());
-            if (ws.keeps()) state.dz.matrix(tokens, num_logits());
+            ws.template state<detail::UnscaledLogits<S>>().reserve(tokens, num_logits_);
+            if (ws.keeps()) state.dz.matrix(tokens, num_logits_);
         }
     }
     Index workspace_bytes(Index tokens, Index assignments, Keep keep, int workers) const {
-        const Index copies =
-            2 + (is_scaled() ? 2 : 0) + (is_scaled() && keep != Keep::nothing ? 1 : 0);
+        const Index copies = (hears() ? 2 : 0) + (is_scaled() ? 2 : 0) +
+                             (is_scaled() && keep != Keep::nothing ? 1 : 0);
         return Base::workspace_bytes(tokens, assignments, keep, workers) +
-               residual_.workspace_bytes(tokens, assignments, keep, workers) +
-               detail::checked_product(detail::checked_product(tokens, num_logits()),
+               (hears() ? residual_.workspace_bytes(tokens, assignments, keep, workers) : 0) +
+               detail::checked_product(detail::checked_product(tokens, num_logits_),
                                        copies * static_cast<Index>(sizeof(S)));
     }
 
-    /// Those of the inner router, and "residual"
+    /// Those of the inner router, and "residual" unless of ResidualPlace::first
     void visit_parameters(auto&& visit) {
         Base::visit_parameters(visit);
-        visit("residual", residual_.weight);
+        if (hears()) visit("residual", residual_.weight);
     }
 
 private:
@@ -131,17 +153,25 @@ private:
     };
     static constexpr const char* who = "moe::GatingResidual";
     static constexpr S masked = -std::numeric_limits<S>::infinity();
+    static constexpr std::size_t residual_node = Base::inner_node + 1;
 
-    Index num_logits() const { return residual().rows(); }
+    bool hears() const { return place_ == ResidualPlace::later; }
     bool is_scaled() const { return target_std_ > 0; }
 
     /// What the layer before has left unscaled, or null.
     static detail::UnscaledLogits<S>* unscaled(const Call<S>& call) {
-        return call.previous().child(0).template find<detail::UnscaledLogits<S>>();
+        return call.previous()
+            .child(detail::router_node)
+            .template find<detail::UnscaledLogits<S>>();
     }
 
     /// r, masked logits as 0.
     View<S> read(In<S> logits, State& state, const Call<S>& call) const {
+        if (call.context.previous == nullptr)
+            detail::fail(who,
+                         ": Context::previous is empty, it must be the workspace of the layer "
+                         "before; the first layer of a network takes place "
+                         "moe::ResidualPlace::first, or the inner router alone");
         const View<S> seen = call.previous().logits();
         if (seen.rows() != logits.rows() || seen.cols() != logits.cols())
             detail::fail("moe::Context: previous holds [", seen.rows(), ", ", seen.cols(),
@@ -164,11 +194,11 @@ private:
     void through(In<S> x, In<S> dz, Out<S> dx, GatingResidualModule& grad,
                  const Call<S>& call) const {
         Base::backward(x, dz, dx, grad, call);
-        if (call.context.previous == nullptr) return;
+        if (!hears()) return;
         State& state = call.ws.template state<State>();
         const View<S> earlier = read(dz, state, call);
         auto dr = state.product.matrix(dz.rows(), dz.cols());
-        residual_.backward(earlier, dz, dr, grad.residual_, call.child(1));
+        residual_.backward(earlier, dz, dr, grad.residual_, call.child(residual_node));
         const View<S> seen = call.previous().logits();
         auto* const passed = unscaled(call);
         View<S> target = passed != nullptr ? passed->gradient() : call.previous().dlogits();
@@ -244,35 +274,45 @@ private:
 
     LinearRouterModule<S> residual_;
     double target_std_ = 0;
+    ResidualPlace place_ = ResidualPlace::later;
+    Index num_logits_ = 0;
 };
 
 /// Recipe: adds a linear map of the logits of the layer before to those of a router.
 ///
 ///     moe::GatingResidual{moe::LinearRouter{}}
 ///     moe::GatingResidual{moe::LinearRouter{}, 1.0}    logits scaled to standard deviation 1
+///     moe::GatingResidual{moe::LinearRouter{}, 1.0, moe::ResidualPlace::first}
 ///
-/// All layers but the first of a network take one, each with the workspace of the layer before as
-/// Context::previous, and the same number of experts. It steadies routing where layers have experts
-/// of very different cost, as in MoE++ itself. R starts as N(0, 1 / (3 L)), so that what is handed
-/// on from layer to layer stays bounded.
+/// Every layer but the first of a network takes the workspace of the layer before as
+/// Context::previous; all have equally many experts. The first has nothing to hear: it takes the
+/// inner router alone or, if logits are scaled, ResidualPlace::first. It steadies routing where
+/// layers have experts of very different cost, as in MoE++ itself. R starts as N(0, 1 / (3 L)), so
+/// that what is handed on from layer to layer stays bounded.
 template <class Inner = LinearRouter>
 struct GatingResidual {
     Inner inner{};
     double target_std = 0;  ///< 0: logits are not scaled
+    ResidualPlace place = ResidualPlace::later;
 
     template <class S>
     auto build(const Shape& shape, Random& random) const {
         if (!(target_std >= 0 && std::isfinite(target_std)))
             detail::fail("moe::GatingResidual: target_std is ", target_std,
                          ", it must be finite and >= 0; 0 leaves logits as they are");
+        if (place != ResidualPlace::later && place != ResidualPlace::first)
+            detail::fail("moe::GatingResidual: place is ", static_cast<int>(place),
+                         ", which is none of moe::ResidualPlace");
         Random of_inner = random.child(0), of_residual = random.child(1);
         auto router = detail::built_router<Inner, S>(inner, shape, of_inner);
         LinearRouterModule<S> residual;
-        residual.weight = Parameter<S>(shape.num_logits, shape.num_logits);
-        of_residual.fill_normal(residual.weight,
-                                1 / std::sqrt(3 * static_cast<double>(shape.num_logits)));
+        if (place == ResidualPlace::later) {
+            residual.weight = Parameter<S>(shape.num_logits, shape.num_logits);
+            of_residual.fill_normal(residual.weight,
+                                    1 / std::sqrt(3 * static_cast<double>(shape.num_logits)));
+        }
         return GatingResidualModule<S, decltype(router)>(std::move(router), std::move(residual),
-                                                         target_std);
+                                                         target_std, place, shape.num_logits);
     }
 };
 
@@ -281,6 +321,8 @@ template <class Inner>
 GatingResidual(Inner) -> GatingResidual<Inner>;
 template <class Inner>
 GatingResidual(Inner, double) -> GatingResidual<Inner>;
+template <class Inner>
+GatingResidual(Inner, double, ResidualPlace) -> GatingResidual<Inner>;
 
 }  // namespace moe::inline MOE_ABI
 

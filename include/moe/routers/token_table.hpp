@@ -25,16 +25,15 @@ template <class S>
 class TokenTableModule;
 
 /// Recipe of a router that sends every token where a table says for its vocabulary id. The gate
-/// beside it takes as many experts as there are slots, without weights: TopK{.k = slots,
-/// .ones = true}.
+/// beside it takes the same k, without weights: TopK{.k = k, .ones = true}.
 ///
-///     logits(t, e) = 0 if e is in table[id_t], else -inf      table: [V, slots]
+///     logits(t, e) = 0 if e is in table[id_t], else -inf      table: [V, k]
 ///
 /// Needs Context::token_ids. random_table() and balanced_table() make tables. A table that follows
 /// from the whole text, of bigrams say, gets its row numbers as token ids.
 ///
 /// MultiHash, where N tables choose N segments of the hidden units of an expert independently, is a
-/// layer of N * E experts of one segment each and a table of N slots whose entries in column n lie
+/// layer of N * E experts of one segment each and a table of k = N columns, the entries of column n
 /// in [n * E, (n + 1) * E).
 ///
 /// DeepSeek-V4's first layers choose by a table (`tid2eid`) too, but weigh with the scores of a
@@ -42,8 +41,8 @@ class TokenTableModule;
 ///
 /// Source: Hash layers (arXiv:2106.04426) section 3.
 struct TokenTable {
-    std::vector<std::int32_t> table{};  ///< [V, slots] row-major, experts by id; required
-    Index slots = 1;                    ///< different experts per token, 1 to L
+    std::vector<std::int32_t> table{};  ///< [V, k] row-major, experts by id; required
+    Index k = 1;                        ///< different experts per token, 1 to L
 
     /// @throws std::invalid_argument as check() does
     template <class S>
@@ -52,21 +51,21 @@ struct TokenTable {
     }
 
     /// V, rows of the table.
-    Index vocabulary() const { return static_cast<Index>(table.size()) / slots; }
-    /// [slots] the experts of a vocabulary id in [0, V).
+    Index vocabulary() const { return static_cast<Index>(table.size()) / k; }
+    /// [k] the experts of a vocabulary id in [0, V).
     std::span<const std::int32_t> experts_of(std::int64_t id) const {
-        return {table.data() + id * slots, static_cast<std::size_t>(slots)};
+        return {table.data() + id * k, static_cast<std::size_t>(k)};
     }
 
     /// Writes Context::allowed: every token may go to the experts of its row, padding to none. With
-    /// LinearRouter and TopK{.k = slots, .score = Score::sqrt_softplus} that is a hash layer of
+    /// LinearRouter and TopK{.k = k, .score = Score::sqrt_softplus} that is a hash layer of
     /// DeepSeek-V4.
     /// @param context  its token_ids, one per token, and its padding
     /// @param allowed  [T * experts], overwritten
     /// @throws std::invalid_argument if an extent is wrong, an id is not in the table, or its row
     ///         does not fit
     void allow(const Context& context, Index experts, std::span<std::uint8_t> allowed) const {
-        detail::check_slots(name, "slots", slots, experts);
+        detail::check_k(name, k, experts);
         const auto tokens = static_cast<Index>(context.token_ids.size());
         const Index wanted = detail::checked_product(tokens, experts);
         if (static_cast<Index>(allowed.size()) != wanted)
@@ -84,17 +83,18 @@ struct TokenTable {
         }
     }
 
-    /// @throws std::invalid_argument if slots is out of range, or the table is empty, ends within a
+    /// @throws std::invalid_argument if k is out of range, or the table is empty, ends within a
     ///         row, names an expert that the layer does not have, or one twice for an id
     void check(Index experts) const {
-        detail::check_slots(name, "slots", slots, experts);
+        detail::check_k(name, k, experts);
         if (table.empty())
             detail::fail(name,
-                         ": table is empty; give it slots experts for each vocabulary id, "
+                         ": table is empty; give it k experts for each vocabulary id, "
                          "e.g. moe::random_table(vocabulary, experts)");
-        if (static_cast<Index>(table.size()) % slots != 0)
-            detail::fail(name, ": table has ", table.size(), " entries, it must be a multiple of ",
-                         slots, " slots: row-major [vocabulary, slots]");
+        if (static_cast<Index>(table.size()) % k != 0)
+            detail::fail(name, ": table has ", table.size(),
+                         " entries, it must be a multiple of k = ", k,
+                         ": row-major [vocabulary, k]");
         for (Index id = 0; id < vocabulary(); ++id) check_row(id, experts);
     }
     /// @throws std::invalid_argument unless there is an id in [0, V) for each of `tokens` tokens
@@ -102,6 +102,7 @@ struct TokenTable {
     void check_ids(const Context& context, Index tokens) const {
         const std::span<const std::int64_t> ids = context.token_ids;
         detail::check_per_token(name, "token_ids", ids.size(), tokens);
+        detail::check_extent("padding", context.padding.size(), tokens, "one per token");
         for (Index t = 0; t < tokens; ++t) {
             const std::int64_t id = ids[static_cast<std::size_t>(t)];
             if ((id < 0 || id >= vocabulary()) && !context.is_padding(t))
@@ -121,8 +122,8 @@ private:
                              ", it must be in [0, ", experts, ")");
             if (std::find(row.begin(), entry, *entry) != entry)
                 detail::fail(name, ": row ", id, " of table names expert ", *entry,
-                             " twice, a token goes to an expert once; use another one, or fewer "
-                             "slots");
+                             " twice, a token goes to an expert once; use another one, or a "
+                             "smaller k");
         }
     }
 };
@@ -173,7 +174,7 @@ private:
     Index num_logits_ = 0;
 };
 
-/// A table of one slot for TokenTable under which experts get about the same number of tokens: in
+/// A table with k = 1 for TokenTable under which experts get about the same number of tokens: in
 /// falling order of frequency (ties: the lower id first) every id goes to the expert that has the
 /// least so far (ties: the lower expert).
 ///

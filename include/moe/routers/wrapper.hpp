@@ -2,6 +2,8 @@
 #ifndef MOE_ROUTERS_WRAPPER_HPP
 #define MOE_ROUTERS_WRAPPER_HPP
 
+#include <cstddef>
+
 #include <moe/core/concepts.hpp>
 #include <moe/core/freeze.hpp>
 #include <moe/core/gradient.hpp>
@@ -43,11 +45,11 @@ struct RouterWrapper {
     Inner inner{};
 
     void forward(In<S> x, Out<S> logits, const Call<S>& call) const {
-        hooks::forward<S>(inner, x, logits, call.child(0));
+        hooks::forward<S>(inner, x, logits, call.child(inner_node));
     }
     void backward(In<S> x, In<S> dlogits, Out<S> dx, RouterWrapper& grad,
                   const Call<S>& call) const requires Router<Inner, S> {
-        const Call<S> within = call.child(0);
+        const Call<S> within = call.child(inner_node);
         detail::lend_gradient(inner, grad.inner, within.ws, [&](Inner& inner_grad) {
             hooks::backward<S>(inner, x, dlogits, dx, inner_grad, within);
         });
@@ -64,7 +66,7 @@ struct RouterWrapper {
     }
 
     void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
-        Workspace<S>& within = ws.child(0);
+        Workspace<S>& within = ws.child(inner_node);
         if (ws.keeps()) detail::reserve_gradient(inner, within);
         if constexpr (requires { inner.reserve(tokens, assignments, within); })
             inner.reserve(tokens, assignments, within);
@@ -89,6 +91,9 @@ struct RouterWrapper {
     void own_gradients() {
         if constexpr (requires { inner.own_gradients(); }) inner.own_gradients();
     }
+
+protected:
+    static constexpr std::size_t inner_node = 0;
 };
 
 namespace detail {

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: MIT
+// What the tests of PerTask and PerModality do not show of what they share.
+#include <moe/routers/router_set.hpp>
+
+#include <cstdint>
+#include <stdexcept>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include <moe/routers/modality.hpp>
+#include <moe/routers/task.hpp>
+
+#include "routers/wrapped.hpp"
+#include "support/message.hpp"
+
+namespace {
+
+using namespace routers_test;
+using moe::LinearRouter;
+using moe::PerModality;
+using support::message;
+
+constexpr Index dim = 4, experts = 5;
+
+auto separate() {
+    return build<double>(PerModality{LinearRouter{}, {{0, 3}, {2, 5}}, true}, dim, experts);
+}
+
+TEST(ExpertRange, HoldsItsFirstAndNotItsLast) {
+    const moe::ExpertRange range{2, 4};
+    for (const Index e : {0, 1, 2, 3, 4}) EXPECT_EQ(range.holds(e), e == 2 || e == 3) << e;
+    EXPECT_FALSE(moe::ExpertRange{}.holds(0));
+}
+
+TEST(TokenGroups, AreOneOfTheBatchOrOneOfEachToken) {
+    const std::vector<std::int32_t> each{1, 0};
+    const moe::detail::TokenGroups one{.of_batch = 3}, own{.of_tokens = each};
+    EXPECT_TRUE(one.is_one());
+    EXPECT_EQ(one(7), 3);
+    EXPECT_FALSE(own.is_one());
+    EXPECT_EQ(own(1), 0);
+}
+
+TEST(RouterSet, OfNoTokensRoutesNone) {
+    Workspace<double> ws;
+    const auto got =
+        run<double>(separate(), Matrix<double>(0, dim), Matrix<double>(0, experts), {}, ws);
+    EXPECT_EQ(got.logits.rows(), 0);
+    EXPECT_EQ(got.dx.rows(), 0);
+}
+
+TEST(RouterSet, OfPaddingOnlyRoutesNoneAndHasNoGradient) {
+    const std::vector<std::int32_t> groups{-1, 9};
+    const std::vector<std::uint8_t> padding{1, 1};
+    Workspace<double> ws;
+    const auto got = run<double>(separate(), random_matrix<double>(2, dim, 1),
+                                 random_matrix<double>(2, experts, 2),
+                                 {.token_groups = groups, .padding = padding}, ws);
+    EXPECT_TRUE((got.logits.array() == -infinity).all());
+    EXPECT_EQ(got.dx, (Matrix<double>::Zero(2, dim)));
+    for (const double value : got.gradient) EXPECT_EQ(value, 0);
+}
+
+TEST(RouterSet, WantsAGroupOfEachTokenThatExists) {
+    const auto router = separate();
+    const auto said = [&](const std::vector<std::int32_t>& groups) {
+        Workspace<double> ws;
+        return message([&] {
+            forward<double>(router, random_matrix<double>(3, dim, 1), experts,
+                            {.token_groups = groups}, ws);
+        });
+    };
+    EXPECT_EQ(said({}),
+              "moe::Context: token_groups is empty, moe::PerModality wants the modality of each "
+              "token");
+    EXPECT_EQ(said({0, 1}), "moe::Context: token_groups has 2 entries, one per token wants 3");
+    EXPECT_EQ(said({0, 2, 1}),
+              "moe::Context: token_groups[1] is 2, moe::PerModality has 2 of them: a modality must "
+              "be in [0, 2)");
+    EXPECT_NE(said({0, 1, -1}), "");
+    EXPECT_EQ(said({0, 1, 1}), "");
+}
+
+TEST(RouterSet, OfAnotherLayerIsRefused) {
+    const auto router = separate();
+    EXPECT_EQ(message([&] { router.check({.model_dim = dim, .num_experts = 6, .num_logits = 6}); }),
+              "moe: routers with a range of experts per group were built for 5 logits per token, "
+              "the layer has 6; build them again from their recipe");
+    const auto shared = build<double>(PerModality{LinearRouter{}, {{0, 3}, {2, 5}}}, dim, experts);
+    EXPECT_EQ(message([&] { router.check_gradient(shared); }),
+              "moe::Layer::backward: grad is of another layer: it has 1 routers, the layer has 2; "
+              "make it with zeros_like(layer)");
+    EXPECT_NO_THROW(router.check_gradient({})) << "not wanted";
+}
+
+}  // namespace
