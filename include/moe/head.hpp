@@ -99,10 +99,9 @@ public:
     const GateModule& gate() const { return gate_; }
     GateModule& gate() { return gate_; }
     const std::vector<ExpertFacts>& facts() const { return facts_; }
-    /// Whether logits are one per expert, so that masks and forces can be applied to them.
-    bool has_expert_logits() const {
-        return hooks::has_expert_logits<GateModule> && num_logits_ == num_experts();
-    }
+    /// How many of a token's logits, the first, are the experts' own, so that masks and forces are
+    /// applied to them: all experts, or 0.
+    Index expert_logits() const { return hooks::expert_logits(gate_, num_experts()); }
     /// Whether no token's choice depends on what comes after it in the batch: safe in a decoder.
     bool is_causal() const { return hooks::is_causal(gate_) && hooks::is_causal(router_); }
     /// Floating-point operations of the router per token, forward; 0 if it does not say.
@@ -174,7 +173,7 @@ public:
         if (dx.rows() != x.rows() || dx.cols() != x.cols())
             detail::fail("moe::Head::route_backward: dx is [", dx.rows(), ", ", dx.cols(),
                          "], it must be [", x.rows(), ", ", x.cols(), "] like x");
-        detail::check_context(context, x.rows(), num_experts(), num_logits_, has_expert_logits());
+        detail::check_context(context, x.rows(), num_experts(), num_logits_, expert_logits() > 0);
         take(context, *routed);  // its gradients may be others than those that forward saw
         const auto logits = ws.logits();
         auto dlogits = ws.dlogits();
@@ -184,7 +183,7 @@ public:
             hooks::backward<S>(gate_, logits, routed->routing, dweights, dlogits, gate_grad,
                                {routed->context, of_gate});
         });
-        detail::steer_backward<S>(dlogits, logits, routed->context, has_expert_logits(),
+        detail::steer_backward<S>(dlogits, logits, routed->context, expert_logits(),
                                   routed->raw_logits);
 
         auto router_dx = routed->dx.matrix(x.rows(), x.cols());
@@ -290,17 +289,17 @@ private:
         if (x.cols() != model_dim_)
             detail::fail("moe::Layer::forward: x has ", x.cols(), " columns, model_dim is ",
                          model_dim_, "; a token is a row of x");
-        detail::check_context(context, x.rows(), num_experts(), num_logits_, has_expert_logits());
+        detail::check_context(context, x.rows(), num_experts(), num_logits_, expert_logits() > 0);
         check_dial(context);
         Routed<S>& routed = ws.template state<Routed<S>>();
         routed.fingerprint = 0;  // until all is there
         take(context, routed);
         routed.num_logits = num_logits_;
-        routed.other_logits = num_logits_ - hooks::expert_logits(gate_, num_experts());
+        routed.other_logits = num_logits_ - expert_logits();
         auto logits = routed.logits.matrix(x.rows(), num_logits_);
         routed.dlogits.assign(logits.size(), S(0));
         hooks::forward<S>(router_, x, logits, {routed.context, ws.child(detail::router_node)});
-        detail::steer<S>(logits, routed.context, has_expert_logits(),
+        detail::steer<S>(logits, routed.context, expert_logits(),
                          ws.keeps() ? &routed.raw_logits : nullptr);
         return routed;
     }

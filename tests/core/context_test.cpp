@@ -149,8 +149,8 @@ TEST(Context, WhatSteersSequencesHasARowForEach) {
 TEST(Context, ForcesExpertsOnlyWhereEachHasALogit) {
     const std::vector<std::uint8_t> forced(3, 1);
     EXPECT_EQ(refusal({.forced = forced}),
-              "moe::Context: forced wants a gate with one logit per expert, this layer's has 5 "
-              "logits for 3 experts");
+              "moe::Context: forced wants a gate with a logit for each expert, this layer's has 5 "
+              "logits for 3 experts, and none are the experts' own");
     EXPECT_NO_THROW(moe::detail::check_context({.forced = forced}, 4, 3, 3, true));
 }
 

@@ -127,9 +127,9 @@ TEST(Steering, EqualLogitsHaveNoSpreadAndFiniteGradients) {
     moe::Buffer<double> raw;
     moe::View<double> logits(z.data(), 1, 4, Eigen::OuterStride<>(4));
     moe::View<double> dlogits(dz.data(), 1, 4, Eigen::OuterStride<>(4));
-    moe::detail::steer<double>(logits, context, true, &raw);
+    moe::detail::steer<double>(logits, context, logits.cols(), &raw);
     EXPECT_TRUE((z.array() == 2).all());
-    moe::detail::steer_backward<double>(dlogits, logits, context, true, raw);
+    moe::detail::steer_backward<double>(dlogits, logits, context, logits.cols(), raw);
     EXPECT_TRUE((dz.array() == 1).all());
 }
 

@@ -77,11 +77,11 @@ TEST(Steering, OffsetsInStandardDeviationsLeaveLogitsThatARouterMaskedAlone) {
     moe::Buffer<double> raw;
     moe::View<double> logits(z.data(), 1, 4, Eigen::OuterStride<>(4));
     moe::View<double> dlogits(dz.data(), 1, 4, Eigen::OuterStride<>(4));
-    moe::detail::steer<double>(logits, context, true, &raw);
+    moe::detail::steer<double>(logits, context, logits.cols(), &raw);
     EXPECT_TRUE(std::isfinite(z(0, 0))) << z;
     EXPECT_EQ(z(0, 2), -inf) << z;
     dz(0, 2) = 0;
-    moe::detail::steer_backward<double>(dlogits, logits, context, true, raw);
+    moe::detail::steer_backward<double>(dlogits, logits, context, logits.cols(), raw);
     EXPECT_TRUE(std::isfinite(dz(0, 0))) << dz;
 }
 
@@ -113,6 +113,26 @@ TEST(Steering, TheGradientOfAnOffsetThatIsNotGivenIsThatAtZero) {
         layer.backward(batch(), upstream(), dx, grad, ws, context);
     }
     EXPECT_EQ(given, without);
+}
+
+TEST(Steering, ReachesTheExpertsLogitsOfGatesThatWantOthersBesides) {
+    const std::vector<std::uint8_t> forced{0, 0, 0, 1}, allowed{1, 0, 1, 1};
+    const Context context{.allowed = allowed, .forced = forced};
+    const auto check = [&](const auto& gate) {
+        const auto layer = make(gate);
+        Workspace<double> ws;
+        layer.route(batch(), ws, context);
+        EXPECT_TRUE(ws.routing().tokens_of(1).empty());
+        EXPECT_GT(ws.logits().cols(), experts);
+        for (Index t = 0; t < tokens; ++t) {
+            EXPECT_EQ(ws.routing().of(t)[0].expert, 3);
+            EXPECT_EQ(ws.expert_logits()(t, 1), -inf);
+        }
+        seams::expect_exact_layer(layer, batch(), context);
+    };
+    check(moe::Noisy{TopK{.k = 2}});
+    check(moe::WithCapacity{moe::Noisy{TopK{.k = 2}}, {.limit = moe::CapacityLimit::megatron(9)}});
+    check(moe::KeepAny{TopK{.k = 2}});
 }
 
 TEST(ProductKey, AMaskOfExpertsIsForAllTokens) {

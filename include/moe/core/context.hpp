@@ -237,7 +237,7 @@ inline void check_gate_context(const Context& c, Index tokens, Index experts) {
 }
 
 /// All of it.
-/// @param per_expert  whether the logits are the experts' own
+/// @param per_expert  whether the experts have logits of their own
 inline void check_context(const Context& c, Index tokens, Index experts, Index logits,
                           bool per_expert) {
     check_gate_context(c, tokens, experts);
@@ -247,8 +247,8 @@ inline void check_context(const Context& c, Index tokens, Index experts, Index l
     check_extent("token_ids", c.token_ids.size(), tokens, "one per token");
     check_extent("token_groups", c.token_groups.size(), tokens, "one per token");
     if (c.forces() && !per_expert)
-        fail("moe::Context: forced wants a gate with one logit per expert, this layer's has ",
-             logits, " logits for ", experts, " experts");
+        fail("moe::Context: forced wants a gate with a logit for each expert, this layer's has ",
+             logits, " logits for ", experts, " experts, and none are the experts' own");
     check_extent("logit_offset", c.logit_offset.size(), logits, "one per logit");
     each_sequence("dial.k_per_sequence", c.dial.k_per_sequence.size(), 1);
     each_sequence("dial.p_per_sequence", c.dial.p_per_sequence.size(), 1);

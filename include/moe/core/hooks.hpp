@@ -98,13 +98,6 @@ inline constexpr bool fixed_count = requires {
     requires G::fixed_count;
 };
 
-/// Whether a gate's logits are those of experts where there are as many: a product key's are not.
-template <class G>
-inline constexpr bool has_expert_logits = true;
-template <class G>
-    requires requires { G::has_expert_logits; }
-inline constexpr bool has_expert_logits<G> = G::has_expert_logits;
-
 /// Whether a gate reads Dial::k, or Dial::p. A call that sets what it does not read is refused.
 template <class G>
 inline constexpr bool reads_k = requires {
@@ -121,14 +114,15 @@ inline constexpr bool multiplies_scores = requires {
     requires G::multiplies_scores;
 };
 
-/// How many of a token's logits, the first ones, are the experts' own: what losses read. A gate
-/// that wants others besides says so with expert_logits(experts); 0: none are.
+/// How many of a token's logits, the first ones, are the experts' own: what masks and forces are
+/// applied to, and losses read. A gate that wants others besides says so with
+/// expert_logits(experts); 0: none are.
 template <class G>
 Index expert_logits(const G& gate, Index experts) {
     if constexpr (requires { gate.expert_logits(experts); })
         return gate.expert_logits(experts);
     else
-        return has_expert_logits<G> && num_logits(gate, experts) == experts ? experts : 0;
+        return num_logits(gate, experts) == experts ? experts : 0;
 }
 
 }  // namespace moe::inline MOE_ABI::hooks

@@ -2,6 +2,7 @@
 #ifndef MOE_CORE_STEERING_HPP
 #define MOE_CORE_STEERING_HPP
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <limits>
@@ -21,8 +22,9 @@
 ///     z'_e = max(z'_e, m+)    where e is forced: m+ is the number next above m, the largest z' of
 ///                             those that are not
 ///
-/// A forced logit is m, as far as gradients go. Where a gate has another number of logits than
-/// experts, masks are left to the gate and forces are refused.
+/// A forced logit is m, as far as gradients go. e is one of the experts' own logits, the first of
+/// a token; offsets are of all L. Where experts have none, masks are left to the gate and forces
+/// are refused.
 
 namespace moe::inline MOE_ABI::detail {
 
@@ -62,25 +64,24 @@ struct RowSpread {
     }
 };
 
-/// Writes `value` where a token is padding or an expert is not allowed.
+/// Writes `value` where a token is padding, and where an expert is not allowed.
+/// @param own  logits that are the experts' own: E, or 0
 template <class S>
-void mask_logits(View<S> matrix, const Context& context, bool per_expert, S value) {
-    const Index n = matrix.cols();
-    per_expert = per_expert && context.restricts();
-    if (context.padding.empty() && !per_expert) return;
+void mask_logits(View<S> matrix, const Context& context, Index own, S value) {
+    if (!context.restricts()) own = 0;
+    if (context.padding.empty() && own == 0) return;
     for (Index t = 0; t < matrix.rows(); ++t) {
-        const bool padding = context.is_padding(t);
-        if (!padding && !per_expert) continue;
-        for (Index l = 0; l < n; ++l)
-            if (padding || !context.is_allowed(t, l)) matrix(t, l) = value;
+        if (context.is_padding(t)) std::fill_n(row_data(matrix, t), matrix.cols(), value);
+        for (Index e = 0; e < own; ++e)
+            if (!context.is_allowed(t, e)) matrix(t, e) = value;
     }
 }
 
-/// Where the largest of the logits of a row is that are not forced; -1: there is none.
+/// Where the largest of the experts' logits of a row is that are not forced; -1: there is none.
 template <class S>
-Index largest_unforced(const S* z, Index token, Index n, const Context& context) {
+Index largest_unforced(const S* z, Index token, Index own, const Context& context) {
     Index best = -1;
-    for (Index e = 0; e < n; ++e)
+    for (Index e = 0; e < own; ++e)
         if (!context.is_forced(token, e) && z[e] != -std::numeric_limits<S>::infinity() &&
             (best < 0 || z[e] > z[best]))
             best = e;
@@ -93,10 +94,10 @@ S next_above(S z) {
 }
 
 /// The way there.
-/// @param logits  [T, L]
+/// @param logits  [T, L], of which the first `own` are the experts'
 /// @param raw     gets what they were, if the way back needs it; null: there is no way back
 template <class S>
-void steer(View<S> logits, const Context& context, bool per_expert, Buffer<S>* raw) {
+void steer(View<S> logits, const Context& context, Index own, Buffer<S>* raw) {
     const Index n = logits.cols();
     if (raw != nullptr) raw->resize(0);
     if (has_offset(context)) {
@@ -111,13 +112,13 @@ void steer(View<S> logits, const Context& context, bool per_expert, Buffer<S>* r
             }
         }
     }
-    mask_logits(logits, context, per_expert, -std::numeric_limits<S>::infinity());
+    mask_logits(logits, context, own, -std::numeric_limits<S>::infinity());
     for (Index t = 0; t < logits.rows() && context.forces(); ++t) {
         S* z = row_data(logits, t);
-        const Index best = largest_unforced(z, t, n, context);
+        const Index best = largest_unforced(z, t, own, context);
         if (best < 0) continue;
         const S above = next_above(z[best]);
-        for (Index e = 0; e < n; ++e)
+        for (Index e = 0; e < own; ++e)
             if (context.is_forced(t, e) && z[e] != -std::numeric_limits<S>::infinity() &&
                 z[e] < above)
                 z[e] = above;
@@ -128,20 +129,20 @@ void steer(View<S> logits, const Context& context, bool per_expert, Buffer<S>* r
 /// added to context.gradients.
 /// @param logits  [T, L] as steer() left them   @param raw  as steer() left it
 template <class S>
-void steer_backward(View<S> dlogits, View<S> logits, const Context& context, bool per_expert,
+void steer_backward(View<S> dlogits, View<S> logits, const Context& context, Index own,
                     Buffer<S>& raw) {
     const Index n = dlogits.cols();
     for (Index t = 0; t < dlogits.rows() && context.forces(); ++t) {
         const S* z = row_data(logits, t);
-        const Index best = largest_unforced(z, t, n, context);
+        const Index best = largest_unforced(z, t, own, context);
         if (best < 0) continue;
-        for (Index e = 0; e < n; ++e)
+        for (Index e = 0; e < own; ++e)
             if (context.is_forced(t, e) && z[e] == next_above(z[best])) {
                 dlogits(t, best) += dlogits(t, e);
                 dlogits(t, e) = 0;
             }
     }
-    mask_logits(dlogits, context, per_expert, S(0));
+    mask_logits(dlogits, context, own, S(0));
     const ContextGradients none, &wanted = context.gradients ? *context.gradients : none;
     if (!has_offset(context) && wanted.logit_offset.empty() &&
         wanted.logit_offset_per_sequence.empty())

@@ -190,8 +190,7 @@ public:
     /// consumed by backward.
     View<S> dlogits() const { return matrix(routed().dlogits); }
     /// [T, E] of both, the columns that are the experts' own: without the logits that a gate wants
-    /// besides; [T, 0] if none are. Of experts that are not allowed they may hold numbers, not
-    /// -inf, where there are others.
+    /// besides; [T, 0] if none are.
     View<S> expert_logits() const { return matrix(routed().logits, routed().other_logits); }
     View<S> expert_dlogits() const { return matrix(routed().dlogits, routed().other_logits); }
     /// The context of the last batch.

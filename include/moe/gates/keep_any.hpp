@@ -68,9 +68,8 @@ struct KeepAny {
 ///
 /// Weights are those on the inner gate's side of the expert. What anyone has pruned has c_i = 0:
 /// so a replay keeps the masks that were chosen. A sum of 0 makes weights of 0. A NaN among the
-/// logits of a token, its masks' included, makes all its weights NaN. Experts that a token may not
-/// go to are masked here. Losses are about the first E logits. The dial may set a lower k.
-/// Context::noise: [1, T, k] Gumbel samples.
+/// logits of a token, its masks' included, makes all its weights NaN. Steering and losses are about
+/// the first E logits. The dial may set a lower k. Context::noise: [1, T, k] Gumbel samples.
 ///
 /// Source: MC# (arXiv:2510.10962), online top-any pruning. It reads x and g; here the router of the
 /// layer is what reads x.
@@ -116,7 +115,7 @@ public:
     void select(In<S> logits, Routing& routing, const Call<S>& call) const {
         check_extents(logits);
         check_dial(call.context, logits.rows());
-        const Eigen::Ref<const Matrix<S>> z = of_experts(logits, call);
+        const Eigen::Ref<const Matrix<S>> z = logits.leftCols(num_experts_);
         Base::select(z, routing, call);
         if (call.context.training) return;
         routing.group();
@@ -140,7 +139,7 @@ public:
             if (routing.first(t + 1) - routing.first(t) > num_masks())
                 detail::fail(name, ": token ", t, " has ", routing.of(t).size(),
                              " experts, there are ", num_masks(), " masks");
-        State& state = take_weights(of_experts(logits, call), routing, call);
+        State& state = take_weights(logits.leftCols(num_experts_), routing, call);
         std::optional<detail::Samples> samples;
         if (call.context.training) samples.emplace(name, call, logits.rows(), num_masks());
         const double tau = temperature_.at(call.context.step);
@@ -211,7 +210,6 @@ public:
     void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
         Base::reserve(tokens, assignments, ws);
         State& state = ws.template state<State>();
-        state.experts.matrix(tokens, num_experts_);
         state.masks.matrix(tokens, num_masks());
         state.weights.resize(assignments);
         state.kept.resize(assignments);
@@ -223,9 +221,8 @@ public:
     }
     Index workspace_bytes(Index tokens, Index assignments, Keep keep, int workers) const {
         const Index times = keep == Keep::nothing ? 1 : 2;
-        const Index of_token = num_experts_ + times * num_masks();
         return Base::workspace_bytes(tokens, assignments, keep, workers) +
-               (detail::checked_product(tokens, of_token) + 2 * times * assignments) *
+               times * (detail::checked_product(tokens, num_masks()) + 2 * assignments) *
                    static_cast<Index>(sizeof(S)) +
                assignments * static_cast<Index>(sizeof(Index));
     }
@@ -240,7 +237,6 @@ private:
     static constexpr const char* name = "moe::KeepAny";
 
     struct State {
-        Buffer<S> experts;          // [T, E] their logits, masked; only where there are masks
         Buffer<S> masks;            // [T, k] pi; a while masks are chosen
         Buffer<S> weights, kept;    // [N] g, c
         Buffer<S> dmasks;           // [T, k] d(loss)/da
@@ -273,16 +269,6 @@ private:
                     detail::fail(name, ": ", field, " is ", k, ", there are ", num_masks(),
                                  " masks; it must be at most that");
             });
-    }
-
-    /// [T, E] the logits of experts. The layer masks them only where there are no others.
-    Eigen::Ref<const Matrix<S>> of_experts(In<S> logits, const Call<S>& call) const {
-        if (!call.context.restricts()) return logits.leftCols(num_experts_);
-        detail::check_gate_context(call.context, logits.rows(), num_experts_);
-        auto z = call.ws.template state<State>().experts.matrix(logits.rows(), num_experts_);
-        z = logits.leftCols(num_experts_);
-        detail::mask_logits<S>(z, call.context, true, -std::numeric_limits<S>::infinity());
-        return z;
     }
 
     /// Weighs as the inner gate does; leaves g in the state and room for the masks.
@@ -324,8 +310,8 @@ private:
         const auto count = detail::at(routing.num_assignments());
         const std::span<const S> given(state.dweights.data(), count), none;
         const WeightGradients<S> of_inner{on_input ? none : given, on_input ? given : none};
-        Base::backward(of_experts(logits, call), routing, of_inner, dlogits.leftCols(num_experts_),
-                       grad, call);
+        Base::backward(logits.leftCols(num_experts_), routing, of_inner,
+                       dlogits.leftCols(num_experts_), grad, call);
     }
 
     /// dV_ji += da_j g_i, tokens in order.

@@ -4,7 +4,6 @@
 
 #include <cmath>
 #include <limits>
-#include <optional>
 #include <utility>
 
 #include <moe/core/concepts.hpp>
@@ -47,8 +46,7 @@ struct GateNoise {
 /// are ranked by logits without noise.
 ///
 /// Kind::learned takes 2 E logits of a token from the router, [z | n] with noise logits n. At
-/// inference z alone is used. Experts that a token may not go to are masked in z. Losses are about
-/// z, without noise.
+/// inference z alone is used. Masks, forces and losses are about z, without noise.
 ///
 /// Backward goes to z and to n, with the samples as constants:
 ///
@@ -167,7 +165,7 @@ private:
     /// Logits that the inner gate reads.
     Index width() const { return hooks::num_logits(inner, num_experts_); }
 
-    /// f(h, call without samples); h is z where there is nothing to add and to mask.
+    /// f(h, call without samples); h is z where there is nothing to add.
     template <class F>
     void within(In<S> logits, const Call<S>& call, bool is_noisy, F&& f) const {
         if (logits.cols() != num_logits(num_experts_))
@@ -177,21 +175,14 @@ private:
         Context context = call.context;
         context.noise = {};
         const Call<S> without_noise{context, call.ws, call.ids, call.expert};
-        // The layer masks experts where there is a logit for each; else that is done here.
-        const bool masks = is_learned() && context.restricts() && width() == num_experts_ &&
-                           hooks::has_expert_logits<Inner>;
-        if (!is_noisy && !masks) return f(logits.leftCols(width()), without_noise);
+        if (!is_noisy) return f(logits.leftCols(width()), without_noise);
 
         auto h = call.ws.template state<State>().noisy.matrix(logits.rows(), width());
-        std::optional<detail::Samples> samples;
-        if (is_noisy) samples.emplace(name, call, logits.rows(), width());
+        const detail::Samples samples(name, call, logits.rows(), width());
         each_row(logits, call, [&](Index t, Index e) {
             const S z = logits(t, e);
-            h(t, e) = z == masked || !samples
-                          ? z
-                          : std::fma(sample(*samples, t, e), sigma(logits, t, e), z);
+            h(t, e) = z == masked ? z : std::fma(sample(samples, t, e), sigma(logits, t, e), z);
         });
-        if (masks) detail::mask_logits<S>(h, context, true, masked);
         f(h, without_noise);
     }
 

@@ -73,7 +73,6 @@ template <class S>
 class ProductKeyTopKModule {
 public:
     using Scalar = S;
-    static constexpr bool has_expert_logits = false;
     static constexpr bool skips_empty_gradients = true;
 
     ProductKeyTopKModule() = default;
@@ -94,6 +93,8 @@ public:
     const ProductKeyTopK& settings() const { return settings_; }
     Index num_experts() const { return num_experts_; }
     Index num_logits(Index) const { return settings_.heads * 2 * n_; }
+    /// None, also where there are as many half-keys as experts.
+    Index expert_logits(Index) const { return 0; }
 
     /// @throws std::invalid_argument if the layer has another number of experts
     void check(const Shape& shape) const { detail::check_gate(name, num_experts_, shape); }

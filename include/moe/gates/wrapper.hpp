@@ -51,7 +51,6 @@ struct GateWrapper {
     using Scalar = S;
     static constexpr bool per_token = hooks::per_token<Inner>;
     static constexpr bool changes_logits = false;
-    static constexpr bool has_expert_logits = hooks::has_expert_logits<Inner>;
     static constexpr bool reads_k = hooks::reads_k<Inner>;
     static constexpr bool reads_p = hooks::reads_p<Inner>;
     static constexpr bool multiplies_scores = hooks::multiplies_scores<Inner>;

@@ -76,7 +76,6 @@ struct LossScratch {
     Buffer<S> gradient;       // [L] of a token
     Buffer<S> fraction;       // [E] f(e)
     Buffer<double> load_sum;  // [2 E] n(e), then f(e) in its place; summed scores
-    Buffer<S> masked;         // [T, E] the logits; only where the layer has not masked them
 };
 
 /// The matrices of a loss, checked against one another.
@@ -125,27 +124,13 @@ Loss call_loss(F loss, const Eigen::DenseBase<X>& logits, const Routing& routing
     return loss(LossInput<S>{z, routing, context, weight, dz}, scratch);
 }
 
-/// The experts' own logits, -inf for those that are not allowed. The layer leaves that to the gate
-/// where there are other logits.
-template <class S>
-View<S> masked_logits(const Workspace<S>& ws, LossScratch<S>& scratch) {
-    const View<S> logits = ws.expert_logits();
-    if (!ws.context().restricts() || logits.cols() == ws.logits().cols()) return logits;
-    View<S> masked = scratch.masked.matrix(logits.rows(), logits.cols());
-    for (Index t = 0; t < logits.rows(); ++t)
-        for (Index e = 0; e < logits.cols(); ++e)
-            masked(t, e) =
-                ws.context().is_allowed(t, e) ? logits(t, e) : -std::numeric_limits<S>::infinity();
-    return masked;
-}
-
 /// loss(input, scratch) on a workspace.
 template <class F, class S>
 Loss call_loss(F loss, Workspace<S>& ws, double weight) {
-    LossScratch<S>& scratch = ws.template state<LossScratch<S>>();
-    const Eigen::Ref<const Matrix<S>> z(masked_logits(ws, scratch));
+    const Eigen::Ref<const Matrix<S>> z(ws.expert_logits());
     Eigen::Ref<Matrix<S>> dz(ws.expert_dlogits());
-    return loss(LossInput<S>{z, ws.routing(), ws.context(), weight, dz}, scratch);
+    return loss(LossInput<S>{z, ws.routing(), ws.context(), weight, dz},
+                ws.template state<LossScratch<S>>());
 }
 
 }  // namespace detail
