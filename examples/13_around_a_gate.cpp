@@ -13,7 +13,9 @@
 template <class S, class Inner>
 struct FirstComeModule : moe::GateWrapper<S, Inner> {
     static constexpr bool per_token = false;  // a choice depends on those of other tokens ...
-    bool is_causal() const { return true; }   // ... but not on those of later ones: it may decode
+    bool is_causal() const {                  // ... but not on those of later ones: it may decode
+        return moe::hooks::is_causal(this->inner);
+    }
     moe::Index most = 0;
 
     void select(moe::In<S> logits, moe::Routing& routing, const moe::Call<S>& call) const {

@@ -22,6 +22,7 @@
 #include <moe/gates/gshard_top_2.hpp>
 #include <moe/gates/noisy.hpp>
 #include <moe/gates/online_pruning.hpp>
+#include <moe/gates/product_key.hpp>
 #include <moe/gates/sparse_mixer.hpp>
 #include <moe/gates/top_k.hpp>
 #include <moe/gates/top_p.hpp>
@@ -484,12 +485,13 @@ TEST(Capacity, LeavesTheLastExpertsUnlimitedAndOutOfTheFormula) {
     const Matrix<double> z = random_matrix<double>(50, 5, 9, 3);
     for (const Overflow overflow : {Overflow::drop, Overflow::next_choice}) {
         const Routing free = routed(TopK{.k = 2}, z, 5, {});
-        const Routing limited = routed(WithCapacity{TopK{.k = 2},
-                                                    {.limit = CapacityLimit::megatron(0.5),
-                                                     .overflow = overflow,
-                                                     .next_choices = 1,
-                                                     .unlimited_last = 2}},
-                                       z, 5, {});
+        const Routing limited =
+            routed(WithCapacity{TopK{.k = 2},
+                                {.limit = CapacityLimit::megatron(0.5),
+                                 .overflow = overflow,
+                                 .next_choices = overflow == Overflow::drop ? 0 : 1,
+                                 .unlimited_last = 2}},
+                   z, 5, {});
         Index made = 0;
         for (Index e = 0; e < 3; ++e) made += load(free)[at(e)];
         const Index most = (made + 5) / 6;  // ceil(made / 3 * 0.5)
@@ -963,11 +965,12 @@ TEST(Capacity, CountsFirstChoicesThatAreTakenBackBeforeIt) {
 TEST(Capacity, OfNoTokensAndOfOneExpert) {
     for (const Priority priority : priorities)
         for (const Scope scope : {Scope::batch, Scope::sequence, Scope::group}) {
-            const WithCapacity recipe{TopK{.k = 1}, Capacity{.limit = CapacityLimit::gshard(1, 2),
-                                                             .scope = scope,
-                                                             .group_size = 4,
-                                                             .priority = priority,
-                                                             .overflow = Overflow::next_choice}};
+            const WithCapacity recipe{TopK{.k = 1},
+                                      Capacity{.limit = CapacityLimit::gshard(1, 2),
+                                               .scope = scope,
+                                               .group_size = scope == Scope::group ? 4 : 0,
+                                               .priority = priority,
+                                               .overflow = Overflow::next_choice}};
             gates_test::expect_no_tokens_route<double>(recipe, 3, 3, {});
             const std::vector<Index> offsets{0, 3};
             const Routing one = routed(recipe, Matrix<double>(Matrix<double>::Zero(3, 1)), 1,
@@ -1004,6 +1007,13 @@ TEST(Capacity, ChecksItsSettingsWithASentence) {
     EXPECT_EQ(said({.scope = Scope::group}),
               "moe::Capacity: group_size is 0, it must be >= 1 tokens for Scope::group");
     EXPECT_EQ(said({.next_choices = -1}), "moe::Capacity: next_choices is -1, it must be >= 0");
+    EXPECT_EQ(
+        said({.next_choices = 2}),
+        "moe::Capacity: next_choices is 2, but overflow is not Overflow::next_choice; set it, "
+        "or leave it 0");
+    EXPECT_EQ(said({.group_size = 4}),
+              "moe::Capacity: group_size is 4, but scope is not Scope::group; set it, or leave "
+              "group_size 0");
     EXPECT_EQ(said({.unlimited_last = 6}),
               "moe::Capacity: unlimited_last is 6, it must be in [0, 6), the experts of the layer");
     EXPECT_NE(said({.unlimited_last = -1}), "");
@@ -1021,10 +1031,10 @@ TEST(Capacity, ChecksItsSettingsWithASentence) {
     EXPECT_NE(gates_test::refusal(WithCapacity{TopK{.k = 7}}, 6), "");
 }
 
-TEST(Capacity, ComparesLogitsOnlyWhereThereIsOnePerExpert) {
-    const auto said = [](const Capacity& capacity) {
+TEST(Capacity, ComparesLogitsOnlyWhereExpertsHaveTheirOwn) {
+    const auto said = [](const Capacity& capacity) {  // with as many half-keys as experts
         return support::message([&] {
-            const auto layer = make(WithCapacity{moe::Noisy{TopK{.k = 2}}, capacity});
+            const auto layer = make(WithCapacity{moe::ProductKeyTopK{.k = 1}, capacity});
             const Matrix<double> x = random_matrix<double>(5, 4, 2, 2);
             Matrix<double> y(5, 4);
             moe::Workspace<double> ws;
@@ -1034,14 +1044,30 @@ TEST(Capacity, ComparesLogitsOnlyWhereThereIsOnePerExpert) {
     EXPECT_EQ(said({}), "");
     EXPECT_EQ(said({.priority = Priority::probability}), "");
     EXPECT_EQ(said({.priority = Priority::logit}),
-              "moe::Capacity: the gate inside has 8 logits for 4 experts; take "
-              "Priority::probability and not Overflow::next_choice");
+              "moe::Capacity: the gate inside has 4 logits for 4 experts, none of which are the "
+              "experts' own; take Priority::probability and not Overflow::next_choice");
     EXPECT_EQ(said({.priority = Priority::score}), said({.priority = Priority::logit}));
     EXPECT_EQ(said({.overflow = Overflow::next_choice}), said({.priority = Priority::logit}));
     EXPECT_EQ(
         said({.priority = Priority::batch_prioritized}),
         "moe::Capacity: token_importance is empty, batch_prioritized wants one per token of a "
-        "gate with 8 logits for 4 experts");
+        "gate with 4 logits for 4 experts, none of which are the experts' own");
+}
+
+TEST(Capacity, ComparesTheExpertsLogitsOfAGateThatWantsOthersBesides) {
+    const Matrix<double> z = random_matrix<double>(9, 4, 3, 2);
+    Matrix<double> with_noise(9, 8);
+    with_noise << z, random_matrix<double>(9, 4, 4, 5);
+    for (const Priority priority : {Priority::logit, Priority::score, Priority::batch_prioritized})
+        for (const Overflow overflow : {Overflow::drop, Overflow::next_choice}) {
+            const Capacity capacity{.limit = places(2), .priority = priority, .overflow = overflow};
+            auto plain = batch<double>(WithCapacity{TopK{.k = 2}, capacity}, 4);
+            auto noisy = batch<double>(WithCapacity{moe::Noisy{TopK{.k = 2}}, capacity}, 4);
+            plain.route(z);
+            noisy.route(with_noise);
+            EXPECT_EQ(noisy.routing, plain.routing);
+            EXPECT_LT(plain.routing.num_kept(), plain.routing.num_assignments());
+        }
 }
 
 template <class S>

@@ -511,7 +511,7 @@ TEST(KeepAnyGradient, IsAddedAndLeftOutWhereNotWanted) {
 
 TEST(KeepAnySettings, AreCheckedOnceWithASentence) {
     EXPECT_EQ(refusal(KeepAny{TopK{.k = 2}}, 4), "");
-    EXPECT_EQ(refusal(KeepAny{TopK{.k = 2}, {.from = -1, .to = 1}}, 4),
+    EXPECT_EQ(refusal(KeepAny{TopK{.k = 2}, {.from = -1, .to = 1, .steps = 9}}, 4),
               "moe::KeepAny: temperature goes from -1 to 1, both must be > 0");
     EXPECT_EQ(refusal(KeepAny{TopK{.k = 2}, TemperatureSchedule::constant(0)}, 4),
               "moe::KeepAny: temperature goes from 0 to 0, both must be > 0");

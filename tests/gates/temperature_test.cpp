@@ -45,7 +45,6 @@ TEST(Temperature, MayRiseAndMayCrossZeroInAStraightLine) {
 }
 
 TEST(Temperature, IsConstantWithoutSteps) {
-    EXPECT_EQ(TemperatureSchedule{}.at(0), 0.3);
     const auto schedule = TemperatureSchedule::constant(0.7);
     for (const std::uint64_t step : {0u, 1u, 100u}) EXPECT_EQ(schedule.at(step), 0.7);
 }
@@ -54,7 +53,11 @@ TEST(Temperature, IsCheckedWithASentence) {
     const auto message = [](const TemperatureSchedule& schedule) {
         return support::message([&] { schedule.check("moe::X"); });
     };
-    EXPECT_EQ(message({}), "");
+    EXPECT_EQ(message(TemperatureSchedule::constant(0.3)), "");
+    EXPECT_EQ(message({.steps = 1}), "");
+    EXPECT_EQ(message({}),
+              "moe::X: temperature goes from 2 to 0.3 in 0 steps; set temperature.steps, or take "
+              "TemperatureSchedule::constant(0.3)");
     EXPECT_EQ(message({.to = std::numeric_limits<double>::infinity()}),
               "moe::X: temperature.to is inf, it must be finite");
     EXPECT_NE(message({.from = std::nan("")}), "");

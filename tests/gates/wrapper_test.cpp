@@ -6,10 +6,14 @@
 
 #include <gtest/gtest.h>
 
+#include <moe/experts/copy.hpp>
 #include <moe/gates/capacity.hpp>
 #include <moe/gates/expert_choice.hpp>
 #include <moe/gates/noisy.hpp>
 #include <moe/gates/top_k.hpp>
+#include <moe/layer.hpp>
+#include <moe/routers/linear.hpp>
+#include <moe/testing/compare.hpp>
 #include <moe/testing/finite_difference.hpp>
 #include <moe/testing/random.hpp>
 
@@ -95,6 +99,46 @@ TEST(AWrappedGate, AnswersWhatItsInnerGateAnswers) {
     EXPECT_EQ(support::message([&] { on_input.check({.num_experts = 5}); }),
               "moe::TopK: the gate was built for 4 experts, the layer has 5; build it again "
               "from its recipe");
+}
+
+/// Weights times a learned factor; it does not ask whether its gradient is wanted.
+template <class S, class Inner>
+struct Scaled : moe::GateWrapper<S, Inner> {
+    using Base = moe::GateWrapper<S, Inner>;
+    moe::Parameter<S> factor = moe::Parameter<S>(1, 1);
+
+    void backward(moe::In<S> logits, const moe::Routing& routing,
+                  const moe::WeightGradients<S>& dweights, moe::Out<S> dlogits, Scaled& grad,
+                  const moe::Call<S>& call) const {
+        Base::backward(logits, routing, dweights, dlogits, grad, call);
+        grad.factor(0, 0) += 1;
+    }
+    void visit_parameters(auto&& visit) {
+        Base::visit_parameters(visit);
+        visit("factor", factor);
+    }
+};
+struct ScaledTopK {
+    template <class S>
+    auto build(const moe::Shape& shape, moe::Random& random) const {
+        auto gate = moe::TopK{.k = 1}.build<S>(shape, random);
+        return Scaled<S, decltype(gate)>{{gate}};
+    }
+};
+
+TEST(AWrappedGate, WithAParameterOfItsOwnIsLentAGradientWhereNoneIsWanted) {
+    const auto layer = moe::make_layer<double>(moe::Config{.model_dim = 4}, moe::LinearRouter{},
+                                               ScaledTopK{}, moe::Copy{.count = 3});
+    const moe::Matrix<double> x = moe::testing::random_matrix<double>(5, 4, 1);
+    moe::Matrix<double> y(5, 4), dx(5, 4), without(5, 4);
+    moe::Workspace<double> ws;
+    auto grad = moe::zeros_like(layer);
+    layer.forward(x, y, ws);
+    layer.backward(x, x, dx, grad, ws);
+    EXPECT_EQ(grad.gate().factor(0, 0), 1);
+    layer.forward(x, y, ws);
+    layer.backward(x, x, without, moe::no_gradient, ws);
+    EXPECT_TRUE(moe::testing::same_bits(without, dx));
 }
 
 TEST(AWrappedGate, HasExactGradientsWithCapacityBelowK) {
@@ -199,14 +243,18 @@ struct Plain {
     }
 };
 
-TEST(AWrappedGate, IsCausalWhereItsInnerGateIsUnlessItLooksAtOtherTokens) {
+TEST(AWrappedGate, IsCausalAroundAGateThatChoosesTokenByTokenUnlessItLooksAtOthers) {
     const auto is_causal = [](const auto& inner) {
         return moe::hooks::is_causal(Plain()(1.0, inner));
     };
     const moe::Capacity in_order{.priority = moe::Capacity::Priority::token_major};
     EXPECT_TRUE(is_causal(TopK{.k = 2}));
-    EXPECT_TRUE(is_causal(moe::WithCapacity{TopK{.k = 2}, in_order}));
-    EXPECT_FALSE(is_causal(moe::WithCapacity{TopK{.k = 2}, moe::Capacity{}}));
+    // The gate inside looks back only. Whether the wrapper does, it must say.
+    EXPECT_FALSE(is_causal(moe::WithCapacity{TopK{.k = 2}, in_order}));
+    EXPECT_TRUE(moe::hooks::is_causal(
+        gates_test::build<double>(moe::Noisy{moe::WithCapacity{TopK{.k = 2}, in_order}}, 4)));
+    EXPECT_FALSE(moe::hooks::is_causal(
+        gates_test::build<double>(moe::Noisy{moe::WithCapacity{TopK{.k = 2}, {}}}, 4)));
     EXPECT_FALSE(is_causal(moe::ExpertChoice{}));
     // One that looks at other tokens, and does not say at which, might look at later ones.
     EXPECT_FALSE(moe::hooks::is_causal(gates_test::build<double>(FirstComeTopK{{.k = 2}, 1}, 4)));

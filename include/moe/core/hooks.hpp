@@ -82,7 +82,7 @@ template <class G>
 inline constexpr bool per_token<G> = G::per_token;
 
 /// Whether no token's choice depends on tokens after it in the batch, so that a decoder may use
-/// the gate. A gate that looks at other tokens says so with is_causal().
+/// the gate. One that is not per_token says with is_causal() whether it looks at earlier ones only.
 template <class G>
 bool is_causal(const G& gate) {
     if constexpr (requires { gate.is_causal(); })

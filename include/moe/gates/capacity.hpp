@@ -71,7 +71,7 @@ struct Capacity {
 ///
 /// Of the priorities only token_major never looks at what later tokens choose, nor does C then if
 /// the inner gate gives tokens equally many experts or the limit has a k of its own. k_major is the
-/// same for gates that choose one expert. A NaN comes last.
+/// same for gates that choose one expert, although is_causal() does not say so. A NaN comes last.
 ///
 /// Sources: GShard (arXiv:2006.16668) algorithm 1, Switch (arXiv:2101.03961) section 2.2; see
 /// CapacityLimit.
@@ -81,6 +81,7 @@ class CapacityModule : public GateWrapper<S, Inner> {
 
 public:
     static constexpr bool per_token = false;
+    static constexpr bool skips_empty_gradients = Base::inner_skips_empty_gradients;
 
     CapacityModule() = default;
     /// @throws std::invalid_argument if a setting is out of range
@@ -95,8 +96,14 @@ public:
         if (settings.scope == C::Scope::group && settings.group_size < 1)
             detail::fail(name, ": group_size is ", settings.group_size,
                          ", it must be >= 1 tokens for Scope::group");
+        if (settings.scope != C::Scope::group && settings.group_size != 0)
+            detail::fail(name, ": group_size is ", settings.group_size,
+                         ", but scope is not Scope::group; set it, or leave group_size 0");
         if (settings.next_choices < 0)
             detail::fail(name, ": next_choices is ", settings.next_choices, ", it must be >= 0");
+        if (settings.overflow != C::Overflow::next_choice && settings.next_choices != 0)
+            detail::fail(name, ": next_choices is ", settings.next_choices,
+                         ", but overflow is not Overflow::next_choice; set it, or leave it 0");
         if (settings.unlimited_last < 0 || settings.unlimited_last >= std::max(experts, Index(1)))
             detail::fail(name, ": unlimited_last is ", settings.unlimited_last,
                          ", it must be in [0, ", experts, "), the experts of the layer");
@@ -125,14 +132,15 @@ public:
                hooks::is_causal(this->inner);
     }
 
-    /// @throws std::invalid_argument if the inner gate does not fit, has another number of logits
-    ///         than experts where logits are compared, or if tokens cannot pass through
+    /// @throws std::invalid_argument if the inner gate does not fit, has no logits of experts where
+    ///         those are compared, or if tokens cannot pass through
     void check(const Shape& shape) const {
         Base::check(shape);
-        if (compares_logits() && shape.num_logits != shape.num_experts)
+        if (compares_logits() && num_expert_logits() == 0)
             detail::fail(name, ": the gate inside has ", shape.num_logits, " logits for ",
                          shape.num_experts,
-                         " experts; take Priority::probability and not Overflow::next_choice");
+                         " experts, none of which are the experts' own; take "
+                         "Priority::probability and not Overflow::next_choice");
         if (settings_.overflow == Capacity::Overflow::pass_through &&
             shape.output_dim != shape.model_dim)
             detail::fail(name, ": overflow is pass_through, but output_dim is ", shape.output_dim,
@@ -142,15 +150,16 @@ public:
     /// Adds the assignments of every token, dropped ones with their reason.
     /// @throws std::invalid_argument if Scope::sequence, or Capacity::exempt_fraction in training,
     ///         lacks Context::sequence_offsets, or Priority::batch_prioritized
-    ///         Context::token_importance where there is not one logit per expert
+    ///         Context::token_importance where experts have no logits of their own
     void select(In<S> logits, Routing& routing, const Call<S>& call) const {
         detail::check_gate_context(call.context, logits.rows(), num_experts_);
         if (settings_.priority == Capacity::Priority::batch_prioritized &&
-            call.context.token_importance.empty() && logits.cols() != routing.num_experts())
+            call.context.token_importance.empty() && num_expert_logits() == 0)
             detail::fail(name,
                          ": token_importance is empty, batch_prioritized wants one per token "
                          "of a gate with ",
-                         logits.cols(), " logits for ", routing.num_experts(), " experts");
+                         logits.cols(), " logits for ", routing.num_experts(),
+                         " experts, none of which are the experts' own");
         if (exempts(call.context))
             detail::required_sequences(name, call.context.sequence_offsets, logits.rows());
         Base::select(logits, routing, call);
@@ -167,7 +176,8 @@ public:
         state.refused.clear();
         state.next.added.clear();
         for_each_scope(call.context, logits.rows(), [&](Index first, Index last) {
-            limit_scope(limit, first, last, logits, routing, call, state);
+            limit_scope(limit, first, last, logits.leftCols(num_expert_logits()), routing, call,
+                        state);
         });
         const bool passes = settings_.overflow == Capacity::Overflow::pass_through;
         for (const Index a : state.refused)
@@ -205,6 +215,7 @@ private:
         detail::NextChoices next;
     };
 
+    Index num_expert_logits() const { return hooks::expert_logits(this->inner, num_experts_); }
     bool compares_logits() const {
         return settings_.priority == Capacity::Priority::logit ||
                settings_.priority == Capacity::Priority::score ||

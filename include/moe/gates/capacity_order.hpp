@@ -23,7 +23,7 @@ enum class CapacityPriority {
     token_major,  ///< all choices of a token, then those of the next (DeepSpeed top-k)
     probability,  ///< the largest weights, as they are before anyone is dropped (Megatron)
     logit,        ///< the largest logits (Uni-MoE)
-    /// The largest softmax(z)_e over all logits z of the token, whatever the gate makes of them
+    /// The largest softmax(z)_e over the experts' logits z of the token, whatever the gate makes of them
     /// (DeepSpeed top-k)
     score,
     /// Tokens in falling order of their largest softmax probability, or of

@@ -28,11 +28,13 @@ class DenseToSparseModule;
 /// temperature falls while the layer is trained, so that the router sees every expert before it
 /// has to choose.
 ///
-/// Source: EvoMoE (arXiv:2112.14397), whose code has these defaults. It may keep the noise at
+/// Source: EvoMoE (arXiv:2112.14397). Its code may keep the noise at
 /// inference; here there is none.
 struct DenseToSparse {
-    TemperatureSchedule temperature{};  ///< at Context::step; 0 or less: all experts, no noise
-    double threshold = 0.001;           ///< finite; experts above it work, and the best always
+    /// At Context::step; 0 or less: all experts, no noise. Set one that falls: EvoMoE's is
+    /// {.from = 2, .to = 0.3, .steps = ...}; this is where it ends.
+    TemperatureSchedule temperature = TemperatureSchedule::constant(0.3);
+    double threshold = 0.001;  ///< finite; experts above it work, and the best always
     /// Context::step from which on the best expert works alone, at whatever temperature.
     std::uint64_t hard_from = std::numeric_limits<std::uint64_t>::max();
     /// Whether weights are the noisy softmax that chooses, or that of the logits as they are.

@@ -34,12 +34,11 @@ class KeepAnyModule;
 
 /// Recipe for a top-k gate that learns how many of a token's k experts it can do without.
 ///
-///     moe::KeepAny{moe::TopK{.k = 4}, moe::TemperatureSchedule{.from = 4, .to = 0.1, .steps =
-///     500}}
+///     moe::KeepAny{moe::TopK{.k = 4}, {.from = 4, .to = 0.1, .steps = 500}}
 struct KeepAny {
     TopK inner;  ///< without normalize_kept_only: what is kept is normalised here
-    /// Of the masks in training, at Context::step; > 0.
-    TemperatureSchedule temperature{.from = 4, .to = 0.1};
+    /// Of the masks in training, at Context::step; > 0. Set one that falls, as above.
+    TemperatureSchedule temperature = TemperatureSchedule::constant(0.1);
 
     /// @throws std::invalid_argument if a setting is out of range
     template <class S>

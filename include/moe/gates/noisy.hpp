@@ -77,6 +77,7 @@ public:
     static constexpr bool changes_logits = true;
     static constexpr bool fixed_count = hooks::fixed_count<Inner>;
 
+    static constexpr bool skips_empty_gradients = Base::inner_skips_empty_gradients;
     using Base::inner;
 
     NoisyModule() = default;
@@ -97,6 +98,7 @@ public:
     Index num_logits(Index experts) const {
         return (is_learned() ? 2 : 1) * hooks::num_logits(inner, experts);
     }
+    bool is_causal() const { return hooks::is_causal(inner); }
     /// @throws std::invalid_argument if the layer has another number of experts
     void check(const Shape& shape) const {
         detail::check_gate(name, num_experts_, shape);

@@ -52,6 +52,7 @@ public:
         if (keep < 1) detail::fail(name, ": keep is ", keep, ", it must be >= 1");
     }
 
+    static constexpr bool skips_empty_gradients = Base::inner_skips_empty_gradients;
     /// Protection compares tokens of a batch.
     static constexpr bool per_token = false;
     bool is_causal() const { return protected_fraction_ == 0 && hooks::is_causal(this->inner); }

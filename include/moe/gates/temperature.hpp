@@ -22,7 +22,7 @@ struct TemperatureSchedule {
 
     double from = 2;          ///< finite; > 0 if exponential
     double to = 0.3;          ///< as from
-    std::uint64_t steps = 0;  ///< optimiser steps until `to`; 0: it is `to` from the start
+    std::uint64_t steps = 0;  ///< optimiser steps until `to`; required unless it is `from`
     Kind kind = Kind::linear;
 
     static TemperatureSchedule constant(double temperature) {
@@ -43,6 +43,11 @@ struct TemperatureSchedule {
         detail::check_choice(gate, "temperature.kind", kind, Kind::exponential);
         check_end(gate, "temperature.from", from);
         check_end(gate, "temperature.to", to);
+        if (steps == 0 && from != to)
+            detail::fail(gate, ": temperature goes from ", from, " to ", to,
+                         " in 0 steps; set temperature.steps, or take "
+                         "TemperatureSchedule::constant(",
+                         to, ")");
     }
 
 private:

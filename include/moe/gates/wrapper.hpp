@@ -42,9 +42,10 @@ namespace moe::inline MOE_ABI {
 /// in its own kind: neither state nor random numbers are shared. Reach it through the hooks of the
 /// base, as above, or with call.child(0). Its parameters keep their names.
 ///
-/// A wrapper that makes choices depend on other tokens says so with per_token, and with is_causal()
-/// if they do not depend on later ones. fixed_count is not handed on: a wrapper that leaves every
-/// token the number of experts it has says so. One that changes the logits for the inner gate sets
+/// A wrapper that makes choices depend on other tokens says so with per_token. What its own choices
+/// decide is not handed on: is_causal(), which is false around a gate that looks at other tokens
+/// unless the wrapper says hooks::is_causal(inner), and fixed_count, for one that leaves every
+/// token the number of experts it has. One that changes the logits for the inner gate sets
 /// changes_logits, for losses that compute its gradients.
 template <class S, class Inner>
 struct GateWrapper {
@@ -54,7 +55,9 @@ struct GateWrapper {
     static constexpr bool reads_k = hooks::reads_k<Inner>;
     static constexpr bool reads_p = hooks::reads_p<Inner>;
     static constexpr bool multiplies_scores = hooks::multiplies_scores<Inner>;
-    static constexpr bool skips_empty_gradients = requires {
+    /// Of the inner gate. A wrapper without parameters of its own, or one that looks which of their
+    /// gradients are wanted, says skips_empty_gradients = this; others are lent a whole gradient.
+    static constexpr bool inner_skips_empty_gradients = requires {
         requires Inner::skips_empty_gradients;
     };
 
@@ -76,9 +79,6 @@ struct GateWrapper {
     /// What a wrapper wants besides the inner gate's logits comes after them.
     Index expert_logits(Index experts) const { return hooks::expert_logits(inner, experts); }
     bool weighs_input() const { return hooks::weighs_input(inner); }
-    /// What an inner gate says that looks at other tokens. Around others there is nothing to hand
-    /// on: then per_token says it, the wrapper's own if it has one.
-    bool is_causal() const requires(!hooks::per_token<Inner>) { return hooks::is_causal(inner); }
     void check(const Shape& shape) const {
         if constexpr (requires { inner.check(shape); }) inner.check(shape);
     }
