@@ -82,10 +82,11 @@ public:
     /// @param rows  of a group with routed experts; one without has `tokens`
     void reserve_groups(Index tokens, Index rows, Workspace<S>& ws) const {
         for_each_group([&](std::size_t i, const auto& group) {
-            if (ws.keeps()) reserve_gradient(group, ws.child(i));
+            Workspace<S>& node = ws.child(i);  // made for groups that reserve nothing, too
+            if (ws.keeps()) reserve_gradient(group, node);
             const Index own = group.num_experts() > 0 ? rows : tokens;
-            if constexpr (requires { group.reserve(tokens, own, ws.child(i)); })
-                group.reserve(tokens, own, ws.child(i));
+            if constexpr (requires { group.reserve(tokens, own, node); })
+                group.reserve(tokens, own, node);
         });
     }
     /// Bytes of those rooms. A group that does not say counts as 0.

@@ -135,6 +135,44 @@ TEST(Steering, ReachesTheExpertsLogitsOfGatesThatWantOthersBesides) {
     check(moe::KeepAny{TopK{.k = 2}});
 }
 
+TEST(Steering, AGateThatIsCalledByHandFindsTheRowOfASequenceWithoutFacts) {
+    moe::Random random(1);
+    const auto gate = TopK{.k = 2}.build<double>({.num_experts = 3}, random);
+    const Matrix<double> z = random_matrix<double>(2, 3, 5, 2);
+    const std::vector<Index> each{0, 1, 2};
+    const std::vector<double> factors{1, 2, 3, 4, 5, 6};
+    const std::vector<std::uint8_t> per_token{1, 1, 0, 0, 1, 1};
+    Workspace<double> ws;
+    Context context{.sequence_offsets = each,
+                    .dial = {.multiplier_order = moe::MultiplierOrder::before_normalization,
+                             .gate_multiplier_per_sequence = factors}};
+    moe::Routing plain, weighed;
+    plain.reset(2, 3), weighed.reset(2, 3);
+    gate.select(z, plain, {{}, ws});
+    gate.weigh(z, plain, {{}, ws});
+    gate.select(z, weighed, {context, ws});
+    gate.weigh(z, weighed, {context, ws});
+    for (Index t = 0; t < 2; ++t) {
+        double sum = 0;
+        for (const auto& a : plain.of(t))
+            sum += a.weight * factors[static_cast<std::size_t>(3 * t + a.expert)];
+        for (std::size_t i = 0; i < 2; ++i) {
+            const auto& a = plain.of(t)[i];
+            EXPECT_NEAR(weighed.of(t)[i].weight,
+                        a.weight * factors[static_cast<std::size_t>(3 * t + a.expert)] / sum,
+                        1e-15);
+        }
+    }
+    context = {.allowed = per_token};
+    EXPECT_NE(support::message([&] {
+                  gate.weigh(z, weighed, {context, ws});
+              }).find("experts has 0 entries, a gate for 3"),
+              std::string::npos);
+    const std::vector<moe::ExpertFacts> many(64);
+    context = {.experts = many};
+    EXPECT_THROW(gate.weigh(z, weighed, {context, ws}), std::invalid_argument);
+}
+
 TEST(ProductKey, AMaskOfExpertsIsForAllTokens) {
     for (const auto kind : {0, 1, 2}) {  // [T * E], [E], per sequence
         for (const bool sum : {true, false}) {

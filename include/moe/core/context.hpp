@@ -2,6 +2,7 @@
 #ifndef MOE_CORE_CONTEXT_HPP
 #define MOE_CORE_CONTEXT_HPP
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -163,7 +164,8 @@ private:
     }
     template <class V>
     V of_sequence(std::span<const V> table, Index token, Index expert) const {
-        return table[static_cast<std::size_t>(sequence_of(token)) * experts.size() +
+        const std::size_t row = table.size() / (sequence_offsets.size() - 1);  // E
+        return table[static_cast<std::size_t>(sequence_of(token)) * row +
                      static_cast<std::size_t>(expert)];
     }
 };
@@ -182,15 +184,19 @@ inline void add_multiplier_gradient(const Context& context, Index token, Index e
     if (context.gradients == nullptr) return;
     const auto all = context.gradients->gate_multiplier;
     const auto each = context.gradients->gate_multiplier_per_sequence;
-    const auto e = static_cast<std::size_t>(expert), n = context.experts.size();
+    const auto e = static_cast<std::size_t>(expert);
+    const auto row = [&context, e](std::size_t entries, Index of) {  // of [B * E]
+        return entries / (context.sequence_offsets.size() - 1) *
+                   static_cast<std::size_t>(context.sequence_of(of)) +
+               e;
+    };
     if (!all.empty()) {
         const auto& own = context.dial.gate_multiplier_per_sequence;
-        const auto row = own.empty() ? 0 : static_cast<std::size_t>(context.sequence_of(token));
-        all[e] = std::fma(gradient, own.empty() ? 1 : own[row * n + e], all[e]);
+        all[e] = std::fma(gradient, own.empty() ? 1 : own[row(own.size(), token)], all[e]);
     }
     if (!each.empty()) {
         const auto& own = context.gate_multiplier;
-        double& sum = each[static_cast<std::size_t>(context.sequence_of(token)) * n + e];
+        double& sum = each[row(each.size(), token)];
         sum = std::fma(gradient, own.empty() ? 1 : own[e], sum);
     }
 }
@@ -225,8 +231,17 @@ inline void check_bank_context(const Context& c, Index tokens, Index experts) {
 
 /// What gates are run with, but for the dial's k and p, which they check themselves. A layer's gate
 /// gets nothing else; one that is called by hand checks it before it looks anything up.
-inline void check_gate_context(const Context& c, Index tokens, Index experts) {
+/// @param wants_facts  whether masks are looked up by Context::experts
+inline void check_gate_context(const Context& c, Index tokens, Index experts,
+                               bool wants_facts = true) {
     check_bank_context(c, tokens, experts);
+    const Index facts = static_cast<Index>(c.experts.size());
+    const bool reads_rows =
+        static_cast<Index>(std::max(c.allowed.size(), c.forced.size())) > experts;
+    if (facts != experts && (facts != 0 || (wants_facts && reads_rows)))
+        fail("moe::Context: experts has ", facts, " entries, a gate for ", experts,
+             " experts that is called by hand with masks per token wants one for each; in a layer "
+             "leave it empty");
     const auto each_sequence = [&c](const char* field, std::size_t given, Index each) {
         check_per_sequence("moe::Context", c.sequence_offsets, field, given, each);
     };
@@ -240,7 +255,7 @@ inline void check_gate_context(const Context& c, Index tokens, Index experts) {
 /// @param per_expert  whether the experts have logits of their own
 inline void check_context(const Context& c, Index tokens, Index experts, Index logits,
                           bool per_expert) {
-    check_gate_context(c, tokens, experts);
+    check_gate_context(c, tokens, experts, false);
     const auto each_sequence = [&c](const char* field, std::size_t given, Index each) {
         check_per_sequence("moe::Context", c.sequence_offsets, field, given, each);
     };

@@ -3,6 +3,8 @@
 #define MOE_CORE_PARAMETERS_HPP
 
 #include <algorithm>
+#include <array>
+#include <cstddef>
 #include <memory>
 #include <span>
 #include <string>
@@ -107,6 +109,16 @@ void visit_parameters(Part& part, Visit&& visit) {
 }
 
 namespace detail {
+
+/// f(prefix + name), a view; without the heap as far as it fits, since backward visits names.
+template <class F>
+void with_prefix(std::string_view prefix, std::string_view name, F&& f) {
+    std::array<char, 128> room{};
+    const std::size_t length = prefix.size() + name.size();
+    if (length > room.size()) return f(std::string_view(std::string(prefix).append(name)));
+    std::copy(name.begin(), name.end(), std::copy(prefix.begin(), prefix.end(), room.begin()));
+    f(std::string_view(room.data(), length));
+}
 
 template <class M>
 using scalar_of = typename std::remove_cvref_t<M>::Scalar;

@@ -276,7 +276,7 @@ private:
                          "], the routing is for ", routing.num_tokens(), " tokens and ",
                          routing.num_experts(), " experts, the gate was built for ", num_experts_,
                          " experts and ", num_logits(num_experts_), " logits per token");
-        detail::check_gate_context(context, logits.rows(), num_experts_);
+        detail::check_gate_context(context, logits.rows(), num_experts_, false);
     }
 
     Scratch& reserve(const Call<S>& call, Index entries) const {

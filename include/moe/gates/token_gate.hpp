@@ -2,6 +2,8 @@
 #ifndef MOE_GATES_TOKEN_GATE_HPP
 #define MOE_GATES_TOKEN_GATE_HPP
 
+#include <algorithm>
+
 #include <moe/core/concepts.hpp>
 #include <moe/gates/select.hpp>
 #include <moe/gates/tokens.hpp>
@@ -79,20 +81,21 @@ public:
 
     /// Whatever the dial says.
     void reserve(Index tokens, Index, Workspace<S>& ws) const {
-        const Index most = gate().most_experts();
-        detail::reserve_selection<S>(ws, tokens, num_experts_, most);
-        gate().rule().template reserve<S>(ws, num_experts_, most);
+        detail::reserve_selection<S>(ws, tokens, num_experts_, gate().most_experts());
+        gate().rule().template reserve<S>(ws, num_experts_, longest_list());
     }
     /// Bytes of workspace.
     Index workspace_bytes(Index tokens, Index, Keep, int workers) const {
-        const Index most = gate().most_experts();
-        return detail::selection_bytes<S>(tokens, num_experts_, most, workers) +
-               gate().rule().template bytes<S>(num_experts_, most, workers);
+        return detail::selection_bytes<S>(tokens, num_experts_, gate().most_experts(), workers) +
+               gate().rule().template bytes<S>(num_experts_, longest_list(), workers);
     }
 
     Index num_experts() const { return num_experts_; }
 
 protected:
+    /// Of a token, where a capacity around the gate finds another expert for each that is full.
+    Index longest_list() const { return std::min(2 * gate().most_experts(), num_experts_); }
+
     TokenGate() = default;
     /// @throws std::invalid_argument if there are no experts
     explicit TokenGate(Index num_experts) : num_experts_(num_experts) {

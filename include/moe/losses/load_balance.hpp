@@ -171,11 +171,9 @@ void check_load_balance(const LossInput<S>& in, const LoadBalance& options) {
     check("fraction", options.fraction);
     check("expert_weights", options.expert_weights);
     if (!options.per_sequence) return;
-    if (in.context.sequence_offsets.empty())
-        fail(
-            "moe::LoadBalance: per_sequence needs Context::sequence_offsets, which say where each "
-            "sequence begins");
-    check_context(in.context, in.logits.rows(), experts, experts, true);
+    required_sequences("moe::LoadBalance: per_sequence", in.context.sequence_offsets,
+                       in.logits.rows());
+    check_extent("padding", in.context.padding.size(), in.logits.rows(), "one per token");
 }
 
 template <class S>

@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
-#include <string>
 #include <string_view>
 
 #include <moe/core/concepts.hpp>
@@ -167,7 +166,8 @@ public:
     void visit_parameters(auto&& visit) {
         if (has_projection_)
             projection.visit_parameters([&visit](std::string_view name, auto& matrix) {
-                visit("projection." + std::string(name), matrix);
+                detail::with_prefix("projection.", name,
+                                    [&](std::string_view whole) { visit(whole, matrix); });
             });
         visit("embeddings", embeddings);
         visit("log_scale", log_scale, learns_scale_ ? Role::trainable : Role::frozen);

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <string>
 #include <string_view>
 #include <utility>
 
@@ -203,10 +202,11 @@ public:
     void visit_parameters(auto&& visit) {
         if (decides_for_itself()) moe::visit_parameters(own_, visit);
         if (decides_for_next())
-            moe::visit_parameters(pre_gate_,
-                                  [&visit](std::string_view name, auto& matrix, Role role) {
-                                      visit("next." + std::string(name), matrix, role);
-                                  });
+            moe::visit_parameters(
+                pre_gate_, [&visit](std::string_view name, auto& matrix, Role role) {
+                    detail::with_prefix(
+                        "next.", name, [&](std::string_view whole) { visit(whole, matrix, role); });
+                });
     }
     void own_gradients() {
         if constexpr (requires { own_.own_gradients(); })

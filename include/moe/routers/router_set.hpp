@@ -141,7 +141,8 @@ public:
         for (std::size_t r = 0; r < routers_.size(); ++r) {
             const std::string prefix = is_shared_ ? "" : std::to_string(r) + ".";
             moe::visit_parameters(routers_[r], [&](std::string_view name, auto& matrix, Role role) {
-                visit(prefix + std::string(name), matrix, role);
+                with_prefix(prefix, name,
+                            [&](std::string_view whole) { visit(whole, matrix, role); });
             });
         }
     }

@@ -126,11 +126,12 @@ RouterStats router_stats(const Eigen::DenseBase<X>& logits, const Routing& routi
             .null_fraction = detail::mean_or_zero(static_cast<double>(null), routing.num_kept())};
 }
 
-/// Of the batch that `ws` holds.
+/// Of the batch that `ws` holds; of the experts' own logits, where they have some.
 /// @throws std::logic_error if it holds none
 template <class S>
 RouterStats router_stats(const Workspace<S>& ws) {
-    return router_stats(ws.logits(), ws.routing(), ws.context().experts);
+    const auto own = ws.expert_logits();
+    return router_stats(own.cols() > 0 ? own : ws.logits(), ws.routing(), ws.context().experts);
 }
 
 }  // namespace moe::inline MOE_ABI
