@@ -34,8 +34,8 @@ class KeepAnyModule;
 
 /// Recipe for a top-k gate that learns how many of a token's k experts it can do without.
 ///
-///     moe::KeepAny{moe::TopK{.k = 4}, moe::TemperatureSchedule{.from = 4, .to = 0.1, .steps =
-///     500}}
+///     moe::KeepAny{moe::TopK{.k = 4},
+///                  moe::TemperatureSchedule{.from = 4, .to = 0.1, .steps = 500}}
 struct KeepAny {
     TopK inner;  ///< without normalize_kept_only: what is kept is normalised here
     /// Of the masks in training, at Context::step; > 0.
