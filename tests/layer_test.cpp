@@ -402,15 +402,15 @@ TEST_F(Errors, NameTheFieldOfTheContext) {
         return message([&] { layer.forward(x, y, ws, context); });
     };
     EXPECT_EQ(with({.padding = bytes}),
-              "moe::Context: padding has 4 entries, one per token wants 5");
+              "moe::Context: padding has 4 entries, it wants 5, one per token");
     EXPECT_EQ(
         with({.allowed = three}),
         "moe::Context: allowed has 3 entries, it wants 4, one per expert, or 20, one per token "
         "and expert");
     EXPECT_EQ(with({.logit_offset = numbers}),
-              "moe::Context: logit_offset has 3 entries, one per logit wants 4");
+              "moe::Context: logit_offset has 3 entries, it wants 4, one per logit");
     EXPECT_EQ(with({.gate_multiplier = numbers}),
-              "moe::Context: gate_multiplier has 3 entries, one per expert wants 4");
+              "moe::Context: gate_multiplier has 3 entries, it wants 4, one per expert");
     EXPECT_EQ(with({.sequence_offsets = offsets}),
               "moe::Context: sequence_offsets must ascend from 0 to the 5 tokens of the batch, its "
               "last entry is 4");

@@ -111,9 +111,9 @@ public:
     /// @param dy    [T, O] d(loss)/dy
     /// @param dx    [T, D], overwritten with d(loss)/dx
     /// @param grad  made by zeros_like(layer), **added** to; if it holds nothing, only dx is
-    /// computed
+    ///              computed
     /// @throws std::logic_error if ws does not hold what forward() of this layer, x and context
-    /// left
+    ///         left
     /// @throws std::invalid_argument if grad holds another type of layer
     template <class X, class DY, class DX>
     void backward(const X& x, const DY& dy, DX&& dx, AnyLayer& grad, Workspace<S>& ws,

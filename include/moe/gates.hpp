@@ -11,10 +11,10 @@
 ///     LLaMA-MoE                   the same with .scale = E / k, MlpRouter and, in training, Noisy
 ///     DeepSeek-V2                 TopK{.k = 6, .normalize = Normalize::none, .scale = 16,
 ///                                      .num_groups = 8, .groups_kept = 3}
-///       trained                   the same WithCapacity, {.limit = CapacityLimit::megatron(1),
+///       trained                   WithCapacity{the same, {.limit = CapacityLimit::megatron(1),
 ///                                 .inference_limit = CapacityLimit::none(),
 ///                                 .priority = Capacity::Priority::probability,
-///                                 .experts_per_device = E / D, .exempt_fraction = 0.1}
+///                                 .experts_per_device = E / D, .exempt_fraction = 0.1}}
 ///     DeepSeek-V3, Kimi, GLM-4.5  TopK{.k = 8, .score = Score::sigmoid,
 ///                                      .normalize = Normalize::add_epsilon, .scale = 2.5,
 ///                                      .selection_bias = true, .num_groups = 8, .groups_kept = 4,

@@ -308,13 +308,13 @@ private:
     static void check_dial(const Context& context) {
         const Dial& dial = context.dial;
         if (!hooks::reads_k<GateModule> && (dial.k || !dial.k_per_sequence.empty()))
-            detail::fail(
-                "moe::Context: dial.k is set, but the gate of this layer has no k that a call can "
-                "change; leave it unset for this layer");
+            detail::fail("moe::Context: dial.", dial.k ? "k" : "k_per_sequence",
+                         " is set, but the gate of this layer has no k that a call can change; "
+                         "leave it unset for this layer");
         if (!hooks::reads_p<GateModule> && (dial.p || !dial.p_per_sequence.empty()))
-            detail::fail(
-                "moe::Context: dial.p is set, but the gate of this layer has no p that a call can "
-                "change; leave it unset for this layer");
+            detail::fail("moe::Context: dial.", dial.p ? "p" : "p_per_sequence",
+                         " is set, but the gate of this layer has no p that a call can change; "
+                         "leave it unset for this layer");
         if (!hooks::multiplies_scores<GateModule> && context.multiplies() &&
             dial.multiplier_order == MultiplierOrder::before_normalization)
             detail::fail(

@@ -98,7 +98,7 @@ public:
     /// @param dx    [T, D], overwritten with d(loss)/dx
     /// @param grad  made by zeros_like(layer); **added** to
     /// @throws std::logic_error if ws does not hold what forward() of this layer, x and context
-    /// left
+    ///         left
     /// @throws std::invalid_argument if an extent is wrong or grad is of another layer
     template <class X, class DY, class DX>
     void backward(const X& x, const DY& dy, DX&& dx, Layer& grad, Workspace<S>& ws,

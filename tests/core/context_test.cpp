@@ -58,34 +58,34 @@ TEST(Context, EveryWrongExtentIsNamed) {
     const std::vector<std::uint8_t> bytes(6);
     const std::vector<double> numbers(4);
     EXPECT_EQ(refusal({.token_ids = ids}),
-              "moe::Context: token_ids has 3 entries, one per token wants 4");
+              "moe::Context: token_ids has 3 entries, it wants 4, one per token");
     EXPECT_EQ(refusal({.token_groups = groups}),
-              "moe::Context: token_groups has 5 entries, one per token wants 4");
+              "moe::Context: token_groups has 5 entries, it wants 4, one per token");
     EXPECT_EQ(refusal({.padding = bytes}),
-              "moe::Context: padding has 6 entries, one per token wants 4");
+              "moe::Context: padding has 6 entries, it wants 4, one per token");
     EXPECT_EQ(
         refusal({.allowed = bytes}),
         "moe::Context: allowed has 6 entries, it wants 3, one per expert, or 12, one per token "
         "and expert");
     EXPECT_EQ(refusal({.logit_offset = numbers}),
-              "moe::Context: logit_offset has 4 entries, one per logit wants 5");
+              "moe::Context: logit_offset has 4 entries, it wants 5, one per logit");
     EXPECT_EQ(refusal({.gate_multiplier = numbers}),
-              "moe::Context: gate_multiplier has 4 entries, one per expert wants 3");
+              "moe::Context: gate_multiplier has 4 entries, it wants 3, one per expert");
 }
 
 TEST(Context, GradientsMustHaveTheExtentOfTheirFields) {
     std::vector<double> four(4);
     moe::ContextGradients offset{.logit_offset = four}, multiplier{.gate_multiplier = four};
     EXPECT_EQ(refusal({.gradients = &offset}),
-              "moe::Context: gradients->logit_offset has 4 entries, one per logit wants 5");
+              "moe::Context: gradients->logit_offset has 4 entries, it wants 5, one per logit");
     EXPECT_EQ(refusal({.gradients = &multiplier}),
-              "moe::Context: gradients->gate_multiplier has 4 entries, one per expert wants 3");
+              "moe::Context: gradients->gate_multiplier has 4 entries, it wants 3, one per expert");
 }
 
 TEST(Context, AnEmptyBatchRefusesEntriesForTokens) {
     const std::vector<std::uint8_t> one(1);
     EXPECT_EQ(message([&] { moe::detail::check_context({.padding = one}, 0, 3, 3, true); }),
-              "moe::Context: padding has 1 entries, one per token wants 0");
+              "moe::Context: padding has 1 entries, it wants 0, one per token");
     EXPECT_THROW(moe::detail::check_context({.allowed = one}, 0, 3, 3, true),
                  std::invalid_argument);
 }
@@ -115,8 +115,8 @@ TEST(Context, DialsPerSequenceNeedSequences) {
     const std::vector<Index> k{1, 2}, sequences{0, 1, 2, 4};
     const std::vector<double> p{0.5};
     EXPECT_EQ(refusal({.dial = {.k_per_sequence = k}}),
-              "moe::Context: dial.k_per_sequence has 2 entries, it wants 1 for each of the 0 "
-              "sequences of sequence_offsets; set Context::sequence_offsets");
+              "moe::Context: dial.k_per_sequence has 2 entries, it wants 1 per sequence, and "
+              "sequence_offsets is empty; set Context::sequence_offsets");
     EXPECT_EQ(refusal({.sequence_offsets = sequences, .dial = {.k_per_sequence = k}}),
               "moe::Context: dial.k_per_sequence has 2 entries, it wants 1 for each of the 3 "
               "sequences of sequence_offsets");

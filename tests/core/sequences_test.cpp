@@ -93,8 +93,11 @@ TEST(Sequences, WhatThereIsPerSequenceHasARowForEach) {
               "moe::Part: dial.x has 4 entries, it wants 4 for each of the 2 sequences of "
               "sequence_offsets");
     EXPECT_EQ(check({}, 4),
+              "moe::Part: dial.x has 4 entries, it wants 4 per sequence, and sequence_offsets is "
+              "empty; set Context::sequence_offsets");
+    EXPECT_EQ(check({0}, 4),
               "moe::Part: dial.x has 4 entries, it wants 4 for each of the 0 sequences of "
-              "sequence_offsets; set Context::sequence_offsets");
+              "sequence_offsets");
 }
 
 TEST(Sequences, ARowIsLiveIfOneLogitIs) {

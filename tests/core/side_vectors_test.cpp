@@ -82,9 +82,11 @@ TEST(SideVectors, OfNoTokensAreGivenAllTheSame) {
 TEST(SideVectors, ThatWereNotGivenAreMissedByName) {
     EXPECT_TRUE(SideVectors().empty());
     EXPECT_EQ(message([] { SideVectors().as<float>(); }),
-              "moe::Context: side_vectors is empty, the part that reads it wants float");
+              "moe::Context: side_vectors is empty, the part that reads it wants float; set "
+              "Context::side_vectors, one row per token or per sequence");
     EXPECT_EQ(message([] { SideVectors().as<double>(); }),
-              "moe::Context: side_vectors is empty, the part that reads it wants double");
+              "moe::Context: side_vectors is empty, the part that reads it wants double; set "
+              "Context::side_vectors, one row per token or per sequence");
 }
 
 TEST(SideGradients, AreWrittenWhereTheCallerSays) {

@@ -315,16 +315,17 @@ TEST(Steering, SettingWhatTheGateDoesNotHaveIsRefused) {
     };
     const std::vector<Index> k{1, 1, 1};
     const std::vector<double> p{0.1, 0.1, 0.1}, multiplier(experts, 1);
-    const std::string no_k = "moe::Context: dial.k is set, but the gate of this layer has no k";
-    const std::string no_p = "moe::Context: dial.p is set, but the gate of this layer has no p";
+    const std::string dial = "moe::Context: dial.";
+    const std::string no_k = " is set, but the gate of this layer has no k";
+    const std::string no_p = " is set, but the gate of this layer has no p";
     const std::string rest = " that a call can change; leave it unset for this layer";
-    EXPECT_EQ(refusal(moe::TopP{}, {.dial = {.k = 2}}), no_k + rest);
+    EXPECT_EQ(refusal(moe::TopP{}, {.dial = {.k = 2}}), dial + "k" + no_k + rest);
     EXPECT_EQ(refusal(moe::TopP{}, {.sequence_offsets = sequences, .dial = {.k_per_sequence = k}}),
-              no_k + rest);
-    EXPECT_EQ(refusal(TopK{.k = 1}, {.dial = {.p = 0.5}}), no_p + rest);
+              dial + "k_per_sequence" + no_k + rest);
+    EXPECT_EQ(refusal(TopK{.k = 1}, {.dial = {.p = 0.5}}), dial + "p" + no_p + rest);
     EXPECT_EQ(refusal(TopK{.k = 1}, {.sequence_offsets = sequences, .dial = {.p_per_sequence = p}}),
-              no_p + rest);
-    EXPECT_EQ(refusal(First{}, {.dial = {.k = 1}}), no_k + rest);
+              dial + "p_per_sequence" + no_p + rest);
+    EXPECT_EQ(refusal(First{}, {.dial = {.k = 1}}), dial + "k" + no_k + rest);
     EXPECT_EQ(
         refusal(First{}, {.gate_multiplier = multiplier,
                           .dial = {.multiplier_order = MultiplierOrder::before_normalization}}),

@@ -48,10 +48,11 @@ TEST(Samples, OfTheCallerMustBeAsManyAsTheGateTakes) {
     const std::vector<double> given(11);
     moe::Workspace<float> ws;
     const Context context{.noise = given};
-    EXPECT_EQ(support::message([&] {
-                  Samples("moe::X", Call<float>{context, ws}, 3, 4);
-              }),
-              "moe::X: noise has 11 samples, the gate takes 1 x 3 tokens x 4");
+    EXPECT_EQ(
+        support::message([&] {
+            Samples("moe::X", Call<float>{context, ws}, 3, 4);
+        }),
+        "moe::X: noise has 11 samples, the gate takes 12: draws x tokens x width = 1 x 3 x 4");
 }
 
 }  // namespace

@@ -263,10 +263,9 @@ TEST(SequenceBudgetDial, IsChecked) {
     tokens.context.dial.k = {};
     const std::array<Index, 2> k{1, 3};
     tokens.context.dial.k_per_sequence = k;
-    EXPECT_EQ(
-        message([&] { tokens.select(z); }),
-        "moe::SequenceBudget: dial.k_per_sequence has 2 entries, it wants 1 for each of the 0 "
-        "sequences of sequence_offsets; set Context::sequence_offsets");
+    EXPECT_EQ(message([&] { tokens.select(z); }),
+              "moe::SequenceBudget: dial.k_per_sequence has 2 entries, it wants 1 per sequence, "
+              "and sequence_offsets is empty; set Context::sequence_offsets");
     const std::array<Index, 3> offsets{0, 2, 4}, wrong{0, 2, 5};
     tokens.context.sequence_offsets = wrong;
     EXPECT_NE(message([&] { tokens.select(z); }).find("its last entry is 5"), std::string::npos);

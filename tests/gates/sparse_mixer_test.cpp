@@ -243,7 +243,8 @@ TYPED_TEST(SparseMixerGate, TakesSamplesThatAreGiven) {
     EXPECT_NEAR(tokens.weights_of(0)[0], 1 / sum, 1e-6);
     tokens.context.noise = std::span(noise).first(5);
     EXPECT_EQ(support::message([&] { tokens.route(z); }),
-              "moe::SparseMixer: noise has 5 samples, the gate takes 2 x 1 tokens x 3");
+              "moe::SparseMixer: noise has 5 samples, the gate takes 6: draws x tokens x width = 2 "
+              "x 1 x 3");
 }
 
 // ---- degenerate rows ----

@@ -43,10 +43,9 @@ TEST(Tokens, ADialPerSequenceNeedsTheSequences) {
             moe::detail::dialled<Index>("moe::Gate", "dial.k_per_sequence", 7, k, context, 5);
         });
     };
-    EXPECT_EQ(
-        message(),
-        "moe::Gate: dial.k_per_sequence has 2 entries, it wants 1 for each of the 0 sequences "
-        "of sequence_offsets; set Context::sequence_offsets");
+    EXPECT_EQ(message(),
+              "moe::Gate: dial.k_per_sequence has 2 entries, it wants 1 per sequence, and "
+              "sequence_offsets is empty; set Context::sequence_offsets");
     context.sequence_offsets = short_of_tokens;
     EXPECT_EQ(
         message(),

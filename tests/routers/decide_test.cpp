@@ -214,7 +214,7 @@ TEST(RoutersThatDoNotLook, CheckExtentsWithASentence) {
               "moe::X: k is 4, it must be in [1, 3], the experts of the layer");
     EXPECT_NO_THROW(moe::detail::check_per_token("moe::X", "token_ids", 0, 0));
     EXPECT_EQ(message([] { moe::detail::check_per_token("moe::X", "token_ids", 2, 1); }),
-              "moe::X: token_ids has 2 entries, the batch has 1 token; set Context::token_ids");
+              "moe::X: token_ids has 2 entries, the batch has 1 token");
     EXPECT_EQ(message([] { moe::detail::check_per_token("moe::X", "token_ids", 0, 5); }),
               "moe::X: token_ids has 0 entries, the batch has 5 tokens; set Context::token_ids");
 }

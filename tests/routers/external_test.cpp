@@ -228,7 +228,8 @@ TEST(ExternalRouterModule, SaysWhatItMisses) {
         return message([&] { run(5, Matrix<double>(5, 3), context, ws); });
     };
     EXPECT_EQ(forward({}),
-              "moe::Context: side_vectors is empty, the part that reads it wants double");
+              "moe::Context: side_vectors is empty, the part that reads it wants double; set "
+              "Context::side_vectors, one row per token or per sequence");
     const Matrix<float> other(5, 3);
     EXPECT_EQ(forward({.side_vectors = other}),
               "moe::Context: side_vectors is of another scalar, the part that reads it wants "

@@ -89,14 +89,14 @@ TEST(TokenTableModule, SaysWhichTokenIsOutsideTheTable) {
     const auto forward = [&](std::vector<std::int64_t> token_ids) {
         return message([&] { decided::logits_of<float>(router, 3, 5, with(token_ids)); });
     };
-    EXPECT_EQ(forward({0, 4, 1}), "moe::TokenTable: token_ids[1] is 4, the table has 4 rows");
-    EXPECT_EQ(forward({0, 1, -1}), "moe::TokenTable: token_ids[2] is -1, the table has 4 rows");
+    EXPECT_EQ(forward({0, 4, 1}),
+              "moe::TokenTable: token_ids[1] is 4, it must be in [0, 4), the rows of the table");
+    EXPECT_EQ(forward({0, 1, -1}),
+              "moe::TokenTable: token_ids[2] is -1, it must be in [0, 4), the rows of the table");
     EXPECT_EQ(forward({}),
               "moe::TokenTable: token_ids has 0 entries, the batch has 3 tokens; set "
               "Context::token_ids");
-    EXPECT_EQ(forward({0, 1}),
-              "moe::TokenTable: token_ids has 2 entries, the batch has 3 tokens; set "
-              "Context::token_ids");
+    EXPECT_EQ(forward({0, 1}), "moe::TokenTable: token_ids has 2 entries, the batch has 3 tokens");
 }
 
 TEST(TokenTableModule, RefusesTablesThatDoNotFit) {
@@ -191,10 +191,10 @@ TEST(TokenTableModule, RefusesMasksThatDoNotFit) {
     padded.padding = short_padding;
     allowed.resize(30);
     EXPECT_EQ(message([&] { two_of_five.allow(padded, 5, allowed); }),
-              "moe::Context: padding has 2 entries, one per token wants 6");
+              "moe::Context: padding has 2 entries, it wants 6, one per token");
     allowed.resize(5);
     EXPECT_EQ(message([&] { two_of_five.allow(with(outside), 5, allowed); }),
-              "moe::TokenTable: token_ids[0] is 7, the table has 4 rows");
+              "moe::TokenTable: token_ids[0] is 7, it must be in [0, 4), the rows of the table");
 }
 
 TEST(TokenTableModule, OfSeveralSegmentsIsMultiHash) {

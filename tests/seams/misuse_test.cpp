@@ -199,7 +199,7 @@ TEST_F(Misuse, ContextGradientsMayBeGivenToBackwardAlone) {
     late.gate_multiplier = small;
     forward(layer, Context{.logit_offset = offset, .gate_multiplier = multiplier});
     EXPECT_EQ(message([&] { layer.backward(x, dy, dx, grad, ws, context); }),
-              "moe::Context: gradients->gate_multiplier has 2 entries, one per expert wants 6");
+              "moe::Context: gradients->gate_multiplier has 2 entries, it wants 6, one per expert");
 }
 
 TEST_F(Misuse, HalvesTakeTheContextOfTheRoute) {

@@ -42,8 +42,8 @@ struct CompetitionRule {
 /// expert works on every token, and those that answer loudest win it:
 ///
 ///     score(t, e) = (1 - logit_share) |expert_e(x_t)| + logit_share z(t, e)
-///     y_t         = sum over the k best e of w(t, e) expert_e(x_t),   w = softmax over those
-///     scores
+///     y_t         = sum over the k best e of w(t, e) expert_e(x_t)
+///     w           = softmax over those k scores
 ///
 /// In all other calls, and without training always, it is the Layer of its router and gate, bit for
 /// bit. What the contest says is taught to the router by competition_loss(), so that it need not be

@@ -29,7 +29,8 @@ concept Recipe = requires(const X recipe, const Shape& shape, Random& random) {
 //
 // A part that is to come with the library, gates/mine.hpp, is also included by gates.hpp
 // (routers.hpp, compose.hpp; experts by moe.hpp), declared in fwd.hpp, listed in README.md and in
-// examples/08_gates.cpp (07_routers.cpp), and has its tests in tests/gates/mine_test.cpp.
+// examples/08_gates.cpp (07_routers.cpp), and has its tests in tests/gates/mine_test.cpp. Gates are
+// listed in tests/gates/dial_test.cpp, too.
 //
 // A router, gate or group has a default constructor: it makes a part that holds nothing, a gradient
 // that is not wanted.
@@ -121,13 +122,17 @@ using other_scalar = std::conditional_t<std::is_same_v<S, float>, double, float>
 ///                                       sets the weights of the assignments that are there; all
 ///                                       that replay runs. Without it, select's weights stay
 ///     num_logits(E) const               logits per token; E
+///     expert_logits(E) const            how many of those, the first, are the experts' own; E if
+///                                       num_logits is E, else 0
+///     changes_logits                    static constexpr bool, of a gate around another: whether
+///                                       that one sees other logits; GateWrapper's is false
 ///     weighs_input() const              whether weights go to Assignment::input_weight, or backward
 ///                                       reads gradients there: only then are they computed; false
 ///     per_token                         static constexpr bool: a token's choice is its own, not a
 ///                                       matter of the others in the batch; true
 ///     is_causal() const                 whether no choice depends on later tokens; per_token
 ///     fixed_count                       static constexpr bool: all tokens get equally many experts,
-///                                       as far as as many are open to them; false
+///                                       as far as that many are open to them; false
 ///     reads_k, reads_p                  static constexpr bool: context.dial.k or p is read here;
 ///                                       false: a call that sets it is refused
 ///     multiplies_scores                 static constexpr bool: weights have context.multiplier()

@@ -10,6 +10,7 @@
 #include <span>
 #include <type_traits>
 
+#include <moe/config.hpp>
 #include <moe/core/error.hpp>
 #include <moe/core/sequences.hpp>
 #include <moe/core/side_vectors.hpp>
@@ -78,10 +79,13 @@ struct Context {
     std::uint64_t stream = 0;      ///< tells layers and passes of one step apart
     std::int64_t first_token = 0;  ///< number of row 0 within the whole batch, keys random numbers
 
-    std::span<const std::int64_t> token_ids{};     ///< [T] vocabulary ids
-    std::span<const std::int32_t> token_groups{};  ///< [T] group or modality of each token
-    std::optional<Index> task{};                   ///< task of the whole batch
-    std::span<const std::uint8_t> padding{};       ///< [T] 1: not a token; it goes to no expert
+    std::span<const std::int64_t> token_ids{};  ///< [T] vocabulary ids
+    /// [T] a number for each token: its modality (PerModality), its task (PerTask without `task`)
+    /// or its label (LabelRouter), whichever part reads it. Two that read it differently cannot be
+    /// in one layer.
+    std::span<const std::int32_t> token_groups{};
+    std::optional<Index> task{};              ///< task of the whole batch
+    std::span<const std::uint8_t> padding{};  ///< [T] 1: not a token; it goes to no expert
     /// [B + 1] first row of each sequence, then T. Settings that name sequences need it; for what
     /// has no such setting, a batch without it is one sequence.
     std::span<const Index> sequence_offsets{};
@@ -115,8 +119,11 @@ struct Context {
     /// Number of the sequence that a token is in; the last one that begins at or before it. 0
     /// without sequence_offsets.
     Index sequence_of(Index token) const { return detail::Sequences{sequence_offsets}.of(token); }
-    /// Whether a token may go to an expert. Knows the number of experts from the layer.
+    /// Whether a token may go to an expert. The number of experts is that of `experts`, which the
+    /// layer fills in the context that it calls a part with. The caller's own has none and takes
+    /// the next form, with the number.
     bool is_allowed(Index token, Index expert) const {
+        MOE_ASSERT(!restricts() || !experts.empty(), "a context that went through a layer");
         return is_allowed(token, expert, static_cast<Index>(experts.size()));
     }
     bool is_allowed(Index token, Index expert, Index num_experts) const {
@@ -125,7 +132,10 @@ struct Context {
                 dial.allowed_per_sequence[static_cast<std::size_t>(
                     sequence_of(token) * num_experts + expert)] != 0);
     }
+    /// Whether an expert's logit is raised for a token. Not for the caller's own context: it needs
+    /// `experts`, too.
     bool is_forced(Index token, Index expert) const {
+        MOE_ASSERT(!forces() || !experts.empty(), "a context that went through a layer");
         return (!forced.empty() &&
                 entry(forced, token, expert, static_cast<Index>(experts.size())) != 0) ||
                (!dial.forced_per_sequence.empty() &&
@@ -175,7 +185,7 @@ namespace detail {
 /// @throws std::invalid_argument unless a per-token (or per-expert) view is empty or of `wanted`
 inline void check_extent(const char* field, std::size_t given, Index wanted, const char* what) {
     if (given != 0 && static_cast<Index>(given) != wanted)
-        fail("moe::Context: ", field, " has ", given, " entries, ", what, " wants ", wanted);
+        fail("moe::Context: ", field, " has ", given, " entries, it wants ", wanted, ", ", what);
 }
 
 /// Adds d(loss)/d(multiplier) of one assignment to the gradients that are wanted.

@@ -76,10 +76,12 @@ inline Sequences required_sequences(const char* who, std::span<const Index> offs
 inline void check_per_sequence(const char* who, std::span<const Index> offsets, const char* field,
                                std::size_t given, Index each) {
     const Index count = std::max(static_cast<Index>(offsets.size()) - 1, Index(0));
-    if (given != 0 && static_cast<Index>(given) != checked_product(count, each))
-        fail(who, ": ", field, " has ", given, " entries, it wants ", each, " for each of the ",
-             count, " sequences of sequence_offsets",
-             offsets.empty() ? "; set Context::sequence_offsets" : "");
+    if (given == 0 || static_cast<Index>(given) == checked_product(count, each)) return;
+    if (offsets.empty())
+        fail(who, ": ", field, " has ", given, " entries, it wants ", each,
+             " per sequence, and sequence_offsets is empty; set Context::sequence_offsets");
+    fail(who, ": ", field, " has ", given, " entries, it wants ", each, " for each of the ", count,
+         " sequences of sequence_offsets");
 }
 
 /// Whether a row has a logit that is not -inf; padding has none.

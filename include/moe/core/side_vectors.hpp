@@ -69,7 +69,10 @@ public:
             detail::fail("moe::Context: ", writable ? "gradients->side_vectors" : "side_vectors",
                          " is ", empty() ? "empty" : "of another scalar", ", the part that ",
                          writable ? "writes" : "reads", " it wants ",
-                         sizeof(S) == 4 ? "float" : "double");
+                         sizeof(S) == 4 ? "float" : "double",
+                         !writable && empty()
+                             ? "; set Context::side_vectors, one row per token or per sequence"
+                             : "");
         using Element = std::conditional_t<writable, S, const S>;
         using Result = std::conditional_t<writable, View<S>, ConstView<S>>;
         return Result(static_cast<Element*>(data_), rows_, cols_, Eigen::OuterStride<>(stride_));

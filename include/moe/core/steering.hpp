@@ -15,8 +15,7 @@
 
 /// What a context does to logits before a gate sees them, and the way back.
 ///
-///     z' = z + u o,           o = logit_offset + logit_offset_per_sequence of the token's
-///     sequence,
+///     z' = z + u o,           o = logit_offset + logit_offset_per_sequence of its sequence,
 ///                             u = 1, or the standard deviation of z with OffsetUnit::row_std
 ///     z'_e = -inf             where a token is padding or e is not allowed
 ///     z'_e = max(z'_e, m+)    where e is forced: m+ is the number next above m, the largest z' of

@@ -197,8 +197,8 @@ public:
     const Context& context() const { return routed().context; }
 
     /// Room for batches of up to `tokens` tokens and `assignments` assignments, so that not even
-    /// the first call allocates there, whatever its context asks for; ProductKeyTopK says of what
-    /// it leaves out.
+    /// the first call allocates there, whatever its context asks for, except for what
+    /// ProductKeyTopK's comment names.
     template <class Layer>
     void reserve(const Layer& layer, Index tokens, Index assignments) {
         layer.reserve(tokens, assignments, *this);

@@ -18,6 +18,9 @@
 namespace moe::inline MOE_ABI {
 
 /// Who gets a place at an expert; among equals the lower token.
+///
+/// A new one also touches: here counts_slots() and, of Keys, the constructor and the switch; in
+/// capacity.hpp check_choice(), compares_logits() and is_causal(); README.md.
 enum class CapacityPriority {
     k_major,      ///< all first choices in token order, then all second ones (GShard, NLLB, ...)
     token_major,  ///< all choices of a token, then those of the next (DeepSpeed top-k)

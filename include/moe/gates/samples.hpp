@@ -29,8 +29,8 @@ public:
           width_(width) {
         const Index wanted = checked_product(checked_product(tokens, width), draws);
         if (!given_.empty() && static_cast<Index>(given_.size()) != wanted)
-            fail(gate, ": noise has ", given_.size(), " samples, the gate takes ", draws, " x ",
-                 tokens, " tokens x ", width);
+            fail(gate, ": noise has ", given_.size(), " samples, the gate takes ", wanted,
+                 ": draws x tokens x width = ", draws, " x ", tokens, " x ", width);
     }
 
     /// Standard normal.

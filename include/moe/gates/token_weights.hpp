@@ -121,9 +121,8 @@ public:
     /// @param dweights        [count] d(loss)/dw
     /// @param beside          [count] added to it, or null
     /// @param dz              [L] **added** to
-    /// @param to_multipliers  whether gradients at the context's multipliers are added: to sums
-    /// over
-    ///                        tokens, so one token at a time
+    /// @param to_multipliers  whether gradients at the context's multipliers are added: those are
+    ///                        sums over tokens, so one token at a time
     void backward(const S* dweights, const S* beside, S* dz, bool to_multipliers) {
         if (list_.empty()) return;
         if (divisor_.is_broken) return add_nan(dz, to_multipliers);

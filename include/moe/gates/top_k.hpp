@@ -29,16 +29,16 @@ struct TopK {
     /// For add_epsilon and clamp: 1e-20 in DeepSeek-V3, 1e-6 in LFM2 and XVERSE, 1e-12 in
     /// ERNIE-4.5.
     double epsilon = 1e-20;
-    double norm_power =
-        1;  ///< p of the norm that weights are divided by (DBRX), >= 1; 1: their sum
+    /// p of the norm that weights are divided by (DBRX), >= 1; 1: their sum.
+    double norm_power = 1;
     /// Whether the weight is normalised where k = 1. Hugging Face's Qwen and Mixtral do (it becomes
     /// 1 and the router learns nothing from it), DeepSeek's code does not.
     bool normalize_single = true;
     /// Whether dropped assignments are left out of the sum and weigh 0 (DeepSpeed, NLLB) or keep
     /// their share of it (GShard).
     bool normalize_kept_only = false;
-    double scale =
-        1;  ///< multiplies the weights at last: 2.5 in DeepSeek-V3, 16 in V2, 6 in LongCat
+    /// Multiplies the weights at last: 2.5 in DeepSeek-V3, 16 in V2, 6 in LongCat.
+    double scale = 1;
     bool ones = false;  ///< every weight is `scale`, whatever the scores (hash layers)
     /// With ones: backward takes the weights for those of the scores, so that the router learns
     /// although they are constant. Score::raw and Normalize::none: d(loss)/dz = d(loss)/dw

@@ -40,7 +40,7 @@ void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strid
 /// and in dW = dy^T x the left side is {dy, 1, out}.
 ///
 /// @param scratch      product_scratch(table, cols) elements, best aligned to 64 bytes; one per
-/// task
+///                     task
 /// @param column_rows  Plan::column_rows
 template <class S>
 void product(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,

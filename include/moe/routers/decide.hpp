@@ -50,7 +50,8 @@ inline void check_per_token(const char* router, const char* field, std::size_t g
                             Index tokens) {
     if (static_cast<Index>(given) != tokens)
         fail(router, ": ", field, " has ", given, " entries, the batch has ", tokens,
-             tokens == 1 ? " token" : " tokens", "; set Context::", field);
+             tokens == 1 ? " token" : " tokens", given == 0 ? "; set Context::" : "",
+             given == 0 ? field : "");
 }
 
 /// choose(t, row) for every token that is not padding; row [L] holds -inf, choose sets to 0 what

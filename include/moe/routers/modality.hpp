@@ -52,8 +52,8 @@ private:
 
 /// Recipe: each modality has a range of the experts, with one router for all or one for each.
 ///
-///     moe::PerModality{moe::LinearRouter{}, {{0, 3}, {1, 4}}}          vision, text; 1 and 2
-///     common moe::PerModality{moe::LinearRouter{}, {{0, 4}, {4, 8}}, true}    a router for each
+///     moe::PerModality{moe::LinearRouter{}, {{0, 3}, {1, 4}}}        vision, text; common: 1, 2
+///     moe::PerModality{moe::LinearRouter{}, {{0, 4}, {4, 8}}, true}  a router for each
 ///
 /// Routers for each are named "0.weight", "1.weight" and so on; one for all keeps its names.
 template <class Inner = LinearRouter>

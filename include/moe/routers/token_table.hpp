@@ -106,8 +106,8 @@ struct TokenTable {
         for (Index t = 0; t < tokens; ++t) {
             const std::int64_t id = ids[static_cast<std::size_t>(t)];
             if ((id < 0 || id >= vocabulary()) && !context.is_padding(t))
-                detail::fail(name, ": token_ids[", t, "] is ", id, ", the table has ", vocabulary(),
-                             " rows");
+                detail::fail(name, ": token_ids[", t, "] is ", id, ", it must be in [0, ",
+                             vocabulary(), "), the rows of the table");
         }
     }
 
