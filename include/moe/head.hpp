@@ -73,7 +73,7 @@ public:
         Random random(config.seed, 1);
         Random router_random = random.child(0), gate_random = random.child(1);
         gate_ = detail::built<G, S>(gate, shape, gate_random);
-        shape.num_logits = hooks::num_logits(gate_, num_experts());
+        shape = with_logits(shape);
         router_ = detail::built<R, S>(router, shape, router_random);
         adopt(shape);
     }
@@ -86,9 +86,7 @@ public:
         head.facts_ = std::move(facts);
         head.gate_ = std::move(gate);
         head.router_ = std::move(router);
-        Shape shape = detail::shape_of(config, head.num_experts());
-        shape.num_logits = hooks::num_logits(head.gate_, head.num_experts());
-        head.adopt(shape);
+        head.adopt(head.with_logits(detail::shape_of(config, head.num_experts())));
         return head;
     }
 
@@ -266,6 +264,12 @@ public:
     }
 
 private:
+    /// With the logits that the gate wants.
+    Shape with_logits(Shape shape) const {
+        shape.num_logits = hooks::num_logits(gate_, num_experts());
+        shape.has_expert_logits = expert_logits() > 0;
+        return shape;
+    }
     /// The parts are made; they must fit the layer.
     void adopt(const Shape& shape) {
         model_dim_ = shape.model_dim;

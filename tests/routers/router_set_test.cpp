@@ -4,10 +4,13 @@
 
 #include <cstdint>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
 
+#include <moe/gates/product_key.hpp>
+#include <moe/head.hpp>
 #include <moe/routers/modality.hpp>
 #include <moe/routers/task.hpp>
 
@@ -84,14 +87,38 @@ TEST(RouterSet, WantsAGroupOfEachTokenThatExists) {
 
 TEST(RouterSet, OfAnotherLayerIsRefused) {
     const auto router = separate();
-    EXPECT_EQ(message([&] { router.check({.model_dim = dim, .num_experts = 6, .num_logits = 6}); }),
-              "moe: routers with a range of experts per group were built for 5 logits per token, "
-              "the layer has 6; build them again from their recipe");
+    EXPECT_EQ(
+        message([&] { router.check({.model_dim = dim, .num_experts = 6, .num_logits = 6}); }),
+        "moe: a set of routers with a range of experts for each group: the router was built for "
+        "5 logits per token, the layer wants 6; build it again from its recipe");
+    EXPECT_NE(message([&] {
+                  router.check({.model_dim = dim,
+                                .num_experts = experts,
+                                .num_logits = experts,
+                                .has_expert_logits = false});
+              }),
+              "");
     const auto shared = build<double>(PerModality{LinearRouter{}, {{0, 3}, {2, 5}}}, dim, experts);
     EXPECT_EQ(message([&] { router.check_gradient(shared); }),
               "moe::Layer::backward: grad is of another layer: it has 1 routers, the layer has 2; "
               "make it with zeros_like(layer)");
     EXPECT_NO_THROW(router.check_gradient({})) << "not wanted";
+}
+
+TEST(RouterSet, MasksExpertsAndNoHalfKeys) {
+    // 2 heads with 4 and 4 half-keys for 16 experts: as many logits as experts.
+    const moe::ProductKeyTopK gate{.k = 2, .heads = 2};
+    const std::vector<moe::ExpertFacts> facts(16);
+    const auto said = [&](const auto& router) {
+        return message([&] { moe::Head(moe::Config{.model_dim = dim}, router, gate, facts); });
+    };
+    const std::string why =
+        "the router speaks of experts, the gate takes 16 logits for 16 experts, none of which is "
+        "an expert's own; use a gate with one logit per expert, such as moe::TopK";
+    EXPECT_EQ(said(PerModality{LinearRouter{}, {{0, 9}, {8, 16}}}), "moe::PerModality: " + why);
+    EXPECT_EQ(said(moe::PerTask{LinearRouter{}, 2, 9}),
+              "moe::PerTask with experts_per_task: " + why);
+    EXPECT_EQ(said(moe::PerTask{LinearRouter{}, 2}), "") << "masks nothing";
 }
 
 }  // namespace

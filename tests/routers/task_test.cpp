@@ -305,11 +305,12 @@ TEST(PerTask, RefusesBadSettings) {
             PerTask{LinearRouter{}, 2, 3}.build<double>(
                 {.model_dim = dim, .num_experts = 8, .num_logits = 16}, random);
         },
-        {"experts_per_task is 3", "16 logits for 8 experts: leave it 0"});
+        {"moe::PerTask with experts_per_task: the router speaks of experts, the gate takes 16 "
+         "logits for 8 experts; use a gate with one logit per expert"});
     const auto router = build<double>(PerTask{LinearRouter{}, 2}, dim, experts);
     expect_message<std::invalid_argument>(
         [&] { router.check({.model_dim = dim, .num_experts = 9, .num_logits = 9}); },
-        {"were built for 8 logits per token, the layer has 9"});
+        {"was built for 8 logits per token, the layer wants 9"});
     auto grad = moe::zeros_like(build<double>(PerTask{LinearRouter{}, 3}, dim, experts));
     expect_message<std::invalid_argument>(
         [&] { router.check_gradient(grad); },

@@ -68,10 +68,7 @@ struct PerModality {
             detail::fail(
                 "moe::PerModality: ranges is empty, it must have one range of experts per "
                 "modality: moe::PerModality{moe::LinearRouter{}, {{0, 3}, {1, 4}}}");
-        if (shape.num_logits != shape.num_experts)
-            detail::fail("moe::PerModality: ranges are of experts, the gate takes ",
-                         shape.num_logits, " logits for ", shape.num_experts,
-                         " experts; use a gate with one logit per expert");
+        detail::check_expert_logits("moe::PerModality", shape);
         for (std::size_t m = 0; m < ranges.size(); ++m)
             if (ranges[m].first < 0 || ranges[m].first >= ranges[m].last ||
                 ranges[m].last > shape.num_experts)

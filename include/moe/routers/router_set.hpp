@@ -13,6 +13,7 @@
 
 #include <moe/core/group.hpp>
 #include <moe/core/views.hpp>
+#include <moe/routers/decide.hpp>
 #include <moe/routers/wrapper.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -66,10 +67,10 @@ public:
     std::vector<Inner>& routers() { return routers_; }
 
     void check(const Shape& shape) const {
-        if (shape.num_logits != shape_.num_logits)
-            fail("moe: routers with a range of experts per group were built for ",
-                 shape_.num_logits, " logits per token, the layer has ", shape.num_logits,
-                 "; build them again from their recipe");
+        constexpr const char* name = "moe: a set of routers with a range of experts for each group";
+        check_router(name, shape_.num_logits, shape);
+        for (const ExpertRange& range : ranges_)
+            if (range.first > 0 || range.last < shape.num_logits) check_expert_logits(name, shape);
         for (const Inner& router : routers_)
             if constexpr (requires { router.check(shape); }) router.check(shape);
     }

@@ -83,11 +83,8 @@ struct PerTask {
             detail::fail("moe::PerTask: experts_per_task is ", experts_per_task,
                          ", it must be in [0, ", shape.num_experts,
                          "], the experts of the layer (0: all)");
-        if (experts_per_task > 0 && shape.num_logits != shape.num_experts)
-            detail::fail("moe::PerTask: experts_per_task is ", experts_per_task,
-                         ", which wants a gate with one logit per expert; this one takes ",
-                         shape.num_logits, " logits for ", shape.num_experts,
-                         " experts: leave it 0");
+        if (experts_per_task > 0)
+            detail::check_expert_logits("moe::PerTask with experts_per_task", shape);
         using Router = detail::built_t<Inner, S>;
         std::vector<Router> routers;
         std::vector<ExpertRange> ranges;
