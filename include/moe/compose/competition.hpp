@@ -80,9 +80,12 @@ public:
                          const G& gate, const Groups&... groups)
         : layer_(config, router, gate, groups...), rule_(rule) {
         rule.check(num_experts());
-        if (layer_.head().num_logits() != num_experts())
-            detail::fail("moe::Competition: the gate wants ", layer_.head().num_logits(),
-                         " logits per token, it must be the ", num_experts(), " experts' own");
+        const auto& head = layer_.head();
+        if (head.num_logits() != num_experts() || head.expert_logits() != num_experts())
+            detail::fail("moe::Competition: the gate takes ", head.num_logits(),
+                         " logits per token, of which ", head.expert_logits(),
+                         " are experts' own; it must take one for each of the ", num_experts(),
+                         " experts and no other, as moe::TopK does");
         contest_ = detail::Contest<S>(rule.k, rule.logit_share, num_experts());
     }
 
