@@ -11,6 +11,7 @@
 
 #include <moe/gates/product_key.hpp>
 #include <moe/head.hpp>
+#include <moe/routers/conditioned.hpp>
 #include <moe/routers/modality.hpp>
 #include <moe/routers/task.hpp>
 
@@ -83,6 +84,50 @@ TEST(RouterSet, WantsAGroupOfEachTokenThatExists) {
               "be in [0, 2)");
     EXPECT_NE(said({0, 1, -1}), "");
     EXPECT_EQ(said({0, 1, 1}), "");
+}
+
+TEST(RouterSet, RefusesWhatItCannotPassOnWhateverTheGroupsAre) {
+    // Side vectors are per token: separate routers do not get them, for one modality or two.
+    const auto x = random_matrix<double>(3, dim, 1), side = random_matrix<double>(3, 2, 2);
+    const moe::Conditioned inner{LinearRouter{}, 2};
+    const auto said = [&](const PerModality<moe::Conditioned<LinearRouter>>& recipe,
+                          const std::vector<std::int32_t>& groups) {
+        const auto router = build<double>(recipe, dim, experts);
+        Workspace<double> ws;
+        return message([&] {
+            forward<double>(router, x, experts, {.token_groups = groups, .side_vectors = side}, ws);
+        });
+    };
+    const std::string mixed = said({inner, {{0, 3}, {2, 5}}, true}, {0, 1, 0});
+    EXPECT_EQ(mixed.find("moe::Context: side_vectors is"), 0u) << mixed;
+    EXPECT_NE(mixed.find("; a router for each group of tokens sees those tokens alone: what a "
+                         "context says of tokens, of sequences or of the layer before does not "
+                         "reach it; use one router for all groups, or moe::PerTask with "
+                         "Context::task"),
+              std::string::npos)
+        << mixed;
+    EXPECT_NE(said({inner, {{0, 3}, {2, 5}}, true}, {0, 0, 0}), "");
+    EXPECT_NE(said({inner, {{0, 3}, {2, 5}}, true}, {1, 1, 1}), "");
+    EXPECT_EQ(said({inner, {{0, 3}}, true}, {0, 0, 0}), "") << "there is nothing to split";
+    for (const std::vector<std::int32_t>& groups : {std::vector{0, 1, 0}, {1, 1, 1}})
+        EXPECT_EQ(said({inner, {{0, 3}, {2, 5}}, false}, groups), "") << "one router for all";
+}
+
+TEST(RouterSet, GivesTokensOfOneGroupWhatTheyGetBesidePaddingAndOthers) {
+    const auto router = separate();
+    const auto x = random_matrix<double>(4, dim, 1), dlogits = random_matrix<double>(4, experts, 2);
+    const std::vector<std::int32_t> one{1, 1, 1, 1}, mixed{1, 1, 1, 0};
+    const std::vector<std::uint8_t> padding{0, 0, 0, 1};
+    Workspace<double> ws;
+    const auto expected = run<double>(router, x, dlogits, {.token_groups = one}, ws);
+    for (const Context& context :
+         {Context{.token_groups = mixed}, Context{.token_groups = one, .padding = padding}}) {
+        const auto got = run<double>(router, x, dlogits, context, ws);
+        EXPECT_TRUE(same_bits(Matrix<double>(got.logits.topRows(3)),
+                              Matrix<double>(expected.logits.topRows(3))));
+        EXPECT_TRUE(
+            same_bits(Matrix<double>(got.dx.topRows(3)), Matrix<double>(expected.dx.topRows(3))));
+    }
 }
 
 TEST(RouterSet, OfAnotherLayerIsRefused) {

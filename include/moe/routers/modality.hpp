@@ -17,7 +17,8 @@ namespace moe::inline MOE_ABI {
 ///
 /// Ranges may overlap: what two modalities share are their common experts. No gradient passes where
 /// a logit is -inf. With a router per modality each sees the tokens of its own as a batch of their
-/// own: what a context says per token does not reach it.
+/// own: what a context says of tokens, of sequences or of the layer before does not reach it, and a
+/// router inside that needs such a field throws.
 ///
 /// Source: MoIIE (arXiv:2508.09779) section 3; groups without common experts: MoMa
 /// (arXiv:2407.21770) section 2.2.
