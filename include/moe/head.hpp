@@ -2,10 +2,8 @@
 #ifndef MOE_HEAD_HPP
 #define MOE_HEAD_HPP
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <span>
 #include <string>
 #include <string_view>
@@ -230,12 +228,9 @@ public:
         const auto size = [](Index count, std::size_t each) {
             return detail::checked_product(count, static_cast<Index>(each));
         };
-        const Index experts = num_experts();
         Index bytes = size(detail::checked_product(tokens, num_logits_), 2 * sizeof(S)) +
-                      size(experts, sizeof(ExpertFacts));
-        // As Routing::reserve: assignments twice, by expert once; offsets and a cursor.
-        bytes += size(assignments, 2 * sizeof(Assignment) + sizeof(std::int32_t) + sizeof(Index)) +
-                 size(tokens + experts + std::max(tokens, experts) + 3, sizeof(Index));
+                      size(num_experts(), sizeof(ExpertFacts)) +
+                      Routing::bytes(tokens, num_experts(), assignments);
         if (keep != Keep::nothing)  // dx and tokens, raw_logits
             bytes +=
                 size(detail::checked_product(tokens, 2 * model_dim_ + num_logits_), sizeof(S)) +
