@@ -21,6 +21,7 @@
 #include <moe/experts/shared.hpp>
 #include <moe/experts/swiglu.hpp>
 #include <moe/experts/zero.hpp>
+#include <moe/gates/expert_choice.hpp>
 #include <moe/gates/noisy.hpp>
 #include <moe/gates/product_key.hpp>
 #include <moe/gates/top_k.hpp>
@@ -586,6 +587,14 @@ TEST(CompetitionMisuse, AWorkspaceThatTheLayerUsedAloneIsRefused) {
     layer.forward(x, y, ws, training);
     layer.layer().forward(x, y, ws, training);
     EXPECT_THROW(layer.backward(x, dy, dx, grad, ws, training), std::logic_error);
+}
+
+TEST(Competition, IsAsCausalAsItsLayer) {
+    EXPECT_TRUE(make<float>(always).is_causal());
+    const moe::Competition layer{moe::Config{.model_dim = 8}, CompetitionRule{.k = 1},
+                                 moe::LinearRouter{}, moe::ExpertChoice{.capacity_factor = 1},
+                                 swiglu};
+    EXPECT_FALSE(layer.is_causal());
 }
 
 TEST(Competition, HasTheNamesOfItsLayer) {
