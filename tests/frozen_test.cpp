@@ -17,6 +17,7 @@
 #include <moe/experts/mlp.hpp>
 #include <moe/experts/shared.hpp>
 #include <moe/experts/swiglu.hpp>
+#include <moe/gates/expert_choice.hpp>
 #include <moe/gates/top_k.hpp>
 #include <moe/gates/top_p.hpp>
 #include <moe/routers/linear.hpp>
@@ -83,6 +84,14 @@ TEST(Frozen, GivesTheSameRoutingAndLogits) {
     frozen.reweigh(batch(), ws.routing(), other);
     frozen.apply(batch(), again, other);
     EXPECT_TRUE(same_bits(again, y));
+}
+
+TEST(Frozen, IsAsCausalAsTheLayer) {
+    EXPECT_TRUE(moe::freeze(make()).is_causal());
+    const moe::Layer layer{moe::Config{.model_dim = 8}, moe::LinearRouter{},
+                           moe::ExpertChoice{.capacity_factor = 1}, moe::Copy{.count = 3}};
+    EXPECT_FALSE(layer.is_causal());
+    EXPECT_FALSE(moe::freeze(layer).is_causal());
 }
 
 TEST(Frozen, HasAsManyParametersAsTheLayer) {

@@ -96,6 +96,8 @@ public:
     Index num_experts() const { return bank_.num_experts(); }
     /// Of the layer that was frozen.
     Index num_parameters() const { return num_parameters_; }
+    /// Whether no token's choice depends on what later tokens of the batch hold: safe in a decoder.
+    bool is_causal() const { return head_.is_causal(); }
     const Head<S, R, G>& head() const { return head_; }
     const Bank<S, Groups...>& bank() const { return bank_; }
 
@@ -130,7 +132,7 @@ public:
     void apply(const X& x, Y&& y, Workspace<S>& ws, const Context& context) const {
         const detail::KeepNothing<S> guard(ws);
         bank_.apply(detail::readable<S>(x), ws.routing(), detail::writable<S>(std::forward<Y>(y)),
-                    ws.child(bank_node), context);
+                    ws.child(detail::bank_node), context);
     }
     template <class X, class Y>
     void apply(const X& x, Y&& y, Workspace<S>& ws) const {
@@ -140,12 +142,10 @@ public:
     void reserve(Index tokens, Index assignments, Workspace<S>& ws) const {
         const detail::KeepNothing<S> guard(ws);
         head_.reserve(tokens, assignments, ws);
-        bank_.reserve(tokens, assignments, ws.child(bank_node));
+        bank_.reserve(tokens, assignments, ws.child(detail::bank_node));
     }
 
 private:
-    static constexpr std::size_t bank_node = 2;  // as in Layer
-
     Bank<S, Groups...> bank_;
     Head<S, R, G> head_;
     Index num_parameters_;

@@ -2,10 +2,8 @@
 #ifndef MOE_HEAD_HPP
 #define MOE_HEAD_HPP
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <span>
 #include <string>
 #include <string_view>
@@ -73,7 +71,7 @@ public:
         Random random(config.seed, 1);
         Random router_random = random.child(0), gate_random = random.child(1);
         gate_ = detail::built<G, S>(gate, shape, gate_random);
-        shape.num_logits = hooks::num_logits(gate_, num_experts());
+        shape = with_logits(shape);
         router_ = detail::built<R, S>(router, shape, router_random);
         adopt(shape);
     }
@@ -86,9 +84,7 @@ public:
         head.facts_ = std::move(facts);
         head.gate_ = std::move(gate);
         head.router_ = std::move(router);
-        Shape shape = detail::shape_of(config, head.num_experts());
-        shape.num_logits = hooks::num_logits(head.gate_, head.num_experts());
-        head.adopt(shape);
+        head.adopt(head.with_logits(detail::shape_of(config, head.num_experts())));
         return head;
     }
 
@@ -232,12 +228,9 @@ public:
         const auto size = [](Index count, std::size_t each) {
             return detail::checked_product(count, static_cast<Index>(each));
         };
-        const Index experts = num_experts();
         Index bytes = size(detail::checked_product(tokens, num_logits_), 2 * sizeof(S)) +
-                      size(experts, sizeof(ExpertFacts));
-        // As Routing::reserve: assignments twice, by expert once; offsets and a cursor.
-        bytes += size(assignments, 2 * sizeof(Assignment) + sizeof(std::int32_t) + sizeof(Index)) +
-                 size(tokens + experts + std::max(tokens, experts) + 3, sizeof(Index));
+                      size(num_experts(), sizeof(ExpertFacts)) +
+                      Routing::bytes(tokens, num_experts(), assignments);
         if (keep != Keep::nothing)  // dx and tokens, raw_logits
             bytes +=
                 size(detail::checked_product(tokens, 2 * model_dim_ + num_logits_), sizeof(S)) +
@@ -266,6 +259,12 @@ public:
     }
 
 private:
+    /// With the logits that the gate wants.
+    Shape with_logits(Shape shape) const {
+        shape.num_logits = hooks::num_logits(gate_, num_experts());
+        shape.has_expert_logits = expert_logits() > 0;
+        return shape;
+    }
     /// The parts are made; they must fit the layer.
     void adopt(const Shape& shape) {
         model_dim_ = shape.model_dim;

@@ -21,6 +21,9 @@
 #include <moe/experts/shared.hpp>
 #include <moe/experts/swiglu.hpp>
 #include <moe/experts/zero.hpp>
+#include <moe/gates/expert_choice.hpp>
+#include <moe/gates/noisy.hpp>
+#include <moe/gates/product_key.hpp>
 #include <moe/gates/top_k.hpp>
 #include <moe/gates/top_p.hpp>
 #include <moe/losses/z_loss.hpp>
@@ -539,6 +542,18 @@ TEST(CompetitionMisuse, IsASentence) {
            "frequency is nan, it must be in [0, 1]");
     expect(build({.k = 2, .logit_share = -1}), "logit_share is -1, it must be in [0, 1]");
 
+    const auto gate = [](const auto& of_16) {
+        return message([&] {
+            moe::Competition(moe::Config{.model_dim = dim}, CompetitionRule{.k = 2},
+                             moe::LinearRouter{}, of_16, moe::Swiglu{.count = 16, .ffn_dim = 4});
+        });
+    };
+    expect(gate(moe::ProductKeyTopK{.k = 2, .heads = 2}),
+           "moe::Competition: the gate takes 16 logits per token, of which 0 are experts' own; it "
+           "must take one for each of the 16 experts and no other");
+    expect(gate(moe::Noisy{top2}), "takes 32 logits per token, of which 16 are experts' own");
+    EXPECT_EQ(gate(top2), "");
+
     const auto layer = make<double>(always);
     auto grad = moe::zeros_like(layer);
     const auto x = random_matrix<double>(4, dim, 1), dy = random_matrix<double>(4, out, 2);
@@ -572,6 +587,14 @@ TEST(CompetitionMisuse, AWorkspaceThatTheLayerUsedAloneIsRefused) {
     layer.forward(x, y, ws, training);
     layer.layer().forward(x, y, ws, training);
     EXPECT_THROW(layer.backward(x, dy, dx, grad, ws, training), std::logic_error);
+}
+
+TEST(Competition, IsAsCausalAsItsLayer) {
+    EXPECT_TRUE(make<float>(always).is_causal());
+    const moe::Competition layer{moe::Config{.model_dim = 8}, CompetitionRule{.k = 1},
+                                 moe::LinearRouter{}, moe::ExpertChoice{.capacity_factor = 1},
+                                 swiglu};
+    EXPECT_FALSE(layer.is_causal());
 }
 
 TEST(Competition, HasTheNamesOfItsLayer) {

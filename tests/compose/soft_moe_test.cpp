@@ -509,6 +509,19 @@ TEST(SoftMoeMisuse, OfACallIsASentence) {
     steer({.sequence_offsets = one_sequence, .dial = {.gate_multiplier_per_sequence = factors}});
     steer({.gate_multiplier = factors,
            .dial = {.multiplier_order = moe::MultiplierOrder::before_normalization}});
+    const std::vector<std::uint8_t> forced(static_cast<std::size_t>(layer.num_experts()), 1);
+    steer({.forced = forced});
+    steer({.sequence_offsets = one_sequence, .dial = {.forced_per_sequence = forced}});
+    std::vector<double> gradient(factors.size()), of_slots(offset.size());
+    for (moe::ContextGradients wanted :
+         {moe::ContextGradients{.logit_offset = of_slots},
+          moe::ContextGradients{.logit_offset_per_sequence = of_slots},
+          moe::ContextGradients{.gate_multiplier_per_sequence = gradient}}) {
+        const moe::Context context{.sequence_offsets = one_sequence, .gradients = &wanted};
+        const std::string none = "moe::Context: moe::SoftMoe has no gradients->logit_offset and";
+        expect(bad([&] { layer.forward(x, y, ws, context); }), none);
+        expect(bad([&] { layer.backward(x, dy, dx, grad, ws, context); }), none);
+    }
     expect(bad([&] { layer.forward(x, y, ws, {.sequence_offsets = offsets}); }),
            "sequence_offsets must ascend from 0 to the 4 tokens");
     EXPECT_THROW(layer.combine(ws), std::logic_error);

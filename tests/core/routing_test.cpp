@@ -503,6 +503,20 @@ TEST(Routing, WhatWasReservedIsNotAllocatedAgain) {
     EXPECT_EQ(routing.num_kept(), 99);
 }
 
+TEST(Routing, SaysHowManyBytesItReserves) {
+    if (!allocations::are_counted) GTEST_SKIP() << "a sanitizer brings its own operator new";
+    for (const Index tokens : {0, 1, 1000})
+        for (const Index experts : {1, 2000})
+            for (const Index assignments : {0, 7000}) {
+                Routing routing;
+                const long before = allocations::bytes_asked_for.load();
+                routing.reserve(tokens, experts, assignments);
+                EXPECT_EQ(allocations::bytes_asked_for.load() - before,
+                          Routing::bytes(tokens, experts, assignments))
+                    << tokens << ' ' << experts << ' ' << assignments;
+            }
+}
+
 TEST(Routing, ASecondPlanOfTheSameSizeAllocatesNothing) {
     Routing routing;
     const auto fill = [&](Index shift) {

@@ -12,6 +12,10 @@
 
 #include <gtest/gtest.h>
 
+#include <moe/gates/noisy.hpp>
+#include <moe/gates/product_key.hpp>
+#include <moe/gates/top_k.hpp>
+#include <moe/head.hpp>
 #include <moe/routers/balanced.hpp>
 #include <moe/routers/external.hpp>
 #include <moe/routers/hash.hpp>
@@ -184,7 +188,7 @@ TEST(RoutersThatDoNotLook, RefuseALayerOfOtherExtents) {
                   name +
                       ": the router was built for 6 logits per token, the layer wants 9; build "
                       "it again from its recipe");
-        router.check({.num_logits = experts});
+        router.check({.num_experts = experts, .num_logits = experts});
         Workspace<double> ws;
         const Call<double> call{batch.context, ws};
         const Matrix<double> x(tokens, dim), dlogits(tokens, experts);
@@ -195,6 +199,36 @@ TEST(RoutersThatDoNotLook, RefuseALayerOfOtherExtents) {
         EXPECT_EQ(message([&] { router.backward(x, dlogits, dx, router, call); }),
                   name + ": dx is [149, 4], it must be [150, 4] like x");
     });
+}
+
+TEST(RoutersThatDecide, RefuseAGateWhoseLogitsAreNotTheExpertsOwn) {
+    // As many half-keys as experts, 2 heads with 4 and 4 for 16 experts; and then twice as many.
+    using moe::ProductKeyTopK;
+    const std::vector<moe::ExpertFacts> facts(16);
+    for_each_router([&](const auto& recipe, const std::string& name) {
+        if (name == "moe::ExternalRouter") return;  // its logits may be anybody's
+        const auto said = [&](const auto& gate) {
+            return message([&] { moe::Head(moe::Config{.model_dim = dim}, recipe, gate, facts); });
+        };
+        EXPECT_EQ(said(ProductKeyTopK{.k = 2, .heads = 2}),
+                  name +
+                      ": the router speaks of experts, the gate takes 16 logits for 16 experts, "
+                      "none of which is an expert's own; use a gate with one logit per expert, "
+                      "such as moe::TopK");
+        EXPECT_EQ(said(moe::Noisy{moe::TopK{.k = 2}}),
+                  name +
+                      ": the router speaks of experts, the gate takes 32 logits for 16 experts; "
+                      "use a gate with one logit per expert, such as moe::TopK");
+        EXPECT_EQ(said(moe::TopK{.k = 2}), "");
+        auto router = decided::build<double>(recipe, 16);
+        EXPECT_NE(
+            message([&] {
+                router.check({.num_experts = 16, .num_logits = 16, .has_expert_logits = false});
+            }),
+            "");
+    });
+    moe::Head(moe::Config{.model_dim = dim}, moe::ExternalRouter{},
+              ProductKeyTopK{.k = 2, .heads = 2}, facts);
 }
 
 TEST(RoutersThatDoNotLook, AreNothingByDefault) {

@@ -4,10 +4,14 @@
 
 #include <cstdint>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
 
+#include <moe/gates/product_key.hpp>
+#include <moe/head.hpp>
+#include <moe/routers/conditioned.hpp>
 #include <moe/routers/modality.hpp>
 #include <moe/routers/task.hpp>
 
@@ -82,16 +86,84 @@ TEST(RouterSet, WantsAGroupOfEachTokenThatExists) {
     EXPECT_EQ(said({0, 1, 1}), "");
 }
 
+TEST(RouterSet, RefusesWhatItCannotPassOnWhateverTheGroupsAre) {
+    // Side vectors are per token: separate routers do not get them, for one modality or two.
+    const auto x = random_matrix<double>(3, dim, 1), side = random_matrix<double>(3, 2, 2);
+    const moe::Conditioned inner{LinearRouter{}, 2};
+    const auto said = [&](const PerModality<moe::Conditioned<LinearRouter>>& recipe,
+                          const std::vector<std::int32_t>& groups) {
+        const auto router = build<double>(recipe, dim, experts);
+        Workspace<double> ws;
+        return message([&] {
+            forward<double>(router, x, experts, {.token_groups = groups, .side_vectors = side}, ws);
+        });
+    };
+    const std::string mixed = said({inner, {{0, 3}, {2, 5}}, true}, {0, 1, 0});
+    EXPECT_EQ(mixed.find("moe::Context: side_vectors is"), 0u) << mixed;
+    EXPECT_NE(mixed.find("; a router for each group of tokens sees those tokens alone: what a "
+                         "context says of tokens, of sequences or of the layer before does not "
+                         "reach it; use one router for all groups, or moe::PerTask with "
+                         "Context::task"),
+              std::string::npos)
+        << mixed;
+    EXPECT_NE(said({inner, {{0, 3}, {2, 5}}, true}, {0, 0, 0}), "");
+    EXPECT_NE(said({inner, {{0, 3}, {2, 5}}, true}, {1, 1, 1}), "");
+    EXPECT_EQ(said({inner, {{0, 3}}, true}, {0, 0, 0}), "") << "there is nothing to split";
+    for (const std::vector<std::int32_t>& groups : {std::vector{0, 1, 0}, {1, 1, 1}})
+        EXPECT_EQ(said({inner, {{0, 3}, {2, 5}}, false}, groups), "") << "one router for all";
+}
+
+TEST(RouterSet, GivesTokensOfOneGroupWhatTheyGetBesidePaddingAndOthers) {
+    const auto router = separate();
+    const auto x = random_matrix<double>(4, dim, 1), dlogits = random_matrix<double>(4, experts, 2);
+    const std::vector<std::int32_t> one{1, 1, 1, 1}, mixed{1, 1, 1, 0};
+    const std::vector<std::uint8_t> padding{0, 0, 0, 1};
+    Workspace<double> ws;
+    const auto expected = run<double>(router, x, dlogits, {.token_groups = one}, ws);
+    for (const Context& context :
+         {Context{.token_groups = mixed}, Context{.token_groups = one, .padding = padding}}) {
+        const auto got = run<double>(router, x, dlogits, context, ws);
+        EXPECT_TRUE(same_bits(Matrix<double>(got.logits.topRows(3)),
+                              Matrix<double>(expected.logits.topRows(3))));
+        EXPECT_TRUE(
+            same_bits(Matrix<double>(got.dx.topRows(3)), Matrix<double>(expected.dx.topRows(3))));
+    }
+}
+
 TEST(RouterSet, OfAnotherLayerIsRefused) {
     const auto router = separate();
-    EXPECT_EQ(message([&] { router.check({.model_dim = dim, .num_experts = 6, .num_logits = 6}); }),
-              "moe: routers with a range of experts per group were built for 5 logits per token, "
-              "the layer has 6; build them again from their recipe");
+    EXPECT_EQ(
+        message([&] { router.check({.model_dim = dim, .num_experts = 6, .num_logits = 6}); }),
+        "moe: a set of routers with a range of experts for each group: the router was built for "
+        "5 logits per token, the layer wants 6; build it again from its recipe");
+    EXPECT_NE(message([&] {
+                  router.check({.model_dim = dim,
+                                .num_experts = experts,
+                                .num_logits = experts,
+                                .has_expert_logits = false});
+              }),
+              "");
     const auto shared = build<double>(PerModality{LinearRouter{}, {{0, 3}, {2, 5}}}, dim, experts);
     EXPECT_EQ(message([&] { router.check_gradient(shared); }),
               "moe::Layer::backward: grad is of another layer: it has 1 routers, the layer has 2; "
               "make it with zeros_like(layer)");
     EXPECT_NO_THROW(router.check_gradient({})) << "not wanted";
+}
+
+TEST(RouterSet, MasksExpertsAndNoHalfKeys) {
+    // 2 heads with 4 and 4 half-keys for 16 experts: as many logits as experts.
+    const moe::ProductKeyTopK gate{.k = 2, .heads = 2};
+    const std::vector<moe::ExpertFacts> facts(16);
+    const auto said = [&](const auto& router) {
+        return message([&] { moe::Head(moe::Config{.model_dim = dim}, router, gate, facts); });
+    };
+    const std::string why =
+        "the router speaks of experts, the gate takes 16 logits for 16 experts, none of which is "
+        "an expert's own; use a gate with one logit per expert, such as moe::TopK";
+    EXPECT_EQ(said(PerModality{LinearRouter{}, {{0, 9}, {8, 16}}}), "moe::PerModality: " + why);
+    EXPECT_EQ(said(moe::PerTask{LinearRouter{}, 2, 9}),
+              "moe::PerTask with experts_per_task: " + why);
+    EXPECT_EQ(said(moe::PerTask{LinearRouter{}, 2}), "") << "masks nothing";
 }
 
 }  // namespace

@@ -232,17 +232,20 @@ TEST(PerTask, HandsABatchOfOneTaskOnAsItIs) {
     layer1.route(x, before);
     const auto router =
         build<double>(PerTask{moe::GatingResidual{LinearRouter{}}, 3}, dim, experts);
-    const std::vector<std::int32_t> one(tokens, 2);
-    const auto got =
-        forward<double>(router, x, experts, {.token_groups = one, .previous = &before}, ws);
+    const auto got = forward<double>(router, x, experts, {.task = 2, .previous = &before}, ws);
     const auto expected =
         forward<double>(router.routers()[2], x, experts, {.previous = &before}, other);
     EXPECT_TRUE(same_bits(got, expected));
-    expect_message<std::invalid_argument>(
-        [&] {
-            forward<double>(router, x, experts, {.token_groups = tasks, .previous = &before}, ws);
-        },
-        {"moe::Context: previous holds [9, 8] logits, moe::GatingResidual wants [3, 8]"});
+    // Which tasks the tokens are of must not decide whether a call throws.
+    const std::vector<std::int32_t> one(tokens, 2);
+    for (const auto& groups : {one, tasks})
+        expect_message<std::invalid_argument>(
+            [&] {
+                forward<double>(router, x, experts, {.token_groups = groups, .previous = &before},
+                                ws);
+            },
+            {"Context::previous is empty",
+             "a router for each group of tokens sees those tokens alone"});
 }
 
 TEST(PerTask, CountsOneRouterPerTokenAndNamesThemAll) {
@@ -305,11 +308,12 @@ TEST(PerTask, RefusesBadSettings) {
             PerTask{LinearRouter{}, 2, 3}.build<double>(
                 {.model_dim = dim, .num_experts = 8, .num_logits = 16}, random);
         },
-        {"experts_per_task is 3", "16 logits for 8 experts: leave it 0"});
+        {"moe::PerTask with experts_per_task: the router speaks of experts, the gate takes 16 "
+         "logits for 8 experts; use a gate with one logit per expert"});
     const auto router = build<double>(PerTask{LinearRouter{}, 2}, dim, experts);
     expect_message<std::invalid_argument>(
         [&] { router.check({.model_dim = dim, .num_experts = 9, .num_logits = 9}); },
-        {"were built for 8 logits per token, the layer has 9"});
+        {"was built for 8 logits per token, the layer wants 9"});
     auto grad = moe::zeros_like(build<double>(PerTask{LinearRouter{}, 3}, dim, experts));
     expect_message<std::invalid_argument>(
         [&] { router.check_gradient(grad); },

@@ -7,9 +7,10 @@
 #include <utility>
 
 #include <moe/compose/contest.hpp>
-#include <moe/compose/routing_bytes.hpp>
 #include <moe/core/error.hpp>
+#include <moe/core/routing.hpp>
 #include <moe/core/views.hpp>
+#include <moe/core/workspace.hpp>
 #include <moe/frozen.hpp>
 #include <moe/layer.hpp>
 #include <moe/losses/loss.hpp>
@@ -80,9 +81,12 @@ public:
                          const G& gate, const Groups&... groups)
         : layer_(config, router, gate, groups...), rule_(rule) {
         rule.check(num_experts());
-        if (layer_.head().num_logits() != num_experts())
-            detail::fail("moe::Competition: the gate wants ", layer_.head().num_logits(),
-                         " logits per token, it must be the ", num_experts(), " experts' own");
+        const auto& head = layer_.head();
+        if (head.num_logits() != num_experts() || head.expert_logits() != num_experts())
+            detail::fail("moe::Competition: the gate takes ", head.num_logits(),
+                         " logits per token, of which ", head.expert_logits(),
+                         " are experts' own; it must take one for each of the ", num_experts(),
+                         " experts and no other, as moe::TopK does");
         contest_ = detail::Contest<S>(rule.k, rule.logit_share, num_experts());
     }
 
@@ -91,6 +95,9 @@ public:
     Index model_dim() const { return layer_.model_dim(); }
     Index output_dim() const { return layer_.output_dim(); }
     Index num_experts() const { return layer_.num_experts(); }
+    /// Whether no token's choice depends on what later tokens of the batch hold: a contest is one
+    /// of experts for a token, so that of the layer counts.
+    bool is_causal() const { return layer_.is_causal(); }
     /// The same parameters as a layer that never competes; what freeze() packs.
     const LayerType& layer() const { return layer_; }
     LayerType& layer() { return layer_; }
@@ -171,7 +178,7 @@ public:
         const auto& head = layer_.head();
         Index bytes = head.workspace_bytes(tokens, assignments, keep, workers) +
                       layer_.bank().workspace_bytes(tokens, assignments, keep, workers) +
-                      detail::routing_bytes(tokens, num_experts(), 0);
+                      Routing::bytes(tokens, num_experts(), 0);
         if (keep != Keep::nothing)  // gradients at the layer's weights
             bytes += (head.weighs_input() ? 2 : 1) * assignments * static_cast<Index>(sizeof(S));
         if (rule_.frequency > 0)
@@ -184,7 +191,7 @@ public:
     void own_gradients() { layer_.own_gradients(); }
 
 private:
-    static constexpr std::size_t contest_node = 3;  // the layer works in 0 to 2
+    static constexpr std::size_t contest_node = detail::bank_node + 1;  // after the layer's
 
     LayerType layer_;
     CompetitionRule rule_;

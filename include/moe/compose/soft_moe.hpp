@@ -10,11 +10,12 @@
 #include <utility>
 
 #include <moe/bank.hpp>
-#include <moe/compose/routing_bytes.hpp>
 #include <moe/compose/soft_slots.hpp>
 #include <moe/core/fingerprint.hpp>
 #include <moe/core/parameters.hpp>
+#include <moe/core/routing.hpp>
 #include <moe/core/views.hpp>
+#include <moe/core/workspace.hpp>
 #include <moe/layer.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -114,7 +115,8 @@ public:
 
     /// y = layer(x).
     /// @param x  [T, D]; T may be 0   @param y  [T, O], overwritten; must not overlap x
-    /// @throws std::invalid_argument if an extent is wrong, or the context has a logit_offset
+    /// @throws std::invalid_argument if an extent is wrong, or the context steers by anything but
+    ///         allowed and gate_multiplier, or wants gradients of it; y and ws are then unspecified
     template <class X, class Y>
     void forward(const X& x, Y&& y, Workspace<S>& ws, const Context& context = {}) const {
         run(detail::readable<S>(x), detail::writable<S>(std::forward<Y>(y)), ws, context);
@@ -126,7 +128,9 @@ public:
     /// @param grad  made by zeros_like(layer); **added** to
     /// @throws std::logic_error if ws does not hold what forward() of this layer, x and context
     ///         left
-    /// @throws std::invalid_argument if an extent is wrong or grad is of another layer
+    /// @throws std::invalid_argument if an extent is wrong, grad is of another layer, or the
+    /// context
+    ///         is one that forward() refuses
     template <class X, class DY, class DX>
     void backward(const X& x, const DY& dy, DX&& dx, SoftMoe& grad, Workspace<S>& ws,
                   const Context& context = {}) const {
@@ -149,7 +153,7 @@ public:
         state.inputs.matrix(all, model_dim()), state.outputs.matrix(all, output_dim());
         state.routing.reserve(all, num_experts(), all);
         slots_.reserve(tokens, ws.child(slots_node));
-        bank_.reserve(all, all, ws.child(bank_node));
+        bank_.reserve(all, all, ws.child(detail::bank_node));
         if (!ws.keeps()) return;
         ws.template state<SoftMoe>();  // for no_gradient
         state.dy.matrix(tokens, output_dim());
@@ -167,7 +171,7 @@ public:
             scalars += detail::checked_product(tokens, output_dim()) +
                        detail::checked_product(all, wide + 1);
         return detail::checked_product(scalars, static_cast<Index>(sizeof(S))) +
-               detail::routing_bytes(all, num_experts(), all) +
+               Routing::bytes(all, num_experts(), all) +
                slots_.workspace_bytes(tokens, keep, workers) +
                bank_.workspace_bytes(all, all, keep, workers);
     }
@@ -182,7 +186,7 @@ public:
     void own_gradients() { bank_.own_gradients(); }
 
 private:
-    static constexpr std::size_t slots_node = 0, bank_node = 2;  // as a Layer's: router, bank
+    static constexpr std::size_t slots_node = detail::router_node;  // where a Layer has its logits
 
     struct State {
         Routing routing;              // each slot to its expert, with weight 1
@@ -204,7 +208,8 @@ private:
         View<S> inputs = state.inputs.matrix(all, model_dim());
         View<S> outputs = state.outputs.matrix(all, output_dim());
         slots_.dispatch(without_padding(x, context, state.tokens), inputs, call);
-        bank_.apply(inputs, state.routing, outputs, ws.child(bank_node), context.without_tokens());
+        bank_.apply(inputs, state.routing, outputs, ws.child(detail::bank_node),
+                    context.without_tokens());
         slots_.combine(outputs, y, call);
         state.fingerprint = ws.keeps() ? fingerprint(x, context) : 0;
     }
@@ -226,7 +231,7 @@ private:
         slots_.combine_backward(outputs, without_padding(dy, context, state->dy), doutputs, call);
         bank_.apply_backward(inputs, state->routing, doutputs, dinputs,
                              state->dweights.resize(state->routing.num_assignments()), {},
-                             grad.bank_, ws.child(bank_node), context.without_tokens());
+                             grad.bank_, ws.child(detail::bank_node), context.without_tokens());
         slots_.dispatch_backward(without_padding(x, context, state->tokens), dinputs, dx,
                                  grad.slots_, call);
     }
@@ -290,7 +295,11 @@ private:
             detail::fail("moe::SoftMoe::", call,
                          ": y shares memory with x, which is read while y is written; give it a "
                          "matrix of its own");
+        check_steering(context);
         detail::check_context(context, x.rows(), num_experts(), num_slots(), false);
+    }
+    /// What it does not do is refused, before it is looked at.
+    static void check_steering(const Context& context) {
         const Dial& dial = context.dial;
         const bool steers = !context.logit_offset.empty() || context.forces() || dial.k || dial.p ||
                             !dial.k_per_sequence.empty() || !dial.p_per_sequence.empty() ||
@@ -302,6 +311,12 @@ private:
                 "moe::Context: moe::SoftMoe chooses no experts: k, p, forced, logit_offset and "
                 "multipliers per sequence or before normalization cannot be set; of what steers a "
                 "call it takes allowed and gate_multiplier");
+        const ContextGradients none, &wanted = context.gradients ? *context.gradients : none;
+        if (!wanted.logit_offset.empty() || !wanted.logit_offset_per_sequence.empty() ||
+            !wanted.gate_multiplier_per_sequence.empty())
+            detail::fail(
+                "moe::Context: moe::SoftMoe has no gradients->logit_offset and nothing per "
+                "sequence: of gradients it gives gate_multiplier");
     }
     void check_gradient(In<S> x, In<S> dy, Out<S> dx, const SoftMoe& grad) const {
         if (&grad == this)

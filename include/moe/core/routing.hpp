@@ -229,6 +229,15 @@ public:
         cursor_.reserve(at(std::max(num_tokens, num_experts)) + 1);
     }
 
+    /// Bytes of that.
+    static Index bytes(Index num_tokens, Index num_experts, Index num_assignments) {
+        constexpr auto number = static_cast<Index>(sizeof(Index));
+        constexpr Index each = 2 * sizeof(Assignment) + sizeof(std::int32_t) + number;
+        const Index offsets = num_tokens + num_experts + std::max(num_tokens, num_experts) + 3;
+        return detail::checked_product(num_assignments, each) +
+               detail::checked_product(offsets, number);
+    }
+
     /// The same plan: extents, experts, slots, weights and drops.
     friend bool operator==(const Routing& a, const Routing& b) {
         return a.num_tokens_ == b.num_tokens_ && a.num_experts_ == b.num_experts_ &&

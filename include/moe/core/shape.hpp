@@ -23,10 +23,11 @@ struct Config {
 /// Experts are built first, then the gate, then the router, so that E is 0 while experts are built
 /// and L is E while the gate is; check() sees all of them.
 struct Shape {
-    Index model_dim = 0;    ///< D, columns of x
-    Index num_experts = 0;  ///< E, routed experts of the whole layer
-    Index output_dim = 0;   ///< columns of y
-    Index num_logits = 0;   ///< L, logits per token: E unless the gate wants another number
+    Index model_dim = 0;            ///< D, columns of x
+    Index num_experts = 0;          ///< E, routed experts of the whole layer
+    Index output_dim = 0;           ///< columns of y
+    Index num_logits = 0;           ///< L, logits per token: E unless the gate wants another number
+    bool has_expert_logits = true;  ///< whether the first E of them are the experts' own
 };
 
 namespace detail {

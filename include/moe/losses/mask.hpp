@@ -60,10 +60,9 @@ Loss mask_loss(const Gate& gate, const Call<S>& call, Workspace<S>& ws, double w
 template <class S, class Gate>
 Loss mask_loss(const Gate& gate, Workspace<S>& ws, double weight, Gate& grad,
                ContextGradients* gradients = nullptr) {
-    constexpr std::size_t gate_node = 1;  // of a head's children
     Context context = ws.context();
     if (gradients != nullptr) context.gradients = gradients;
-    return detail::mask_loss(gate, Call<S>{context, ws.child(gate_node)}, ws, weight, grad);
+    return detail::mask_loss(gate, Call<S>{context, ws.child(detail::gate_node)}, ws, weight, grad);
 }
 
 }  // namespace moe::inline MOE_ABI

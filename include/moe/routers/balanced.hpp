@@ -43,8 +43,11 @@ public:
         detail::write_no_gradient<S>(name, x, dx);
     }
 
-    /// @throws std::invalid_argument if the layer has another number of logits
-    void check(const Shape& shape) const { detail::check_router(name, num_logits_, shape); }
+    /// @throws std::invalid_argument if the layer has another number of logits, or they are not
+    ///         one per expert
+    void check(const Shape& shape) const {
+        detail::check_deciding_router(name, num_logits_, shape);
+    }
 
 private:
     static constexpr const char* name = "moe::BalancedRouter";
@@ -67,14 +70,15 @@ private:
 /// n_t counts from Context::first_token, so that parts of a batch take the turns of the whole.
 /// Beside TopK{.k = k} every expert gets T k / L tokens if that is a whole number, else one more or
 /// less than others; padding takes its turn like all tokens, and then gets no expert. All logits
-/// are finite and fall by 1, so that any gate works and does the same for every token: the softmax
-/// weights of k = 2 are 0.731 and 0.269.
+/// are finite and fall by 1, so that any gate with one logit per expert works and does the same for
+/// every token: the softmax weights of k = 2 are 0.731 and 0.269.
 struct BalancedRouter {
     Index k = 0;  ///< experts per token of the gate beside it, 1 to L; required
 
-    /// @throws std::invalid_argument if k is out of range
+    /// @throws std::invalid_argument if k is out of range or logits are not one per expert
     template <class S>
     BalancedRouterModule<S> build(const Shape& shape, Random&) const {
+        detail::check_expert_logits("moe::BalancedRouter", shape);
         return BalancedRouterModule<S>(k, shape.num_logits);
     }
 };

@@ -30,6 +30,21 @@ inline void check_router(const char* router, Index num_logits, const Shape& shap
              "; build it again from its recipe");
 }
 
+/// @throws std::invalid_argument unless logits are one per expert, its own
+inline void check_expert_logits(const char* router, const Shape& shape) {
+    if (shape.num_logits != shape.num_experts || !shape.has_expert_logits)
+        fail(router, ": the router speaks of experts, the gate takes ", shape.num_logits,
+             " logits for ", shape.num_experts, " experts",
+             shape.has_expert_logits ? "" : ", none of which is an expert's own",
+             "; use a gate with one logit per expert, such as moe::TopK");
+}
+
+/// check_router() for one that decides on experts, check_expert_logits() too.
+inline void check_deciding_router(const char* router, Index num_logits, const Shape& shape) {
+    check_router(router, num_logits, shape);
+    check_expert_logits(router, shape);
+}
+
 /// @throws std::invalid_argument unless a token can go to that many experts
 inline void check_k(const char* router, Index k, Index num_logits) {
     if (k < 1 || k > num_logits)

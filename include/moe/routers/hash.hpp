@@ -72,8 +72,11 @@ public:
         detail::write_no_gradient<S>(name, x, dx);
     }
 
-    /// @throws std::invalid_argument if the layer has another number of logits
-    void check(const Shape& shape) const { detail::check_router(name, num_logits_, shape); }
+    /// @throws std::invalid_argument if the layer has another number of logits, or they are not
+    ///         one per expert
+    void check(const Shape& shape) const {
+        detail::check_deciding_router(name, num_logits_, shape);
+    }
 
 private:
     static constexpr const char* name = "moe::HashRouter";
@@ -93,9 +96,10 @@ struct HashRouter {
     Index k = 1;             ///< different experts per token, 1 to L
     std::uint64_t seed = 0;  ///< layers of one network need one each, or they all choose alike
 
-    /// @throws std::invalid_argument if k is out of range
+    /// @throws std::invalid_argument if k is out of range or logits are not one per expert
     template <class S>
     HashRouterModule<S> build(const Shape& shape, Random&) const {
+        detail::check_expert_logits("moe::HashRouter", shape);
         return HashRouterModule<S>(k, seed, shape.num_logits);
     }
 };

@@ -47,8 +47,11 @@ public:
         detail::write_no_gradient<S>(name, x, dx);
     }
 
-    /// @throws std::invalid_argument if the layer has another number of logits
-    void check(const Shape& shape) const { detail::check_router(name, num_logits_, shape); }
+    /// @throws std::invalid_argument if the layer has another number of logits, or they are not
+    ///         one per expert
+    void check(const Shape& shape) const {
+        detail::check_deciding_router(name, num_logits_, shape);
+    }
 
 private:
     static constexpr const char* name = "moe::LabelRouter";
@@ -64,8 +67,10 @@ private:
 /// Label -1 is no expert: a row of -inf, which gates leave unrouted. Padding gets nothing, whatever
 /// its label is. For labels that teach a learned router instead, see label_loss().
 struct LabelRouter {
+    /// @throws std::invalid_argument if logits are not one per expert
     template <class S>
     LabelRouterModule<S> build(const Shape& shape, Random&) const {
+        detail::check_expert_logits("moe::LabelRouter", shape);
         return LabelRouterModule<S>(shape.num_logits);
     }
 };

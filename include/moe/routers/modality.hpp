@@ -17,7 +17,8 @@ namespace moe::inline MOE_ABI {
 ///
 /// Ranges may overlap: what two modalities share are their common experts. No gradient passes where
 /// a logit is -inf. With a router per modality each sees the tokens of its own as a batch of their
-/// own: what a context says per token does not reach it.
+/// own: what a context says of tokens, of sequences or of the layer before does not reach it, and a
+/// router inside that needs such a field throws.
 ///
 /// Source: MoIIE (arXiv:2508.09779) section 3; groups without common experts: MoMa
 /// (arXiv:2407.21770) section 2.2.
@@ -68,10 +69,7 @@ struct PerModality {
             detail::fail(
                 "moe::PerModality: ranges is empty, it must have one range of experts per "
                 "modality: moe::PerModality{moe::LinearRouter{}, {{0, 3}, {1, 4}}}");
-        if (shape.num_logits != shape.num_experts)
-            detail::fail("moe::PerModality: ranges are of experts, the gate takes ",
-                         shape.num_logits, " logits for ", shape.num_experts,
-                         " experts; use a gate with one logit per expert");
+        detail::check_expert_logits("moe::PerModality", shape);
         for (std::size_t m = 0; m < ranges.size(); ++m)
             if (ranges[m].first < 0 || ranges[m].first >= ranges[m].last ||
                 ranges[m].last > shape.num_experts)

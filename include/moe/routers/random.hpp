@@ -46,10 +46,11 @@ struct RandomRouter {
     /// instead of each drawing for itself: experts get equally many, give or take one.
     bool balanced = false;
 
-    /// @throws std::invalid_argument if k or a scope is out of range, or balanced and a scope
-    ///         is the batch, which leaves nothing to deal
+    /// @throws std::invalid_argument if k or a scope is out of range, logits are not one per
+    ///         expert, or balanced and a scope is the batch, which leaves nothing to deal
     template <class S>
     RandomRouterModule<S> build(const Shape& shape, Random&) const {
+        detail::check_expert_logits("moe::RandomRouter", shape);
         return RandomRouterModule<S>(*this, shape.num_logits);
     }
 };
@@ -112,8 +113,11 @@ public:
         detail::write_no_gradient<S>(name, x, dx);
     }
 
-    /// @throws std::invalid_argument if the layer has another number of logits
-    void check(const Shape& shape) const { detail::check_router(name, num_logits_, shape); }
+    /// @throws std::invalid_argument if the layer has another number of logits, or they are not
+    ///         one per expert
+    void check(const Shape& shape) const {
+        detail::check_deciding_router(name, num_logits_, shape);
+    }
 
     void reserve(Index tokens, Index, Workspace<S>& ws) const {
         if (settings_.balanced) ws.template state<State>().reserve(tokens, num_logits_);

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -13,6 +14,7 @@
 
 #include <moe/core/group.hpp>
 #include <moe/core/views.hpp>
+#include <moe/routers/decide.hpp>
 #include <moe/routers/wrapper.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -40,8 +42,11 @@ struct TokenGroups {
 /// group, and no gradient passes there.
 ///
 /// The router of a group sees the tokens of that group only, in their order; one that gets none is
-/// not run. Where all tokens belong to one group it sees the batch as it is. Padding belongs to no
-/// group unless the whole batch does: its logits are -inf.
+/// not run. Nothing that a context says of tokens, of sequences or of the layer before reaches it,
+/// even if all tokens are of its group, so that no call fails for the groups that its tokens happen
+/// to be of. Where there is one router, or the whole batch is said to belong to one group, it sees
+/// the batch as it is. Padding belongs to no group unless the whole batch does: its logits are
+/// -inf.
 template <class S, class Inner>
 class RouterSet {
 public:
@@ -66,10 +71,10 @@ public:
     std::vector<Inner>& routers() { return routers_; }
 
     void check(const Shape& shape) const {
-        if (shape.num_logits != shape_.num_logits)
-            fail("moe: routers with a range of experts per group were built for ",
-                 shape_.num_logits, " logits per token, the layer has ", shape.num_logits,
-                 "; build them again from their recipe");
+        constexpr const char* name = "moe: a set of routers with a range of experts for each group";
+        check_router(name, shape_.num_logits, shape);
+        for (const ExpertRange& range : ranges_)
+            if (range.first > 0 || range.last < shape.num_logits) check_expert_logits(name, shape);
         for (const Inner& router : routers_)
             if constexpr (requires { router.check(shape); }) router.check(shape);
     }
@@ -155,15 +160,18 @@ protected:
     void forward(In<S> x, Out<S> logits, const TokenGroups& groups, const Call<S>& call) const {
         State& state = call.ws.template state<State>();
         const Index whole = sort(x.rows(), groups, call, state);
+        const Context context = context_of_part(groups, call.context);
+        const auto through = [&](Index r, In<S> tokens, Out<S> z, const Call<S>& part) {
+            explained(groups, [&] { hooks::forward<S>(routers_[at(r)], tokens, z, part); });
+        };
         if (whole >= 0) {
-            hooks::forward<S>(routers_[at(whole)], x, logits, call.child(at(whole)));
+            through(whole, x, logits, of_whole(whole, context, call));
         } else {
             gather(x, state, state.tokens, call.ws.executor());
             state.logits.matrix(state.rows.size(), logits.cols());
-            const Context context = call.context.without_tokens();
             for_each_part(state, context, call, [&](Index r, Index first, Index n, auto& part) {
-                hooks::forward<S>(routers_[at(r)], rows_of(state.tokens, x.cols(), first, n),
-                                  rows_of(state.logits, logits.cols(), first, n), part);
+                through(r, rows_of(state.tokens, x.cols(), first, n),
+                        rows_of(state.logits, logits.cols(), first, n), part);
             });
             scatter(state, state.logits, logits, call.ws.executor());
         }
@@ -193,11 +201,11 @@ protected:
                                    whole_gradient, part);
             });
         };
-        if (whole >= 0) return through(whole, x, allowed, dx, call.child(at(whole)));
+        const Context context = context_of_part(groups, call.context);
+        if (whole >= 0) return through(whole, x, allowed, dx, of_whole(whole, context, call));
 
         gather(x, state, state.tokens, call.ws.executor());
         state.dtokens.matrix(count, x.cols());
-        const Context context = call.context.without_tokens();
         for_each_part(state, context, call, [&](Index r, Index first, Index n, auto& part) {
             through(r, rows_of(state.tokens, x.cols(), first, n),
                     rows_of(state.dlogits, width, first, n),
@@ -249,10 +257,35 @@ private:
         return View<S>(buffer.data() + first * cols, count, cols, Eigen::OuterStride<>(cols));
     }
 
+    /// Whether tokens of one batch may go through different routers.
+    bool splits(const TokenGroups& groups) const { return num_routers() > 1 && !groups.is_one(); }
+    /// What a router is told.
+    Context context_of_part(const TokenGroups& groups, const Context& context) const {
+        if (!splits(groups)) return context;
+        Context part = context.without_tokens();
+        part.previous = nullptr;  // its rows are those of the whole batch
+        return part;
+    }
+    static Call<S> of_whole(Index router, const Context& context, const Call<S>& call) {
+        return {context, call.ws.child(at(router)), call.ids, call.expert};
+    }
+    /// f(); if a router misses what it is not told, the reason is said.
+    template <class F>
+    void explained(const TokenGroups& groups, F&& f) const {
+        try {
+            f();
+        } catch (const std::invalid_argument& error) {
+            if (!splits(groups)) throw;
+            fail(error.what(),
+                 "; a router for each group of tokens sees those tokens alone: what a context says "
+                 "of tokens, of sequences or of the layer before does not reach it; use one router "
+                 "for all groups, or moe::PerTask with Context::task");
+        }
+    }
+
     /// Sorts the tokens by router, unless all of them go through the one that is returned; else -1.
     Index sort(Index tokens, const TokenGroups& groups, const Call<S>& call, State& state) const {
-        if (is_shared_) return 0;
-        if (groups.is_one()) return groups.of_batch;
+        if (!splits(groups)) return num_routers() == 1 ? 0 : groups.of_batch;
         const auto offsets = state.offsets.assign(num_routers() + 1, 0);
         for (Index t = 0; t < tokens; ++t)
             if (!call.context.is_padding(t)) ++offsets[at(groups(t)) + 1];
@@ -263,7 +296,7 @@ private:
         const auto ids = state.ids.resize(count);
         for (Index t = 0; t < tokens; ++t) {
             if (call.context.is_padding(t)) continue;
-            if (most == count) return groups(t);
+            if (most == tokens) return groups(t);
             const auto next = at(offsets[at(groups(t))]++);
             rows[next] = t;
             ids[next] = call.token(t);

@@ -16,9 +16,11 @@ namespace moe::inline MOE_ABI {
 ///     logits[t] = inner_task(x[t])        -inf outside the task's experts, if it has a window
 ///
 /// The task is Context::task for the whole batch or, where that is not set, each token's
-/// Context::token_groups. Routers of tasks that no token has are not run and get no gradient. In a
-/// batch of several tasks each router sees the tokens of its own task as a batch of their own: what
-/// a context says per token does not reach it, and a router inside that needs such a field throws.
+/// Context::token_groups. Routers of tasks that no token has are not run and get no gradient. With
+/// Context::task a router sees the batch as it is. With token_groups each sees the tokens of its
+/// own task as a batch of their own: what a context says of tokens, of sequences or of the layer
+/// before does not reach it, and a router inside that needs such a field throws, be the tokens of
+/// one task or of several.
 ///
 /// Source: M3ViT (arXiv:2210.14793) section 3.2, multi-gate routing.
 template <class S, class Inner>
@@ -83,11 +85,8 @@ struct PerTask {
             detail::fail("moe::PerTask: experts_per_task is ", experts_per_task,
                          ", it must be in [0, ", shape.num_experts,
                          "], the experts of the layer (0: all)");
-        if (experts_per_task > 0 && shape.num_logits != shape.num_experts)
-            detail::fail("moe::PerTask: experts_per_task is ", experts_per_task,
-                         ", which wants a gate with one logit per expert; this one takes ",
-                         shape.num_logits, " logits for ", shape.num_experts,
-                         " experts: leave it 0");
+        if (experts_per_task > 0)
+            detail::check_expert_logits("moe::PerTask with experts_per_task", shape);
         using Router = detail::built_t<Inner, S>;
         std::vector<Router> routers;
         std::vector<ExpertRange> ranges;

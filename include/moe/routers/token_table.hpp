@@ -44,9 +44,10 @@ struct TokenTable {
     std::vector<std::int32_t> table{};  ///< [V, k] row-major, experts by id; required
     Index k = 1;                        ///< different experts per token, 1 to L
 
-    /// @throws std::invalid_argument as check() does
+    /// @throws std::invalid_argument as check() does, or if logits are not one per expert
     template <class S>
     TokenTableModule<S> build(const Shape& shape, Random&) const {
+        detail::check_expert_logits(name, shape);
         return TokenTableModule<S>(*this, shape.num_logits);
     }
 
@@ -164,8 +165,11 @@ public:
         detail::write_no_gradient<S>(name, x, dx);
     }
 
-    /// @throws std::invalid_argument if the layer has another number of logits
-    void check(const Shape& shape) const { detail::check_router(name, num_logits_, shape); }
+    /// @throws std::invalid_argument if the layer has another number of logits, or they are not
+    ///         one per expert
+    void check(const Shape& shape) const {
+        detail::check_deciding_router(name, num_logits_, shape);
+    }
 
 private:
     static constexpr const char* name = "moe::TokenTable";
