@@ -335,7 +335,7 @@ TEST(GatingResidual, RefusesBadSettings) {
             fits_not.inner = build<double>(LinearRouter{}, dim, 3);
             fits_not.check({.model_dim = dim, .num_experts = 3, .num_logits = 3});
         },
-        {"moe::GatingResidual: the router was built for 7 logits per token, the layer has 3"});
+        {"moe::GatingResidual: the router was built for 7 logits per token, the layer wants 3"});
     expect_message<std::invalid_argument>(
         [&] {
             auto without = router;

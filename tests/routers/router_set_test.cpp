@@ -130,6 +130,23 @@ TEST(RouterSet, GivesTokensOfOneGroupWhatTheyGetBesidePaddingAndOthers) {
     }
 }
 
+/// A user's router that looks at all it gets: every logit is the sum of the batch.
+struct Sum {
+    void forward(moe::In<double> x, moe::Out<double> logits) const { logits.fill(x.sum()); }
+};
+
+TEST(RouterSet, ShowsPaddingToNoRouterOfItsGroup) {
+    const auto router =
+        build<double>(PerModality{Sum{}, {{0, experts}, {0, experts}}, true}, dim, experts);
+    const std::vector<std::uint8_t> padding{0, 1, 0};
+    Workspace<double> ws;
+    for (const std::vector<std::int32_t>& groups : {std::vector{1, 1, 1}, {1, 0, 1}, {0, 1, 1}}) {
+        const auto got = forward<double>(router, Matrix<double>::Ones(3, dim), experts,
+                                         {.token_groups = groups, .padding = padding}, ws);
+        EXPECT_EQ(got(2, 0), groups[0] == groups[2] ? 2 * dim : dim);
+    }
+}
+
 TEST(RouterSet, OfAnotherLayerIsRefused) {
     const auto router = separate();
     EXPECT_EQ(

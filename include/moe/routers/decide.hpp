@@ -14,7 +14,8 @@
 #include <moe/core/views.hpp>
 #include <moe/core/workspace.hpp>
 
-/// What routers share that do not look at tokens: ids, labels, chance or the caller decide.
+/// What routers check of the layer they come into, and what those share that do not look at tokens:
+/// ids, labels, chance or the caller decide.
 ///
 /// A router that decides outright gives logit 0 to the experts it chose and -inf to all others, so
 /// that any gate takes just those: TopK{.k = k, .ones = true} with weight 1. Their slots are in

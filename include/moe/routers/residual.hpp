@@ -10,6 +10,7 @@
 
 #include <moe/core/views.hpp>
 #include <moe/kernels/dispatch.hpp>
+#include <moe/routers/decide.hpp>
 #include <moe/routers/linear.hpp>
 #include <moe/routers/passed_logits.hpp>
 #include <moe/routers/wrapper.hpp>
@@ -71,10 +72,7 @@ public:
 
     void check(const Shape& shape) const {
         Base::check(shape);
-        if (num_logits_ != shape.num_logits)
-            detail::fail(who, ": the router was built for ", num_logits_,
-                         " logits per token, the layer has ", shape.num_logits,
-                         "; build it again from its recipe");
+        detail::check_router(who, num_logits_, shape);
         const Index wanted = hears() ? num_logits_ : 0;
         if (residual().rows() != wanted || residual().cols() != wanted)
             detail::fail(who, ": residual is [", residual().rows(), ", ", residual().cols(),
