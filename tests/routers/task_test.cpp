@@ -278,7 +278,7 @@ TEST(PerTask, RefusesATaskThatIsNone) {
     };
     expect_message<std::invalid_argument>(
         call({}), {"moe::Context: token_groups is empty, moe::PerTask without Context::task wants "
-                   "the task of each token"});
+                   "the task of each token; set Context::token_groups"});
     expect_message<std::invalid_argument>(
         call({.task = 3}),
         {"moe::Context: task is 3, moe::PerTask has 3 tasks: it must be in [0, 3)"});

@@ -149,8 +149,10 @@ TEST(Steering, AGateThatIsCalledByHandFindsTheRowOfASequenceWithoutFacts) {
     moe::Routing plain, weighed;
     plain.reset(2, 3), weighed.reset(2, 3);
     gate.select(z, plain, {{}, ws});
+    plain.group();
     gate.weigh(z, plain, {{}, ws});
     gate.select(z, weighed, {context, ws});
+    weighed.group();
     gate.weigh(z, weighed, {context, ws});
     for (Index t = 0; t < 2; ++t) {
         double sum = 0;

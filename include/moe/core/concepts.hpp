@@ -133,6 +133,8 @@ using other_scalar = std::conditional_t<std::is_same_v<S, float>, double, float>
 ///     is_causal() const                 whether no choice depends on later tokens; per_token
 ///     fixed_count                       static constexpr bool: all tokens get equally many experts,
 ///                                       as far as that many are open to them; false
+///     weighs_added_experts              static constexpr bool: whether weigh() takes experts that a
+///                                       gate around it added; true
 ///     reads_k, reads_p                  static constexpr bool: context.dial.k or p is read here;
 ///                                       false: a call that sets it is refused
 ///     multiplies_scores                 static constexpr bool: weights have context.multiplier()

@@ -98,6 +98,13 @@ inline constexpr bool fixed_count = requires {
     requires G::fixed_count;
 };
 
+/// Whether a gate weighs experts that a gate around it has added to its choice, too.
+template <class G>
+inline constexpr bool weighs_added_experts = true;
+template <class G>
+    requires requires { G::weighs_added_experts; }
+inline constexpr bool weighs_added_experts<G> = G::weighs_added_experts;
+
 /// Whether a gate reads Dial::k, or Dial::p. A call that sets what it does not read is refused.
 template <class G>
 inline constexpr bool reads_k = requires {

@@ -141,6 +141,11 @@ public:
                          shape.num_experts,
                          " experts, none of which are the experts' own; take "
                          "Priority::probability and not Overflow::next_choice");
+        if (settings_.overflow == Capacity::Overflow::next_choice &&
+            !hooks::weighs_added_experts<Inner>)
+            detail::fail(name,
+                         ": overflow is next_choice, but the gate inside weighs none but its own "
+                         "choices; take another Overflow");
         if (settings_.overflow == Capacity::Overflow::pass_through &&
             shape.output_dim != shape.model_dim)
             detail::fail(name, ": overflow is pass_through, but output_dim is ", shape.output_dim,

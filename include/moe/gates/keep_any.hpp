@@ -78,6 +78,7 @@ class KeepAnyModule : public GateWrapper<S, TopKModule<S>> {
 
 public:
     static constexpr bool skips_empty_gradients = true;
+    static constexpr bool weighs_added_experts = false;  // it has a mask for each of k
 
     using Base::inner;
 

@@ -52,6 +52,7 @@ struct GateWrapper {
     using Scalar = S;
     static constexpr bool per_token = hooks::per_token<Inner>;
     static constexpr bool changes_logits = false;
+    static constexpr bool weighs_added_experts = hooks::weighs_added_experts<Inner>;
     static constexpr bool reads_k = hooks::reads_k<Inner>;
     static constexpr bool reads_p = hooks::reads_p<Inner>;
     static constexpr bool multiplies_scores = hooks::multiplies_scores<Inner>;

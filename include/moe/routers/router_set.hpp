@@ -233,7 +233,7 @@ protected:
         check_extent("token_groups", groups.size(), tokens, "one per token");
         if (groups.empty() && tokens > 0)
             fail("moe::Context: token_groups is empty, ", who, " wants the ", what,
-                 " of each token");
+                 " of each token; set Context::token_groups");
         for (Index t = 0; t < tokens; ++t) {
             const Index group = groups[at(t)];
             if (!context.is_padding(t) && (group < 0 || group >= num_groups()))
