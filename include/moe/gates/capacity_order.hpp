@@ -26,8 +26,8 @@ enum class CapacityPriority {
     token_major,  ///< all choices of a token, then those of the next (DeepSpeed top-k)
     probability,  ///< the largest weights, as they are before anyone is dropped (Megatron)
     logit,        ///< the largest logits (Uni-MoE)
-    /// The largest softmax(z)_e over the experts' logits z of the token, whatever the gate makes of them
-    /// (DeepSpeed top-k)
+    /// The largest softmax(z)_e over the experts' logits z of the token, whatever the gate makes of
+    /// them (DeepSpeed top-k)
     score,
     /// Tokens in falling order of their largest softmax probability, or of
     /// Context::token_importance if it is given, k-major (V-MoE, arXiv:2106.05974)
