@@ -18,7 +18,10 @@ namespace {
 }  // namespace
 
 #define MOE_ON_ERROR(text) stop(text)
+#include <moe/compose.hpp>
+#include <moe/gates.hpp>
 #include <moe/moe.hpp>
+#include <moe/routers.hpp>
 #include <moe/testing/gradient_check.hpp>
 
 #if defined(__cpp_exceptions) || defined(__cpp_rtti)

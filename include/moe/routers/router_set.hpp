@@ -271,9 +271,10 @@ private:
     }
     /// f(); if a router misses what it is not told, the reason is said.
     template <class F>
-    void explained(const TokenGroups& groups, F&& f) const {
+    void explained([[maybe_unused]] const TokenGroups& groups, F&& f) const {
+#if defined(__cpp_exceptions)
         try {
-            f();
+            return f();
         } catch (const std::invalid_argument& error) {
             if (!splits(groups)) throw;
             fail(error.what(),
@@ -281,6 +282,9 @@ private:
                  "of tokens, of sequences or of the layer before does not reach it; use one router "
                  "for all groups, or moe::PerTask with Context::task");
         }
+#else
+        f();
+#endif
     }
 
     /// Sorts the tokens by router, unless all of them go through the one that is returned; else -1.
