@@ -128,9 +128,8 @@ public:
     /// @param grad  made by zeros_like(layer); **added** to
     /// @throws std::logic_error if ws does not hold what forward() of this layer, x and context
     ///         left
-    /// @throws std::invalid_argument if an extent is wrong, grad is of another layer, or the
-    /// context
-    ///         is one that forward() refuses
+    /// @throws std::invalid_argument if an extent is wrong, grad is of another layer, or forward()
+    ///         refuses the context
     template <class X, class DY, class DX>
     void backward(const X& x, const DY& dy, DX&& dx, SoftMoe& grad, Workspace<S>& ws,
                   const Context& context = {}) const {
