@@ -16,10 +16,12 @@
 #include <moe/experts/swiglu.hpp>
 #include <moe/experts/zero.hpp>
 #include <moe/frozen.hpp>
+#include <moe/gates/capacity.hpp>
 #include <moe/gates/top_k.hpp>
 #include <moe/gates/top_p.hpp>
 #include <moe/losses/load_balance.hpp>
 #include <moe/losses/z_loss.hpp>
+#include <moe/routers/cosine.hpp>
 #include <moe/routers/linear.hpp>
 
 #include "seams/check.hpp"
@@ -232,6 +234,50 @@ TEST(Allocation, NoneEvenInASteeredFirstCallAfterReserve) {
     expect_none_in_a_steered_first_call(most, 9, [](moe::Dial& dial, const Steering& steering) {
         dial.p_per_sequence = steering.p;
     });
+}
+
+/// Allocations of the first forward after reserve().
+template <class Layer>
+long first_call(const Layer& layer, moe::Keep keep, Index assignments) {
+    const auto x = random_matrix<float>(tokens, dim, 1);
+    Matrix<float> y(tokens, dim);
+    moe::SerialExecutor serial;
+    Workspace<float> ws(serial);
+    ws.keep(keep);
+    ws.reserve(layer, tokens, assignments);
+    return allocations::in([&] { layer.forward(x, y, ws); });
+}
+
+TEST(Allocation, NoneInAFirstCallOfGroupsThatReserveNothing) {
+    const moe::Layer layer{
+        moe::Config{.model_dim = dim},          moe::LinearRouter{}, top2,
+        moe::Swiglu{.count = 2, .ffn_dim = 16}, moe::Constant{},     moe::Copy{}};
+    for (const moe::Keep keep : {moe::Keep::nothing, moe::Keep::everything})
+        EXPECT_EQ(first_call(layer, keep, 2 * tokens), 0);
+    EXPECT_EQ(first_call(moe::freeze(layer), moe::Keep::nothing, 2 * tokens), 0);
+}
+
+TEST(Allocation, NoneInAFirstCallWhereTokensGetMoreExpertsThanTheGateChose) {
+    const moe::WithCapacity gate{moe::TopK{.k = 12, .num_groups = 10, .groups_kept = 3},
+                                 {.limit = moe::CapacityLimit::constant(30),
+                                  .overflow = moe::Capacity::Overflow::next_choice}};
+    const moe::Layer layer{moe::Config{.model_dim = dim}, moe::LinearRouter{}, gate,
+                           moe::Copy{.count = 40}};
+    EXPECT_EQ(first_call(layer, moe::Keep::everything, 40 * tokens), 0);
+}
+
+TEST(Allocation, NoneForNamesOfParametersInABackward) {
+    const moe::Layer layer{moe::Config{.model_dim = dim}, moe::CosineRouter{.projection_dim = 4},
+                           top2, moe::Copy{.count = 3}};
+    moe::SerialExecutor serial;
+    Workspace<float> ws(serial);
+    Step step(layer);
+    const auto run = [&] {
+        layer.forward(step.x, step.y, ws);
+        layer.backward(step.x, step.dy, step.dx, step.grad, ws);
+    };
+    run();
+    EXPECT_EQ(allocations::in(run), 0);
 }
 
 }  // namespace

@@ -17,6 +17,7 @@
 #include <moe/experts/swiglu.hpp>
 #include <moe/gates.hpp>
 #include <moe/layer.hpp>
+#include <moe/losses/load_balance.hpp>
 #include <moe/losses/z_loss.hpp>
 #include <moe/routers/hash.hpp>
 #include <moe/routers/linear.hpp>
@@ -173,6 +174,22 @@ TEST(Steering, AGateThatIsCalledByHandFindsTheRowOfASequenceWithoutFacts) {
     const std::vector<moe::ExpertFacts> many(64);
     context = {.experts = many};
     EXPECT_THROW(gate.weigh(z, weighed, {context, ws}), std::invalid_argument);
+}
+
+TEST(Steering, OffsetsOfOtherLogitsAreNoneOfALossPerSequence) {
+    const auto layer = make(moe::Noisy{TopK{.k = 2}});
+    const std::vector<double> offset(2 * experts, 0);
+    Matrix<double> y(tokens, dim);
+    double value[2];
+    for (const bool given : {false, true}) {
+        Workspace<double> ws;
+        Context context{.sequence_offsets = sequences};
+        if (given) context.logit_offset = offset;
+        layer.forward(batch(), y, ws, context);
+        value[given] = moe::load_balance_loss(ws, 1.0, {.per_sequence = true}).value;
+    }
+    EXPECT_EQ(value[0], value[1]);
+    EXPECT_GT(value[0], 0);
 }
 
 TEST(ProductKey, AMaskOfExpertsIsForAllTokens) {
