@@ -259,7 +259,8 @@ TEST(Allocation, NoneInAFirstCallOfGroupsThatReserveNothing) {
 
 TEST(Allocation, NoneInAFirstCallWhereTokensGetMoreExpertsThanTheGateChose) {
     const moe::WithCapacity gate{moe::TopK{.k = 12, .num_groups = 10, .groups_kept = 3},
-                                 {.limit = moe::CapacityLimit::constant(30),
+                                 {.limit = moe::CapacityLimit::constant(36),
+                                  .priority = moe::Capacity::Priority::token_major,
                                   .overflow = moe::Capacity::Overflow::next_choice}};
     const moe::Layer layer{moe::Config{.model_dim = dim}, moe::LinearRouter{}, gate,
                            moe::Copy{.count = 40}};
