@@ -220,6 +220,12 @@ inline void check_mask(const char* field, std::size_t given, Index tokens, Index
              ", one per expert, or ", all, ", one per token and expert");
 }
 
+/// @throws std::invalid_argument unless a view is empty or has `each` entries per sequence
+inline void check_each_sequence(const Context& c, const char* field, std::size_t given,
+                                Index each) {
+    check_per_sequence("moe::Context", c.sequence_offsets, field, given, each);
+}
+
 /// What experts are run with.
 inline void check_bank_context(const Context& c, Index tokens, Index experts) {
     check_extent("padding", c.padding.size(), tokens, "one per token");
@@ -227,16 +233,13 @@ inline void check_bank_context(const Context& c, Index tokens, Index experts) {
     check_extent("gate_multiplier", c.gate_multiplier.size(), experts, "one per expert");
     const auto offsets = c.sequence_offsets;
     if (!offsets.empty()) check_sequences("moe::Context", offsets, tokens);
-    const auto each_sequence = [&offsets](const char* field, std::size_t given, Index each) {
-        check_per_sequence("moe::Context", offsets, field, given, each);
-    };
-    each_sequence("dial.gate_multiplier_per_sequence", c.dial.gate_multiplier_per_sequence.size(),
-                  experts);
+    check_each_sequence(c, "dial.gate_multiplier_per_sequence",
+                        c.dial.gate_multiplier_per_sequence.size(), experts);
     if (c.gradients == nullptr) return;
     check_extent("gradients->gate_multiplier", c.gradients->gate_multiplier.size(), experts,
                  "one per expert");
-    each_sequence("gradients->gate_multiplier_per_sequence",
-                  c.gradients->gate_multiplier_per_sequence.size(), experts);
+    check_each_sequence(c, "gradients->gate_multiplier_per_sequence",
+                        c.gradients->gate_multiplier_per_sequence.size(), experts);
 }
 
 /// What gates are run with, but for the dial's k and p, which they check themselves. A layer's gate
@@ -252,13 +255,11 @@ inline void check_gate_context(const Context& c, Index tokens, Index experts,
         fail("moe::Context: experts has ", facts, " entries, a gate for ", experts,
              " experts that is called by hand with masks per token wants one for each; in a layer "
              "leave it empty");
-    const auto each_sequence = [&c](const char* field, std::size_t given, Index each) {
-        check_per_sequence("moe::Context", c.sequence_offsets, field, given, each);
-    };
     check_extent("token_importance", c.token_importance.size(), tokens, "one per token");
     check_mask("forced", c.forced.size(), tokens, experts);
-    each_sequence("dial.allowed_per_sequence", c.dial.allowed_per_sequence.size(), experts);
-    each_sequence("dial.forced_per_sequence", c.dial.forced_per_sequence.size(), experts);
+    check_each_sequence(c, "dial.allowed_per_sequence", c.dial.allowed_per_sequence.size(),
+                        experts);
+    check_each_sequence(c, "dial.forced_per_sequence", c.dial.forced_per_sequence.size(), experts);
 }
 
 /// All of it.
@@ -266,24 +267,21 @@ inline void check_gate_context(const Context& c, Index tokens, Index experts,
 inline void check_context(const Context& c, Index tokens, Index experts, Index logits,
                           bool per_expert) {
     check_gate_context(c, tokens, experts, false);
-    const auto each_sequence = [&c](const char* field, std::size_t given, Index each) {
-        check_per_sequence("moe::Context", c.sequence_offsets, field, given, each);
-    };
     check_extent("token_ids", c.token_ids.size(), tokens, "one per token");
     check_extent("token_groups", c.token_groups.size(), tokens, "one per token");
     if (c.forces() && !per_expert)
         fail("moe::Context: forced wants a gate with a logit for each expert, this layer's has ",
              logits, " logits for ", experts, " experts, and none are the experts' own");
     check_extent("logit_offset", c.logit_offset.size(), logits, "one per logit");
-    each_sequence("dial.k_per_sequence", c.dial.k_per_sequence.size(), 1);
-    each_sequence("dial.p_per_sequence", c.dial.p_per_sequence.size(), 1);
-    each_sequence("dial.logit_offset_per_sequence", c.dial.logit_offset_per_sequence.size(),
-                  logits);
+    check_each_sequence(c, "dial.k_per_sequence", c.dial.k_per_sequence.size(), 1);
+    check_each_sequence(c, "dial.p_per_sequence", c.dial.p_per_sequence.size(), 1);
+    check_each_sequence(c, "dial.logit_offset_per_sequence",
+                        c.dial.logit_offset_per_sequence.size(), logits);
     if (c.gradients == nullptr) return;
     check_extent("gradients->logit_offset", c.gradients->logit_offset.size(), logits,
                  "one per logit");
-    each_sequence("gradients->logit_offset_per_sequence",
-                  c.gradients->logit_offset_per_sequence.size(), logits);
+    check_each_sequence(c, "gradients->logit_offset_per_sequence",
+                        c.gradients->logit_offset_per_sequence.size(), logits);
     const SideGradients& g = c.gradients->side_vectors;
     if (!g.empty() && (g.rows() != c.side_vectors.rows() || g.cols() != c.side_vectors.cols()))
         fail("moe::Context: gradients->side_vectors is [", g.rows(), ", ", g.cols(),
