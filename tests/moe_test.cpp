@@ -73,7 +73,8 @@ bool is_asked_for_by_name(const std::string& header) {
 
 TEST(Umbrella, BringsAllTheRest) {
     auto seen = included_from("moe/moe.hpp");
-    for (const char* umbrella : {"moe/routers.hpp", "moe/gates.hpp", "moe/compose.hpp"}) {
+    for (const char* umbrella :
+         {"moe/routers.hpp", "moe/gates.hpp", "moe/losses.hpp", "moe/compose.hpp"}) {
         seen.merge(included_from(umbrella));
         seen.emplace(umbrella, "");
     }

@@ -19,7 +19,7 @@ std::vector<double> counts(const LoadSum& load) {
 }
 
 /// 3 tokens for 4 experts; the assignment of token 1 to expert 3 is dropped.
-Routing plan() {
+Routing three_tokens() {
     Routing routing;
     routing.reset(3, 4);
     routing.add(0, 2);
@@ -35,10 +35,10 @@ Routing plan() {
 TEST(LoadSum, AddsMicroBatches) {
     LoadSum load(4);
     EXPECT_EQ(counts(load), (std::vector<double>{0, 0, 0, 0}));
-    load.add(plan());
-    load.add(plan());
+    load.add(three_tokens());
+    load.add(three_tokens());
     EXPECT_EQ(counts(load), (std::vector<double>{2, 0, 4, 0}));
-    load.add(plan(), true);
+    load.add(three_tokens(), true);
     EXPECT_EQ(counts(load), (std::vector<double>{3, 0, 6, 1}));
     load.clear();
     EXPECT_EQ(counts(load), (std::vector<double>{0, 0, 0, 0}));
@@ -65,7 +65,7 @@ TEST(LoadSum, RefusesWhatIsNoLoadAndStaysAsItWas) {
                  std::invalid_argument);
     EXPECT_THROW(load.add(std::vector<double>{5, std::numeric_limits<double>::infinity()}),
                  std::invalid_argument);
-    EXPECT_THROW(load.add(plan()), std::invalid_argument);
+    EXPECT_THROW(load.add(three_tokens()), std::invalid_argument);
     EXPECT_THROW(LoadSum(-1), std::invalid_argument);
     EXPECT_EQ(counts(load), (std::vector<double>{1, 2}));
 }

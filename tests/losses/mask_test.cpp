@@ -113,7 +113,7 @@ TEST(MaskLoss, GradientsAreExactBesideThoseOfTheLayer) {
 }
 
 /// Where the context's gradients are named, and whether mask_loss is told.
-struct Named {
+struct Wanted {
     bool in_forward, in_loss;
 };
 
@@ -125,7 +125,7 @@ TEST(MaskLoss, GradientsAtMultipliersAreExactWhereItKnowsWhereTheyGo) {
     Context context = training;
     context.gate_multiplier = multiplier;
     context.dial.multiplier_order = moe::MultiplierOrder::before_normalization;
-    const auto claim_of = [&](const Named& named) {
+    const auto claim_of = [&](const Wanted& named) {
         std::vector<double> claim(4, 0.0);
         moe::ContextGradients gradients{.gate_multiplier = claim};
         Matrix<double> y(7, 5), dx(7, 5);
@@ -149,7 +149,7 @@ TEST(MaskLoss, GradientsAtMultipliersAreExactWhereItKnowsWhereTheyGo) {
     };
     loss();
     const auto options = seams::options(seams::SameChoices(other));
-    for (const Named& named : {Named{true, false}, Named{false, true}, Named{true, true}})
+    for (const Wanted& named : {Wanted{true, false}, Wanted{false, true}, Wanted{true, true}})
         EXPECT_TRUE(moe::testing::check_gradient(loss, multiplier, claim_of(named), options));
     // Named to backward alone they lack the share of the masks.
     EXPECT_FALSE(moe::testing::check_gradient(loss, multiplier, claim_of({false, false}), options));
