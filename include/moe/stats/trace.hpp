@@ -7,92 +7,21 @@
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include <moe/core/context.hpp>
 #include <moe/core/error.hpp>
+#include <moe/core/memory.hpp>
 #include <moe/core/routing.hpp>
 #include <moe/core/sequences.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/workspace.hpp>
+#include <moe/stats/trace_record.hpp>
 
 namespace moe::inline MOE_ABI {
-
-/// What all layers of one batch of a trace saw: the context, as far as statistics ask for it. An
-/// empty member was not given.
-struct TraceBatch {
-    Index num_tokens = 0;                          ///< T, padding included
-    std::uint64_t step = 0;                        ///< Context::step
-    std::int64_t first_token = 0;                  ///< Context::first_token
-    std::vector<std::int64_t> token_ids{};         ///< [T]
-    std::vector<std::int32_t> token_groups{};      ///< [T]
-    std::vector<std::uint8_t> padding{};           ///< [T] 1: not a token
-    std::vector<std::int64_t> sequence_offsets{};  ///< [B + 1]
-
-    bool is_padding(Index token) const {
-        return !padding.empty() && padding[static_cast<std::size_t>(token)] != 0;
-    }
-    bool operator==(const TraceBatch&) const = default;
-};
-
-/// What one layer did with one batch of a trace: a Routing without its expert-major half. The
-/// assignments of token t are those from offsets[t] to offsets[t + 1], in slot order, dropped ones
-/// included.
-struct TraceRecord {
-    Index batch = 0;                      ///< number of the batch in the trace
-    Index layer = 0;                      ///< the caller's number of the layer
-    Index num_experts = 0;                ///< E
-    std::vector<std::int32_t> offsets{};  ///< [T + 1]
-    std::vector<std::int32_t> experts{};  ///< [N]
-    std::vector<double> weights{};        ///< [N] Assignment::weight
-    std::vector<double> input_weights{};  ///< [N] or empty: all 1
-    std::vector<std::uint8_t> dropped{};  ///< [N] of Dropped, or empty: none is
-
-    Index num_tokens() const { return static_cast<Index>(offsets.size()) - 1; }
-    Index num_assignments() const { return static_cast<Index>(experts.size()); }
-    /// Numbers of the assignments of a token: first(t) to first(t + 1).
-    Index first(Index token) const { return offsets[static_cast<std::size_t>(token)]; }
-    std::int32_t expert(Index assignment) const {
-        return experts[static_cast<std::size_t>(assignment)];
-    }
-    double weight(Index assignment) const { return weights[static_cast<std::size_t>(assignment)]; }
-    bool is_kept(Index assignment) const {
-        return dropped.empty() || dropped[static_cast<std::size_t>(assignment)] ==
-                                      static_cast<std::uint8_t>(Dropped::no);
-    }
-
-    /// f(token, expert, weight) for every assignment that reaches its expert, in order.
-    template <class F>
-    void for_each_kept(F&& f) const {
-        for (Index t = 0; t < num_tokens(); ++t)
-            for (Index a = first(t); a < first(t + 1); ++a)
-                if (is_kept(a)) f(t, static_cast<Index>(expert(a)), weight(a));
-    }
-
-    /// The routing itself, equal to the one that was recorded, bit for bit. To replay it:
-    ///
-    ///     layer.bank().apply(x, record.routing(), y, ws);   // with the recorded weights
-    ///     layer.reweigh(x, record.routing(), ws);           // with weights of this layer's logits
-    ///     layer.apply(x, y, ws);
-    Routing routing() const {
-        Routing routing;
-        routing.reset(num_tokens(), num_experts);
-        routing.reserve(num_tokens(), num_experts, num_assignments());
-        for (Index t = 0; t < num_tokens(); ++t)
-            for (Index a = first(t); a < first(t + 1); ++a) {
-                const auto i = static_cast<std::size_t>(a);
-                routing.add(t, experts[i], weights[i],
-                            input_weights.empty() ? 1 : input_weights[i]);
-                if (!dropped.empty()) routing.set_dropped(a, static_cast<Dropped>(dropped[i]));
-            }
-        routing.group();
-        return routing;
-    }
-
-    bool operator==(const TraceRecord&) const = default;
-};
 
 /// The routing of many batches in many layers, to be looked at, saved (io/trace.hpp), compared and
 /// replayed.
@@ -109,9 +38,25 @@ struct TraceRecord {
 /// tokens is taken from the first layer that is recorded.
 ///
 /// Nothing is recorded unless you call record(). It takes 12 bytes per assignment and 4 per token;
-/// weights keep their bits.
+/// weights keep their bits. Everything is copied: no context need live on.
 class Trace {
 public:
+    Trace() = default;
+    /// Made of parts, such as routings that another program has logged. The next record begins a
+    /// new batch.
+    /// @param records  in the order of their batches, at least one for each
+    /// @throws std::invalid_argument if something contradicts itself: a batch without records,
+    ///         one with two of a layer, a layer whose E changes, what record() would refuse
+    Trace(std::vector<TraceBatch> batches, std::vector<TraceRecord> records)
+        : batches_(std::move(batches)), records_(std::move(records)) {
+        if (const std::string fault = fault_of(batches_, records_); !fault.empty())
+            detail::fail("moe::Trace: ", fault);
+        for (TraceRecord& record : records_) {
+            drop_defaults(record);
+            note(record.layer, record.num_experts);
+        }
+    }
+
     /// Adds what one layer did with one batch.
     /// @param layer    any number >= 0; its experts must be as many each time
     /// @param routing  grouped
@@ -121,14 +66,14 @@ public:
     void record(Index layer, const Routing& routing, const Context& context = {}) {
         check(layer, routing, context);
         TraceRecord record = read(layer, routing);
-        const bool is_new = begins_batch(layer, routing, context);
-        if (is_new) batches_.push_back(read(routing, context));
-        record.batch = num_batches() - 1;
+        make_room(records_);
+        make_room(batches_);
+        experts_.reserve(detail::at(layer) + 1);
+        if (begins_batch(layer, routing, context)) batches_.push_back(read(routing, context));
+        record.batch = num_batches() - 1;  // from here on nothing can fail
         records_.push_back(std::move(record));
         is_open_ = true;
-        const auto at = static_cast<std::size_t>(layer);
-        if (at >= experts_.size()) experts_.resize(at + 1, -1);
-        experts_[at] = routing.num_experts();
+        note(layer, routing.num_experts());
     }
     /// The batch that a workspace holds.
     /// @throws std::logic_error also if it holds none
@@ -150,7 +95,7 @@ public:
     Index num_experts(Index layer) const {
         if (layer < 0 || layer >= num_layers())
             detail::fail("moe::Trace: layer is ", layer, ", the trace has ", num_layers());
-        return std::max<Index>(experts_[static_cast<std::size_t>(layer)], 0);
+        return std::max<Index>(experts_[detail::at(layer)], 0);
     }
     /// The largest of all layers.
     Index num_experts() const {
@@ -163,7 +108,7 @@ public:
     /// In the order in which they were recorded.
     std::span<const TraceRecord> records() const { return detail::elements(records_); }
     const TraceBatch& batch_of(const TraceRecord& record) const {
-        return batches_[static_cast<std::size_t>(record.batch)];
+        return batches_[detail::at(record.batch)];
     }
 
     /// f(record, batch) for every record of a layer, in order.
@@ -173,31 +118,67 @@ public:
             if (record.layer == layer) f(record, batch_of(record));
     }
 
-    /// The same batches and records, bit for bit but that weights that are NaN differ.
+    /// What keeps parts from being a trace, as the end of a sentence; empty: nothing does. Takes
+    /// time in proportion to their size, and no memory for experts.
+    static std::string fault_of(std::span<const TraceBatch> batches,
+                                std::span<const TraceRecord> records) {
+        for (std::size_t b = 0; b < batches.size(); ++b)
+            if (const std::string fault = detail::fault_of(batches[b]); !fault.empty())
+                return detail::sentence("batch ", b, " ", fault);
+        std::vector<Index> experts, last_batch;  // [layers]
+        Index batch = -1;
+        for (std::size_t r = 0; r < records.size(); ++r) {
+            const TraceRecord& record = records[r];
+            if (record.batch < batch || record.batch > batch + 1 ||
+                record.batch >= static_cast<Index>(batches.size()))
+                return detail::sentence("record ", r, " is of batch ", record.batch, " after ",
+                                        batch, ", there are ", batches.size(),
+                                        ", each must have records, in their order");
+            batch = record.batch;
+            const Index tokens = batches[detail::at(batch)].num_tokens;
+            if (const std::string fault = detail::fault_of(record, tokens); !fault.empty())
+                return detail::sentence("record ", r, " ", fault);
+            const std::size_t layer = detail::at(record.layer);
+            if (layer >= experts.size())
+                experts.resize(layer + 1, -1), last_batch.resize(layer + 1, -1);
+            if (last_batch[layer] == batch)
+                return detail::sentence("record ", r, " is the second of layer ", layer,
+                                        " in batch ", batch);
+            if (experts[layer] >= 0 && experts[layer] != record.num_experts)
+                return detail::sentence("record ", r, " is for ", record.num_experts,
+                                        " experts, its layer ", layer, " had ", experts[layer]);
+            last_batch[layer] = batch;
+            experts[layer] = record.num_experts;
+        }
+        if (batch + 1 != static_cast<Index>(batches.size()))
+            return detail::sentence("batch ", batch + 1, " has no records");
+        return {};
+    }
+
+    /// The same batches and records, bit for bit: a weight that is NaN equals itself.
     friend bool operator==(const Trace& a, const Trace& b) {
         return a.batches_ == b.batches_ && a.records_ == b.records_;
     }
 
 private:
     void check(Index layer, const Routing& routing, const Context& context) const {
-        constexpr Index most_layers = 1'000'000;
-        if (layer < 0 || layer >= most_layers)
+        if (layer < 0 || layer >= detail::trace_layers)
             detail::fail("moe::Trace::record: layer is ", layer, ", it must lie in [0, ",
-                         most_layers - 1, "]");
+                         detail::trace_layers - 1, "]");
         if (layer < num_layers())
-            if (const Index known = experts_[static_cast<std::size_t>(layer)];
+            if (const Index known = experts_[detail::at(layer)];
                 known >= 0 && known != routing.num_experts())
                 detail::fail("moe::Trace::record: layer ", layer, " has ", routing.num_experts(),
                              " experts, it had ", known,
-                             " before; record another layer under another number, or begin a new "
-                             "trace");
+                             " before; record another layer under another number, or begin a "
+                             "new trace");
         const Index tokens = routing.num_tokens();
         detail::check_extent("token_ids", context.token_ids.size(), tokens, "one per token");
         detail::check_extent("token_groups", context.token_groups.size(), tokens, "one per token");
         detail::check_extent("padding", context.padding.size(), tokens, "one per token");
         if (!context.sequence_offsets.empty())
             detail::check_sequences("moe::Context", context.sequence_offsets, tokens);
-        if (static_cast<Index>(routing.assignments().size()) >
+        if (static_cast<Index>(routing.assignments().size()) >  // throws unless grouped
             std::numeric_limits<std::int32_t>::max())
             detail::fail("moe::Trace::record: the batch has ", routing.num_assignments(),
                          " assignments, it may have 2147483647; record it in parts");
@@ -220,14 +201,13 @@ private:
             return std::vector<std::remove_const_t<typename decltype(view)::element_type>>(
                 view.begin(), view.end());
         };
-        return {
-            .num_tokens = routing.num_tokens(),
-            .step = context.step,
-            .first_token = context.first_token,
-            .token_ids = copy(context.token_ids),
-            .token_groups = copy(context.token_groups),
-            .padding = copy(context.padding),
-            .sequence_offsets = {context.sequence_offsets.begin(), context.sequence_offsets.end()}};
+        return {.num_tokens = routing.num_tokens(),
+                .step = context.step,
+                .first_token = context.first_token,
+                .token_ids = copy(context.token_ids),
+                .token_groups = copy(context.token_groups),
+                .padding = copy(context.padding),
+                .sequence_offsets = copy(context.sequence_offsets)};
     }
 
     static TraceRecord read(Index layer, const Routing& routing) {
@@ -239,19 +219,42 @@ private:
             record.offsets.push_back(static_cast<std::int32_t>(routing.first(t)));
         record.experts.reserve(count);
         record.weights.reserve(count);
-        bool weighs_input = false, drops = false;
         for (const Assignment& a : assignments) {
             record.experts.push_back(a.expert);
             record.weights.push_back(a.weight);
-            weighs_input |= a.input_weight != 1;  // and where it is NaN
-            drops |= a.dropped != Dropped::no;
         }
-        if (weighs_input)
+        const auto weighs_input = [](const Assignment& a) { return a.input_weight != 1; };
+        if (std::any_of(assignments.begin(), assignments.end(), weighs_input)) {
+            record.input_weights.reserve(count);
             for (const Assignment& a : assignments) record.input_weights.push_back(a.input_weight);
-        if (drops)
+        }
+        if (routing.num_kept() != routing.num_assignments()) {
+            record.dropped.reserve(count);
             for (const Assignment& a : assignments)
                 record.dropped.push_back(static_cast<std::uint8_t>(a.dropped));
+        }
         return record;
+    }
+
+    /// Empties what read() would have left empty.
+    static void drop_defaults(TraceRecord& record) {
+        const auto is_one = [](double weight) { return weight == 1; };
+        const auto is_kept = [](std::uint8_t reason) { return reason == 0; };
+        auto& weights = record.input_weights;
+        if (std::all_of(weights.begin(), weights.end(), is_one)) weights.clear();
+        auto& dropped = record.dropped;
+        if (std::all_of(dropped.begin(), dropped.end(), is_kept)) dropped.clear();
+    }
+
+    /// Room for one more, so that it can be added without fail.
+    template <class T>
+    static void make_room(std::vector<T>& all) {
+        if (all.size() == all.capacity()) all.reserve(std::max<std::size_t>(8, 2 * all.size()));
+    }
+
+    void note(Index layer, Index experts) {
+        if (layer >= num_layers()) experts_.resize(detail::at(layer) + 1, -1);
+        experts_[detail::at(layer)] = experts;
     }
 
     std::vector<TraceBatch> batches_;
