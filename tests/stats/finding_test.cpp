@@ -35,7 +35,8 @@ TEST(FindingReport, HasAParagraphForEachInTheirOrder) {
 
 TEST(FindingReport, BreaksLinesAtBlanksAndNeverTooLate) {
     Finding finding{.layer = 10};
-    for (int i = 0; i < 40; ++i) finding.text += (i == 0 ? "" : " ") + std::string(i % 9 + 1, 'x');
+    for (std::size_t i = 0; i < 40; ++i)
+        finding.text += (i == 0 ? "" : " ") + std::string(i % 9 + 1, 'x');
     for (const moe::Index width : {40, 41, 57, 80}) {
         const std::string text = report(std::vector{finding}, {.width = width});
         std::string joined;
