@@ -215,7 +215,8 @@ inline SegmentCacheHits segment_cache(const Trace& trace, Index layer,
     const Index capacity = static_cast<Index>(
         std::lround(std::min(options.size_ratio * k, static_cast<double>(experts))));
 
-    std::vector<Index> cache, uses(detail::at(experts)), last(detail::at(experts));
+    std::vector<Index> cache, last(detail::at(experts));
+    std::vector<Index> uses(detail::at(experts));  // in the tokens ahead; all 0 at the end of them
     std::vector<char> is_held(detail::at(experts));
     const auto is_better = [&](Index a, Index b) {
         const auto i = detail::at(a), j = detail::at(b);
@@ -230,7 +231,6 @@ inline SegmentCacheHits segment_cache(const Trace& trace, Index layer,
     for (const auto& sequence : sequences) {
         const auto length = static_cast<Index>(sequence.size());
         cache.clear();
-        std::fill(uses.begin(), uses.end(), 0);
         std::fill(is_held.begin(), is_held.end(), 0);
         const auto foresee = [&](Index token) {
             if (token >= length) return;
