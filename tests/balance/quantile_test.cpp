@@ -14,7 +14,9 @@
 #include <gtest/gtest.h>
 
 #include <moe/balance/load_sum.hpp>
+#include <moe/experts/copy.hpp>
 #include <moe/experts/swiglu.hpp>
+#include <moe/gates/noisy.hpp>
 #include <moe/gates/top_k.hpp>
 #include <moe/layer.hpp>
 #include <moe/routers/linear.hpp>
@@ -178,6 +180,26 @@ TYPED_TEST(Quantile, BalancesALayerInAFewSteps) {
         violation();
     }
     EXPECT_LT(violation(), 0.05);
+}
+
+TYPED_TEST(Quantile, OfALayerReadsTheLogitsThatAreTheExpertsOwn) {
+    // Noisy's router gives 6 more of every token, for the noise.
+    using S = TypeParam;
+    auto layer =
+        moe::make_layer<S>(moe::Config{.model_dim = 5, .seed = 3}, moe::LinearRouter{},
+                           moe::Noisy{TopK{.k = 2, .selection_bias = true, .biases_logits = true}},
+                           moe::Copy{.count = 6});
+    const auto x = moe::testing::random_matrix<S>(18, 5, 5);
+    moe::Workspace<S> ws;
+    layer.route(x, ws);
+    ASSERT_EQ(ws.logits().cols(), 12);
+    const moe::Matrix<S> own = ws.logits().leftCols(6);
+    QuantileUpdate quantile;
+    quantile.add(layer, ws, 2);
+    EXPECT_TRUE(
+        moe::testing::compare(quantile.sum, plain_beta(own, std::vector<S>(6, S(0)), 2), 1e-6));
+    quantile.update(layer);
+    EXPECT_NE(layer.gate().inner.bias()(0, 0), 0);
 }
 
 TYPED_TEST(Quantile, DoesNotMoveABalancedBatchMuchNorCareForAShift) {

@@ -29,7 +29,7 @@ using gates_test::rows;
 using moe::Context;
 using moe::DenseToSparse;
 using moe::Index;
-using moe::TemperatureSchedule;
+using moe::Schedule;
 
 static_assert(moe::Recipe<DenseToSparse>);
 static_assert(moe::TrainableGate<moe::DenseToSparseModule<float>, float>);
@@ -48,7 +48,7 @@ std::vector<double> gumbel(Index tokens, Index experts, std::uint64_t seed = 2) 
 }
 
 DenseToSparse at(double temperature, double threshold = 0.001) {
-    return {.temperature = TemperatureSchedule::constant(temperature), .threshold = threshold};
+    return {.temperature = Schedule::constant(temperature), .threshold = threshold};
 }
 
 template <class S>
@@ -243,7 +243,7 @@ TYPED_TEST(DenseToSparseGate, KeepsTheLawsOfTokens) {
     using S = TypeParam;
     for (const DenseToSparse& recipe :
          {at(1), at(0.5, 0.1), at(0),
-          DenseToSparse{.temperature = TemperatureSchedule::constant(0.7), .noisy_weights = false}})
+          DenseToSparse{.temperature = Schedule::constant(0.7), .noisy_weights = false}})
         gates_test::expect_token_laws<S>(recipe, training);
     gates_test::expect_token_laws<S>(at(1));
     gates_test::expect_token_permutation<S>(DenseToSparse{});

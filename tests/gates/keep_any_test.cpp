@@ -39,8 +39,8 @@ using moe::KeepAny;
 using moe::Matrix;
 using moe::Normalize;
 using moe::Routing;
+using moe::Schedule;
 using moe::Score;
-using moe::TemperatureSchedule;
 using moe::TopK;
 using moe::testing::random_matrix;
 
@@ -103,7 +103,7 @@ TYPED_TEST_SUITE(KeepAnyGate, Scalars);
 TYPED_TEST(KeepAnyGate, IsTheFormula) {
     using S = TypeParam;
     constexpr double tolerance = sizeof(S) == 4 ? 3e-5 : 1e-13;
-    const TemperatureSchedule schedule{.from = 2, .to = 0.5, .steps = 10};
+    const Schedule schedule{.from = 2, .to = 0.5, .steps = 10};
     for (const Index k : {1, 2, 4})
         for (const Score score : scores)
             for (const bool trains : {true, false}) {
@@ -166,7 +166,7 @@ TYPED_TEST(KeepAnyGate, ByHand) {
 TYPED_TEST(KeepAnyGate, TakesSamplesThatAreGiven) {
     using S = TypeParam;
     const std::vector<double> noise{0.5, -0.25};
-    auto tokens = batch<S>(KeepAny{TopK{.k = 2}, TemperatureSchedule::constant(0.5)}, 2);
+    auto tokens = batch<S>(KeepAny{TopK{.k = 2}, Schedule::constant(0.5)}, 2);
     tokens.context = {.training = true, .noise = noise};
     tokens.route(rows<S>({{0, 0, 1, 2}}));
     const double c = 1 / (1 + std::exp((1.5 - 1.75) / 0.5));  // of the second slot
@@ -196,7 +196,7 @@ TYPED_TEST(KeepAnyGate, WithHardMasksTrainsAsItInfers) {
     const std::vector<double> silence(60 * 4, 0.0);
     Context cold{.training = true};
     cold.noise = silence;
-    const KeepAny recipe{TopK{.k = 4}, TemperatureSchedule::constant(1e-7)};
+    const KeepAny recipe{TopK{.k = 4}, Schedule::constant(1e-7)};
     auto soft = with_masks<S>(recipe, 6, cold), hard = with_masks<S>(recipe, 6, {});
     soft.route(z);
     hard.route(z);
@@ -441,7 +441,7 @@ TEST(KeepAnyGradient, IsExactForEveryScore) {
                 for (const Normalize normalize : {Normalize::none, Normalize::plain})
                     gates_test::expect_exact_gradient(
                         KeepAny{TopK{.k = k, .score = score, .normalize = normalize},
-                                TemperatureSchedule::constant(0.7)},
+                                Schedule::constant(0.7)},
                         random_matrix<double>(6, 5 + k, 8, 1), 5,
                         {.training = trains, .step = 2, .seed = 4}, 0.01);
 }
@@ -489,7 +489,7 @@ TEST(KeepAnyGradient, InsideALayerIsExact) {
             context.padding = padding;
             expect_exact_layer(
                 KeepAny{TopK{.k = 3, .score = Score::sigmoid, .placement = placement},
-                        TemperatureSchedule::constant(0.8)},
+                        Schedule::constant(0.8)},
                 context);
         }
 }
@@ -518,7 +518,7 @@ TEST(KeepAnySettings, AreCheckedOnceWithASentence) {
     EXPECT_EQ(refusal(KeepAny{TopK{.k = 2}}, 4), "");
     EXPECT_EQ(refusal(KeepAny{TopK{.k = 2}, {.from = -1, .to = 1, .steps = 9}}, 4),
               "moe::KeepAny: temperature goes from -1 to 1, both must be > 0");
-    EXPECT_EQ(refusal(KeepAny{TopK{.k = 2}, TemperatureSchedule::constant(0)}, 4),
+    EXPECT_EQ(refusal(KeepAny{TopK{.k = 2}, Schedule::constant(0)}, 4),
               "moe::KeepAny: temperature goes from 0 to 0, both must be > 0");
     EXPECT_NE(refusal(KeepAny{TopK{.k = 2}, {.from = nan<double>}}, 4), "");
     EXPECT_EQ(refusal(KeepAny{TopK{.k = 2, .normalize_kept_only = true}}, 4),

@@ -88,6 +88,35 @@ TYPED_TEST(NoisyGate, IsItsInnerGateOnTheNoisyLogits) {
     }
 }
 
+TYPED_TEST(NoisyGate, FallsWithTheStepsOfTraining) {
+    using S = TypeParam;
+    const auto z = moe::testing::random_matrix<S>(30, 5, 4, 2);
+    const TopK inner{.k = 5, .score = Score::raw, .normalize = Normalize::none};
+    for (const Kind kind : {Kind::fixed, Kind::fixed_over_experts, Kind::gumbel}) {
+        const Noisy falls{
+            inner, GateNoise{.kind = kind, .std = 3, .factor = {.from = 2, .to = 0, .steps = 8}}};
+        for (const std::uint64_t step : {0u, 3u, 7u, 8u, 90u}) {
+            moe::Context context = training;
+            context.step = step;
+            const double factor = step < 8 ? 2 - 0.25 * static_cast<double>(step) : 0;
+            auto tokens = batch<S>(falls, 5);
+            tokens.context = context;
+            tokens.route(z);
+            const moe::CounterRandom random = tokens.call().random();
+            const S sigma = static_cast<S>((kind == Kind::fixed_over_experts ? 0.6 : 3) * factor);
+            for (const moe::Assignment& a : tokens.routing.assignments()) {  // of weight h
+                const double noise = kind == Kind::gumbel ? random.gumbel(a.token, a.expert)
+                                                          : random.normal(a.token, a.expert);
+                const S h = std::fma(static_cast<S>(noise), sigma, z(a.token, a.expert));
+                EXPECT_EQ(static_cast<S>(a.weight), h) << step;
+            }
+            if (step >= 8) {
+                EXPECT_EQ(tokens.routing, routed<S>(inner, z, 5, {}));
+            }
+        }
+    }
+}
+
 TYPED_TEST(NoisyGate, TakesSamplesThatAreGiven) {
     using S = TypeParam;
     std::vector<double> noise{0, 2, 0};
@@ -292,6 +321,18 @@ TEST(NoisyGradient, IsExactForEveryKindAndScore) {
                     moe::testing::random_matrix<double>(6, logits_of(kind, 5), 8, 1), 5, training);
 }
 
+TEST(NoisyGradient, IsExactWhileTheNoiseFalls) {
+    moe::Context context = training;
+    for (const std::uint64_t step : {1u, 4u}) {  // half of the noise, and none
+        context.step = step;
+        for (const Kind kind : {Kind::fixed, Kind::gumbel})
+            gates_test::expect_exact_gradient(
+                Noisy{TopK{.k = 3},
+                      GateNoise{.kind = kind, .factor = {.from = 1, .to = 0, .steps = 2}}},
+                moe::testing::random_matrix<double>(6, 5, 8, 1), 5, context);
+    }
+}
+
 TEST(NoisyGradient, InsideALayerIsExactInTraining) {
     const auto layer =
         moe::make_layer<double>(moe::Config{.model_dim = 5, .seed = 4}, moe::LinearRouter{},
@@ -328,6 +369,15 @@ TEST(NoisySettings, AreCheckedOnceWithASentence) {
               "moe::Noisy: epsilon is nan, it must be finite and >= 0");
     EXPECT_EQ(said({.kind = Kind(4)}),
               "moe::Noisy: kind is number 4 of its choices, they are 0 to 3");
+    EXPECT_EQ(said({.kind = Kind::fixed, .factor = {.from = 1, .to = 0, .steps = 9}}), "");
+    EXPECT_EQ(said({.kind = Kind::fixed, .factor = {.from = 1, .to = 0}}),
+              "moe::Noisy: factor goes from 1 to 0 in 0 steps; set factor.steps, or take "
+              "Schedule::constant(0)");
+    EXPECT_EQ(said({.kind = Kind::gumbel, .factor = {.from = 1, .to = -1, .steps = 9}}),
+              "moe::Noisy: factor goes from 1 to -1, both must be >= 0");
+    EXPECT_EQ(said({.factor = moe::Schedule::constant(2)}),
+              "moe::Noisy: factor goes from 2 to 2, but kind is learned: the router sets sigma; "
+              "take another kind");
     EXPECT_NE(refusal(Noisy{TopK{.k = 5}}, 4), "");
     auto tokens = batch<double>(Noisy{TopK{.k = 1}}, 4);
     EXPECT_EQ(support::message([&] { tokens.select(moe::Matrix<double>::Zero(2, 4)); }),

@@ -440,7 +440,7 @@ std::vector<Case> cases() {
     };
     const auto dense_to_sparse = [](double temperature, bool is_hard, bool noisy) {
         return moe::DenseToSparse{
-            .temperature = moe::TemperatureSchedule::constant(temperature),
+            .temperature = moe::Schedule::constant(temperature),
             .hard_from = is_hard ? 0 : std::numeric_limits<std::uint64_t>::max(),
             .noisy_weights = noisy};
     };

@@ -29,10 +29,9 @@ constexpr Context training{.training = true, .seed = 6};
 template <class S>
 auto make(const TopK& inner = {
               .k = 3, .score = moe::Score::sigmoid, .normalize = moe::Normalize::none}) {
-    auto layer = moe::make_layer<S>(
-        moe::Config{.model_dim = 5, .seed = 4}, moe::LinearRouter{},
-        KeepAny{inner, moe::TemperatureSchedule{.from = 2, .to = 0.5, .steps = 4}},
-        moe::Swiglu{.count = 4, .ffn_dim = 3});
+    auto layer = moe::make_layer<S>(moe::Config{.model_dim = 5, .seed = 4}, moe::LinearRouter{},
+                                    KeepAny{inner, moe::Schedule{.from = 2, .to = 0.5, .steps = 4}},
+                                    moe::Swiglu{.count = 4, .ffn_dim = 3});
     layer.gate().mask_weight.view() = random_matrix<S>(inner.k, inner.k, 91, 1).eval();
     return layer;
 }

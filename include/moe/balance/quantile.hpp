@@ -99,11 +99,12 @@ struct QuantileUpdate {
             sum[e] += *place;
         }
     }
-    /// The last batch of a layer with one selection bias.
+    /// The last batch of a layer with one selection bias: its experts' own logits, without those
+    /// that the gate wants besides.
     template <class Layer>
     void add(Layer& layer, const Workspace<typename Layer::Scalar>& ws, Index k) {
         using S = typename Layer::Scalar;
-        add<S>(ws.logits(), std::span<const S>(selection_bias<S>(layer)), k);
+        add<S>(ws.expert_logits(), std::span<const S>(selection_bias<S>(layer)), k);
     }
 
     /// Moves the bias, and forgets what was added; without any, nothing moves.

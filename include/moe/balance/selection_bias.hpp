@@ -20,7 +20,8 @@ namespace moe::inline MOE_ABI {
 /// Moves a selection bias after a step: controller.update(bias, load) with bias and load [E].
 ///
 /// The bias is added to the scores when experts are chosen and never enters weights, losses or
-/// gradients, so balance costs the model no gradient. A controller may have state of its own.
+/// gradients, so balance costs the model no gradient. A controller may have state of its own; its
+/// rate may follow a schedule: SignUpdate{.rate = schedule.at(step)}, see gates/schedule.hpp.
 template <class C, class S = float>
 concept BalanceController = requires(C& controller, std::span<S> bias,
                                      std::span<const double> load) {
@@ -88,7 +89,7 @@ struct SignUpdate {
 ///
 ///     b(e) += rate * (mean load - load(e)) / mean load;  nothing moves while there is no load
 ///
-/// The steps sum to zero up to rounding. With rate falling as 1 / step the regret is logarithmic.
+/// The steps sum to zero up to rounding. InverseStepUpdate lets the rate fall.
 /// Source: arXiv:2512.03915.
 struct ProportionalUpdate {
     double rate = 1e-3;

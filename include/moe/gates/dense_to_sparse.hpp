@@ -12,9 +12,9 @@
 #include <moe/core/memory.hpp>
 #include <moe/core/views.hpp>
 #include <moe/gates/samples.hpp>
+#include <moe/gates/schedule.hpp>
 #include <moe/gates/score.hpp>
 #include <moe/gates/select.hpp>
-#include <moe/gates/temperature.hpp>
 #include <moe/gates/token_gate.hpp>
 #include <moe/gates/weights.hpp>
 #include <moe/kernels/dispatch.hpp>
@@ -33,7 +33,7 @@ class DenseToSparseModule;
 struct DenseToSparse {
     /// At Context::step; 0 or less: all experts, no noise. Set one that falls: EvoMoE's is
     /// {.from = 2, .to = 0.3, .steps = ...}; this is where it ends.
-    TemperatureSchedule temperature = TemperatureSchedule::constant(0.3);
+    Schedule temperature = Schedule::constant(0.3);
     double threshold = 0.001;  ///< finite; experts above it work, and the best always
     /// Context::step from which on the best expert works alone, at whatever temperature.
     std::uint64_t hard_from = std::numeric_limits<std::uint64_t>::max();
@@ -79,7 +79,7 @@ public:
         : Base(experts),
           settings_(settings),
           rule_{.score = Score::softmax, .normalize = Normalize::none, .scale = settings.scale} {
-        settings.temperature.check(name);
+        settings.temperature.check(name, "temperature");
         if (!std::isfinite(settings.threshold))
             detail::fail(name, ": threshold is ", settings.threshold, ", it must be finite");
         rule_.check(name);

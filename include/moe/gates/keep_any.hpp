@@ -19,8 +19,8 @@
 #include <moe/core/steering.hpp>
 #include <moe/core/views.hpp>
 #include <moe/gates/samples.hpp>
+#include <moe/gates/schedule.hpp>
 #include <moe/gates/slot_masks.hpp>
-#include <moe/gates/temperature.hpp>
 #include <moe/gates/tokens.hpp>
 #include <moe/gates/top_k.hpp>
 #include <moe/gates/weights.hpp>
@@ -38,7 +38,7 @@ class KeepAnyModule;
 struct KeepAny {
     TopK inner;  ///< without normalize_kept_only: what is kept is normalised here
     /// Of the masks in training, at Context::step; > 0. Set one that falls, as above.
-    TemperatureSchedule temperature = TemperatureSchedule::constant(0.1);
+    Schedule temperature = Schedule::constant(0.1);
 
     /// @throws std::invalid_argument if a setting is out of range
     template <class S>
@@ -85,9 +85,9 @@ public:
     KeepAnyModule() = default;
     /// @param num_experts  of the layer
     /// @throws std::invalid_argument if a setting is out of range
-    KeepAnyModule(TopKModule<S> gate, const TemperatureSchedule& temperature, Index num_experts)
+    KeepAnyModule(TopKModule<S> gate, const Schedule& temperature, Index num_experts)
         : Base{std::move(gate)}, temperature_(temperature), num_experts_(num_experts) {
-        temperature.check(name);
+        temperature.check(name, "temperature");
         if (!(temperature.from > 0 && temperature.to > 0))
             detail::fail(name, ": temperature goes from ", temperature.from, " to ", temperature.to,
                          ", both must be > 0");
@@ -104,7 +104,7 @@ public:
 
     Parameter<S> mask_weight;  // [k, k] V
 
-    const TemperatureSchedule& temperature() const { return temperature_; }
+    const Schedule& temperature() const { return temperature_; }
     Index num_experts() const { return num_experts_; }
     Index num_masks() const { return inner.settings().k; }
     Index num_logits(Index experts) const { return experts + num_masks(); }
@@ -326,7 +326,7 @@ private:
         }
     }
 
-    TemperatureSchedule temperature_{};
+    Schedule temperature_{};
     Index num_experts_ = 0;
 };
 

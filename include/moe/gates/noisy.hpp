@@ -12,6 +12,7 @@
 #include <moe/core/softplus.hpp>
 #include <moe/core/steering.hpp>
 #include <moe/gates/samples.hpp>
+#include <moe/gates/schedule.hpp>
 #include <moe/gates/tokens.hpp>
 #include <moe/gates/wrapper.hpp>
 
@@ -20,14 +21,17 @@ namespace moe::inline MOE_ABI {
 /// The noise of Noisy.
 struct GateNoise {
     enum class Kind {
-        fixed,               ///< sigma = std
-        fixed_over_experts,  ///< sigma = std / E (V-MoE, Tutel)
+        fixed,               ///< sigma = std * factor
+        fixed_over_experts,  ///< sigma = std * factor / E (V-MoE, Tutel)
         learned,             ///< sigma = softplus(noise logits) + epsilon (Shazeer, fastmoe)
-        gumbel,              ///< sigma = std, samples are Gumbel's instead of normal
+        gumbel,              ///< sigma = std * factor, samples are Gumbel's instead of normal
     };
 
     Kind kind = Kind::learned;
-    double std = 1;          ///< finite and >= 0; not for `learned`
+    double std = 1;  ///< finite and >= 0; not for `learned`
+    /// At Context::step, so that noise falls while the layer is trained; >= 0. Nothing is drawn
+    /// where it is 0. Not for `learned`, whose sigma the router sets: leave it at 1 there.
+    Schedule factor{};
     double epsilon = 1e-2;   ///< for `learned`: the least sigma; finite and >= 0
     bool inference = false;  ///< whether there is noise outside of training, too
     /// Whether weights come from the noisy logits, too. Otherwise noise chooses only, and z weighs
@@ -90,6 +94,13 @@ public:
             detail::fail(name, ": std is ", noise.std, ", it must be finite and >= 0");
         if (!(noise.epsilon >= 0 && std::isfinite(noise.epsilon)))
             detail::fail(name, ": epsilon is ", noise.epsilon, ", it must be finite and >= 0");
+        noise.factor.check(name, "factor");
+        if (!(noise.factor.from >= 0 && noise.factor.to >= 0))
+            detail::fail(name, ": factor goes from ", noise.factor.from, " to ", noise.factor.to,
+                         ", both must be >= 0");
+        if (is_learned() && (noise.factor.from != 1 || noise.factor.to != 1))
+            detail::fail(name, ": factor goes from ", noise.factor.from, " to ", noise.factor.to,
+                         ", but kind is learned: the router sets sigma; take another kind");
     }
 
     const GateNoise& noise() const { return noise_; }
@@ -162,7 +173,9 @@ private:
     };
 
     bool is_learned() const { return noise_.kind == GateNoise::Kind::learned; }
-    bool is_on(const Context& context) const { return context.training || noise_.inference; }
+    bool is_on(const Context& context) const {
+        return (context.training || noise_.inference) && noise_.factor.at(context.step) != 0;
+    }
     bool weighs(const Context& context) const { return noise_.weighs && is_on(context); }
     /// Logits that the inner gate reads.
     Index width() const { return hooks::num_logits(inner, num_experts_); }
@@ -181,9 +194,11 @@ private:
 
         auto h = call.ws.template state<State>().noisy.matrix(logits.rows(), width());
         const detail::Samples samples(name, call, logits.rows(), width());
+        const S fixed = fixed_sigma(call.context);
         each_row(logits, call, [&](Index t, Index e) {
             const S z = logits(t, e);
-            h(t, e) = z == masked ? z : std::fma(sample(samples, t, e), sigma(logits, t, e), z);
+            const S sigma = is_learned() ? learned_sigma(logits, t, e) : fixed;
+            h(t, e) = z == masked ? z : std::fma(sample(samples, t, e), sigma, z);
         });
         f(h, without_noise);
     }
@@ -202,14 +217,14 @@ private:
         const bool is_gumbel = noise_.kind == GateNoise::Kind::gumbel;
         return static_cast<S>(is_gumbel ? samples.gumbel(t, e) : samples.normal(t, e));
     }
-    S sigma(In<S> logits, Index t, Index e) const {
-        if (is_learned()) {
-            const auto n = static_cast<double>(logits(t, width() + e));
-            return static_cast<S>(detail::softplus(n) + noise_.epsilon);
-        }
+    S fixed_sigma(const Context& context) const {
         const bool is_divided = noise_.kind == GateNoise::Kind::fixed_over_experts;
-        return static_cast<S>(is_divided ? noise_.std / static_cast<double>(num_experts_)
-                                         : noise_.std);
+        const double std = is_divided ? noise_.std / static_cast<double>(num_experts_) : noise_.std;
+        return static_cast<S>(std * noise_.factor.at(context.step));
+    }
+    S learned_sigma(In<S> logits, Index t, Index e) const {
+        const auto n = static_cast<double>(logits(t, width() + e));
+        return static_cast<S>(detail::softplus(n) + noise_.epsilon);
     }
 
     /// dz += dh, dn += dh noise sigmoid(n)
