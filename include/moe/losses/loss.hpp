@@ -94,6 +94,7 @@ struct LossScratch {
     Buffer<S> gradient;       // [L] of a token
     Buffer<S> fraction;       // [E] f(e)
     Buffer<double> load_sum;  // [2 E] n(e), then f(e) in its place; summed scores
+    Buffer<double> given;     // f(e) that one loss gives another, and what it is made of
 };
 
 /// The matrices of a loss, checked against one another.
