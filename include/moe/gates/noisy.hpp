@@ -94,6 +94,47 @@ public:
 
     const GateNoise& noise() const { return noise_; }
     Index num_experts() const { return num_experts_; }
+    /// Whether a call has noise in what is selected; whether in what weighs, too.
+    bool is_on(const Context& context) const { return context.training || noise_.inference; }
+    bool weighs(const Context& context) const { return noise_.weighs && is_on(context); }
+
+    /// h [T, E] again, for losses on noisy logits. It lies in the gate's node and lives until the
+    /// gate's next call.
+    /// @param logits  [T, L] of select()   @param call  of select(), in the gate's node; has noise
+    View<S> noisy_logits(In<S> logits, const Call<S>& call) const {
+        within(logits, call, true, [](In<S>, const Call<S>&) {});
+        return call.ws.template state<State>().noisy.matrix(logits.rows(), width());
+    }
+    /// sigma of a logit.
+    S sigma(In<S> logits, Index token, Index expert) const {
+        if (is_learned()) {
+            const auto n = static_cast<double>(logits(token, width() + expert));
+            return static_cast<S>(detail::softplus(n) + noise_.epsilon);
+        }
+        const bool is_divided = noise_.kind == GateNoise::Kind::fixed_over_experts;
+        return static_cast<S>(is_divided ? noise_.std / static_cast<double>(num_experts_)
+                                         : noise_.std);
+    }
+    /// From h and sigma back to the logits, as in backward(). Nothing for experts at -inf.
+    ///
+    ///     dz += dh,   dn += (dh noise + dsigma) sigmoid(n)
+    ///
+    /// @param dh, dsigma  [T, E]; dsigma is read for Kind::learned and may be [0, 0]: none
+    void noise_backward(In<S> logits, In<S> dh, In<S> dsigma, Out<S> dlogits,
+                        const Call<S>& call) const {
+        const detail::Samples samples(name, call, logits.rows(), width());
+        const bool has_sigma = dsigma.size() != 0;
+        each_row(logits, call, [&](Index t, Index e) {
+            if (logits(t, e) == masked) return;
+            dlogits(t, e) += dh(t, e);
+            if (!is_learned()) return;
+            const auto n = static_cast<double>(logits(t, width() + e));
+            const S from_sigma = has_sigma ? dsigma(t, e) : S(0);
+            const S ds = std::fma(dh(t, e), sample(samples, t, e), from_sigma);
+            S& dn = dlogits(t, width() + e);
+            dn = std::fma(ds, static_cast<S>(detail::softplus_slope(n)), dn);
+        });
+    }
     /// Twice as many as the inner gate's for Kind::learned.
     Index num_logits(Index experts) const {
         return (is_learned() ? 2 : 1) * hooks::num_logits(inner, experts);
@@ -136,7 +177,7 @@ public:
             auto dh = call.ws.template state<State>().gradient.matrix(h.rows(), h.cols());
             dh.setZero();
             add(dh);
-            add_gradient(logits, h, dh, dlogits, call);
+            noise_backward(logits, dh, Matrix<S>(), dlogits, call);
         });
     }
 
@@ -162,8 +203,6 @@ private:
     };
 
     bool is_learned() const { return noise_.kind == GateNoise::Kind::learned; }
-    bool is_on(const Context& context) const { return context.training || noise_.inference; }
-    bool weighs(const Context& context) const { return noise_.weighs && is_on(context); }
     /// Logits that the inner gate reads.
     Index width() const { return hooks::num_logits(inner, num_experts_); }
 
@@ -201,28 +240,6 @@ private:
     S sample(const detail::Samples& samples, Index t, Index e) const {
         const bool is_gumbel = noise_.kind == GateNoise::Kind::gumbel;
         return static_cast<S>(is_gumbel ? samples.gumbel(t, e) : samples.normal(t, e));
-    }
-    S sigma(In<S> logits, Index t, Index e) const {
-        if (is_learned()) {
-            const auto n = static_cast<double>(logits(t, width() + e));
-            return static_cast<S>(detail::softplus(n) + noise_.epsilon);
-        }
-        const bool is_divided = noise_.kind == GateNoise::Kind::fixed_over_experts;
-        return static_cast<S>(is_divided ? noise_.std / static_cast<double>(num_experts_)
-                                         : noise_.std);
-    }
-
-    /// dz += dh, dn += dh noise sigmoid(n)
-    void add_gradient(In<S> logits, In<S> h, In<S> dh, Out<S> dlogits, const Call<S>& call) const {
-        const detail::Samples samples(name, call, logits.rows(), width());
-        each_row(logits, call, [&](Index t, Index e) {
-            if (h(t, e) == masked) return;
-            const auto n = static_cast<double>(logits(t, width() + e));
-            dlogits(t, e) += dh(t, e);
-            S& dn = dlogits(t, width() + e);
-            dn = std::fma(dh(t, e) * sample(samples, t, e),
-                          static_cast<S>(detail::softplus_slope(n)), dn);
-        });
     }
 
     GateNoise noise_{};
