@@ -11,7 +11,6 @@
 
 #include <gtest/gtest.h>
 
-#include <moe/gates/capacity.hpp>
 #include <moe/testing/compare.hpp>
 #include <moe/testing/finite_difference.hpp>
 
@@ -322,25 +321,6 @@ TEST(LoadLoss, OnAGateHasExactGradientsWithTheSamplesHeld) {
             }
 }
 
-TEST(LoadLoss, FindsTheGateInGatesAroundIt) {
-    const moe::Noisy inner{moe::TopK{.k = 2}, GateNoise{}};
-    const moe::Capacity capacity{.limit = moe::CapacityLimit::constant(1)};
-    example::HeadOfLogits<double, moe::WithCapacity<moe::Noisy<moe::TopK>>> around(
-        moe::WithCapacity{inner, capacity}, 6, 5, 10);
-    example::HeadOfLogits<double, moe::Noisy<moe::WithCapacity<moe::TopK>>> within(
-        moe::Noisy{moe::WithCapacity{moe::TopK{.k = 2}, capacity}, GateNoise{}}, 6, 5, 10);
-    Noise<double> alone({});
-    const std::vector<double> samples = normal_samples(8);
-    Context context = training;
-    context.noise = samples;
-    around.route(context), within.route(context), alone.route(context);
-    const double value = moe::load_loss(alone.gate(), alone.ws, 1.0);
-    EXPECT_EQ(moe::load_loss(around.gate(), around.ws, 1.0), value);
-    EXPECT_EQ(moe::load_loss(within.gate(), within.ws, 1.0), value);
-    EXPECT_EQ(Matrix<double>(around.ws.dlogits()), Matrix<double>(alone.ws.dlogits()));
-    EXPECT_EQ(Matrix<double>(within.ws.dlogits()), Matrix<double>(alone.ws.dlogits()));
-}
-
 TEST(LoadLoss, RefusesCallsThatItSaysNothingOf) {
     const auto refusal = [](const GateNoise& noise, const moe::TopK& top_k,
                             const Context& context = training) {
@@ -371,9 +351,9 @@ TEST(LoadLoss, RefusesCallsThatItSaysNothingOf) {
 }
 
 TEST(LoadLoss, GivesTheSameBitsForAnyThreadCountAndAllocatesOnce) {
-    example::HeadOfLogits<float, moe::Noisy<moe::TopK>> noise(
+    example::HeadOfLogits<double, moe::Noisy<moe::TopK>> noise(
         moe::Noisy{moe::TopK{.k = 2}, GateNoise{}}, 700, 5, 10);
-    Matrix<float> dlogits;
+    Matrix<double> dlogits;
     for (const int threads : {1, 2, 3}) {
         noise.ws.threads(threads);
         noise.route(training);
@@ -384,6 +364,18 @@ TEST(LoadLoss, GivesTheSameBitsForAnyThreadCountAndAllocatesOnce) {
         if (threads > 1 || !allocations::are_counted) continue;
         EXPECT_EQ(allocations::in(loss), 0);
     }
+}
+
+TEST(LoadLoss, InFloatIsThatInDoubleRounded) {
+    Batch wide;
+    const Matrix<float> z = wide.z.cast<float>(), h = wide.h.cast<float>(),
+                        sigma = wide.sigma.cast<float>();
+    Matrix<float> dz = Matrix<float>::Zero(7, 5), dh = dz, dsigma = dz;
+    EXPECT_NEAR(moe::load_loss(z, h, sigma, 2, {}, 1.0, dz, dh, dsigma), wide.loss(2, 1.0, {}),
+                1e-6);
+    EXPECT_TRUE(moe::testing::compare(dz, wide.dz, 1e-5));
+    EXPECT_TRUE(moe::testing::compare(dh, wide.dh, 1e-5));
+    EXPECT_TRUE(moe::testing::compare(dsigma, wide.dsigma, 1e-5));
 }
 
 }  // namespace
