@@ -216,6 +216,9 @@ Loss load_of_gate(const Noisy& gate, const Call<S>& call, Workspace<S>& ws, doub
 ///     V-MoE (arXiv:2106.05974)                 kth          population
 ///     ShiftAddViT (arXiv:2306.06446)           of_others    sample, with expert_costs
 ///
+/// Not copied: LLaMA-MoE finds who is among the k best by the noise instead of the noisy logits,
+/// and Tutel compares clean probabilities with a noisy logit.
+///
 /// It goes with importance_loss, at the same weight. The latency-aware loss of ShiftAddViT, whose costs are latencies:
 ///
 ///     layer.forward(x, y, ws, context);

@@ -38,8 +38,8 @@ struct LoadBalance {
     enum class Slots { first, all };
 
     Norm norm = Norm::per_token;
-    /// softmax (of the token's L logits, also for softmax_of_selected), or sigmoid or sqrt_softplus
-    /// divided by their sum over all E (DeepSeek-V3, Megatron; 0 if that sum is 0). Not raw.
+    /// softmax (softmax_of_selected is the same: `scored` says of which), or sigmoid or
+    /// sqrt_softplus divided by their sum (DeepSeek-V3, Megatron; 0 if that sum is 0). Not raw.
     Score score = Score::softmax;
     /// selected: Uni-MoE, whose gradient then goes to the selected experts only. A token that has
     /// selected none scores 0 for all.

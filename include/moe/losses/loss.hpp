@@ -25,7 +25,8 @@ namespace moe::inline MOE_ABI {
 ///     Loss z_loss(ws, weight)        the same on what forward() or route() left in a workspace
 ///
 /// The second form is about the experts' own logits, Workspace::expert_logits(): not about noise
-/// logits of Noisy, or masks of KeepAny.
+/// logits of Noisy, or masks of KeepAny. Losses on those take the layer's gate as well: load_loss,
+/// importance_loss, mask_loss.
 ///
 /// It computes the value from the logits alone and **adds** weight * d(value)/d(logits) to dlogits.
 /// So the loss to report is weight * value, and the weight holds the coefficient and whatever the
