@@ -191,6 +191,14 @@ TEST(ImportanceLoss, OnAGateHasExactGradients) {
         }
 }
 
+TEST(ImportanceLoss, OnAGateRefusesAWorkspaceOfAnother) {
+    Noise<double> narrow({.kind = GateNoise::Kind::fixed}), other({});
+    narrow.route(training);
+    EXPECT_EQ(support::message([&] { moe::importance_loss(other.gate(), narrow.ws, 1.0); }),
+              "moe::importance_loss: the gate reads 10 logits per token, the workspace holds 5; "
+              "give it the gate of the layer that filled the workspace");
+}
+
 TEST(ImportanceLoss, OnAGateAllocatesNothingTheSecondTime) {
     Noise<float> noise({});
     noise.route(training);

@@ -348,6 +348,11 @@ TEST(LoadLoss, RefusesCallsThatItSaysNothingOf) {
               "moe::load_loss: the gate keeps 2 of 5 groups, but the loss is about a choice among "
               "all experts");
     EXPECT_EQ(refusal({}, {.k = 1, .num_groups = 5, .groups_kept = 5}), "");
+    Noise<double> narrow({.kind = GateNoise::Kind::fixed}), other({});
+    narrow.route(training);
+    EXPECT_EQ(support::message([&] { moe::load_loss(other.gate(), narrow.ws, 1.0); }),
+              "moe::load_loss: the gate reads 10 logits per token, the workspace holds 5; give it "
+              "the gate of the layer that filled the workspace");
 }
 
 TEST(LoadLoss, GivesTheSameBitsForAnyThreadCountAndAllocatesOnce) {

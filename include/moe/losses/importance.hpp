@@ -77,7 +77,7 @@ template <class S, class Noisy>
 Loss importance_of_noisy(const Noisy& gate, const Call<S>& call, Workspace<S>& ws, double weight,
                          const Importance& options) {
     const Index experts = gate.num_experts(), own = hooks::expert_logits(gate.inner, experts);
-    const Eigen::Ref<const Matrix<S>> z(ws.logits().leftCols(gate.num_logits(experts)));
+    const Eigen::Ref<const Matrix<S>> z = logits_of_gate("importance_loss", gate, ws);
     const View<S> h = gate.noisy_logits(z, call);
     View<S> dh = ws.template state<NoisyScratch<S>>().dnoisy.matrix(h.rows(), h.cols());
     dh.setZero();

@@ -171,8 +171,8 @@ Loss load_of_gate(const Noisy& gate, const Call<S>& call, Workspace<S>& ws, doub
         dialled<Index>("moe::load_loss", "dial.k_per_sequence", context.dial.k.value_or(top_k.k),
                        context.dial.k_per_sequence, context, ws.logits().rows());
 
-    const Index read = gate.num_logits(experts);
-    const Eigen::Ref<const Matrix<S>> z(ws.logits().leftCols(read));
+    const Eigen::Ref<const Matrix<S>> z = logits_of_gate("load_loss", gate, ws);
+    const Index read = z.cols();
     const Eigen::Ref<const Matrix<S>> clean(z.leftCols(experts));
     Eigen::Ref<Matrix<S>> dclean(ws.dlogits().leftCols(experts));
     const Eigen::Ref<const Matrix<S>> noisy(gate.noisy_logits(z, call));
@@ -219,7 +219,8 @@ Loss load_of_gate(const Noisy& gate, const Call<S>& call, Workspace<S>& ws, doub
 /// Not copied: LLaMA-MoE finds who is among the k best by the noise instead of the noisy logits,
 /// and Tutel compares clean probabilities with a noisy logit.
 ///
-/// It goes with importance_loss, at the same weight. The latency-aware loss of ShiftAddViT, whose costs are latencies:
+/// It goes with importance_loss, at the same weight. The latency-aware loss of ShiftAddViT, whose
+/// costs are latencies:
 ///
 ///     layer.forward(x, y, ws, context);
 ///     importance_loss(layer.gate(), ws, weight, {.variance = Variance::sample,

@@ -2,6 +2,9 @@
 #ifndef MOE_LOSSES_NOISE_HPP
 #define MOE_LOSSES_NOISE_HPP
 
+#include <Eigen/Core>
+
+#include <moe/core/error.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/workspace.hpp>
@@ -29,6 +32,18 @@ Loss with_noisy_gate(const Gate& gate, const Call<S>& call, F&& f) {
         "moe: a loss on noisy logits takes the gate of a layer with moe::Noisy, alone or in gates "
         "around it that leave the logits as they are");
     return with_noisy_gate(gate.inner, call.child(0), f);
+}
+
+/// What a Noisy gate reads of the logits that a workspace holds, the first ones.
+/// @throws std::invalid_argument if there are fewer: it was not this gate that routed
+template <class S, class Noisy>
+Eigen::Ref<const Matrix<S>> logits_of_gate(const char* who, const Noisy& gate,
+                                           const Workspace<S>& ws) {
+    const Index read = gate.num_logits(gate.num_experts());
+    if (ws.logits().cols() < read)
+        fail("moe::", who, ": the gate reads ", read, " logits per token, the workspace holds ",
+             ws.logits().cols(), "; give it the gate of the layer that filled the workspace");
+    return Eigen::Ref<const Matrix<S>>(ws.logits().leftCols(read));
 }
 
 /// The TopK gate that noisy logits go to.
