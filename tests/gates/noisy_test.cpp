@@ -361,6 +361,40 @@ TEST(NoisyGradient, InsideALayerIsExactAtInference) {
 
 // ---- settings, threads, memory ----
 
+TEST(NoisyGradient, IsForLossesOnNoisyLogitsToo) {
+    // z 1 -1, n 0 2, samples 0.5 -2: sigma log 2 + 0.01 and softplus(2) + 0.01
+    const auto gate = gates_test::build<double>(Noisy{TopK{.k = 1}, GateNoise{}}, 2);
+    moe::Matrix<double> z(1, 4), dh(1, 2), dsigma(1, 2);
+    z << 1, -1, 0, 2;
+    dh << 3, 5;
+    dsigma << 7, 11;
+    const std::vector<double> samples{0.5, -2};
+    moe::Context context = training;
+    context.noise = samples;
+    moe::Workspace<double> ws;
+    const moe::Call<double> call{context, ws};
+    const double sigma[] = {std::log(2.0) + 0.01, std::log1p(std::exp(2.0)) + 0.01};
+    const moe::View<double> h = gate.noisy_logits(z, call);
+    for (Index e = 0; e < 2; ++e) {
+        EXPECT_NEAR(gate.sigma(z, 0, e, {}), sigma[e], 1e-15);
+        EXPECT_NEAR(h(0, e), z(0, e) + sigma[e] * samples[static_cast<std::size_t>(e)], 1e-14);
+    }
+    // dn = (dh noise + dsigma) sigmoid(n), sigmoid 1/2 and 1 / (1 + exp -2)
+    const double slope = 1 / (1 + std::exp(-2.0));
+    moe::Matrix<double> dz = moe::Matrix<double>::Ones(1, 4);
+    gate.noise_backward(z, dh, dsigma, dz, call);
+    EXPECT_NEAR(dz(0, 0), 1 + 3, 1e-14);
+    EXPECT_NEAR(dz(0, 1), 1 + 5, 1e-14);
+    EXPECT_NEAR(dz(0, 2), 1 + (1.5 + 7) / 2, 1e-14);
+    EXPECT_NEAR(dz(0, 3), 1 + (-10 + 11) * slope, 1e-14);
+    z(0, 1) = -infinity<double>;
+    dz.setOnes();
+    gate.noise_backward(z, dh, moe::Matrix<double>(), dz, call);
+    EXPECT_NEAR(dz(0, 2), 1 + 1.5 / 2, 1e-14);
+    EXPECT_EQ(dz(0, 1), 1);
+    EXPECT_EQ(dz(0, 3), 1);
+}
+
 TEST(NoisySettings, AreCheckedOnceWithASentence) {
     const auto said = [](const GateNoise& noise) { return refusal(Noisy{TopK{.k = 1}, noise}, 4); };
     EXPECT_EQ(said({}), "");

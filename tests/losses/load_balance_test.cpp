@@ -9,6 +9,8 @@
 
 #include <gtest/gtest.h>
 
+#include <moe/testing/compare.hpp>
+
 #include "losses/example.hpp"
 #include "support/message.hpp"
 
@@ -165,6 +167,90 @@ TEST(LoadBalanceLoss, TakesTheLoadFromElsewhere) {
                 1e-14);
 }
 
+TEST(LoadBalanceLoss, OfTheSelectedIsWorkedOutByHand) {
+    // Two tokens, four experts. Token 0 selects 0 and 1, softmax (1/4, 3/4) of them; token 1
+    // selects 1 alone, (0, 1). f = (1/2, 1, 0, 0), P = (1/8, 7/8, 0, 0): 4 (1/16 + 14/16) = 15/4.
+    Matrix<double> logits(2, 4), dlogits = Matrix<double>::Zero(2, 4);
+    logits << 0, std::log(3.0), 5, -2, 1, 2, 3, 4;
+    const Routing plan = example::routing(4, {{1, 0}, {1}});
+    const LoadBalance options{.scored = moe::Scored::selected};
+    EXPECT_NEAR(moe::load_balance_loss(logits, plan, {}, 1.0, dlogits, options), 3.75, 1e-14);
+    // sum_j s f = 7/8 for token 0: dz0 = 4/2 * 1/4 (1/2 - 7/8) = -3/16 = -dz1, and nothing else
+    Matrix<double> expected = Matrix<double>::Zero(2, 4);
+    expected(0, 0) = -3.0 / 16, expected(0, 1) = 3.0 / 16;
+    EXPECT_TRUE(moe::testing::compare(dlogits, expected, 1e-14));
+    // At balance: the mean number of selections.
+    const Routing even = example::routing(4, {{0, 1}, {2, 3}});
+    EXPECT_NEAR(value_of(Matrix<double>::Zero(2, 4), even, options), 2, 1e-15);
+    // Who has selected nothing scores 0 and counts in T.
+    EXPECT_NEAR(value_of(logits, example::routing(4, {{1}, {}}), options), 4 * 0.25, 1e-15);
+}
+
+TEST(LoadBalanceLoss, OfTheSelectedHasExactGradientsForEveryScore) {
+    Routing plan = example::routing(8, {{5, 0, 2}, {3, 7}, {}, {7, 6, 1, 0}});
+    plan.set_dropped(1, Dropped::capacity);
+    plan.group();
+    const std::vector<double> weights{1, 0.25, 3, 2};
+    for (const Score score : {Score::softmax, Score::sigmoid, Score::sqrt_softplus})
+        for (const bool count_dropped : {false, true}) {
+            const LoadBalance options{.score = score,
+                                      .scored = moe::Scored::selected,
+                                      .count_dropped = count_dropped,
+                                      .token_weights = weights};
+            const auto loss = [&](auto&&... arguments) {
+                return moe::load_balance_loss(arguments..., options);
+            };
+            EXPECT_TRUE(example::check(loss, example::logits<double>(), plan));
+            // What is not selected has no part in it.
+            Matrix<double> moved = example::logits<double>();
+            moved(1, 0) = 7, moved(3, 2) = 9;
+            EXPECT_EQ(value_of(moved, plan, options),
+                      value_of(example::logits<double>(), plan, options));
+            moved(0, 0) += 1;  // selected, and dropped
+            EXPECT_EQ(value_of(moved, plan, options) ==
+                          value_of(example::logits<double>(), plan, options),
+                      !count_dropped);
+        }
+}
+
+TEST(LoadBalanceLoss, WithWeightsOfTokensIsThatOfAsManyCopies) {
+    // Weights 2 0 1 3: tokens 0 0, 2, 3 3 3.
+    const Matrix<double> z = example::logits<double>();
+    Matrix<double> copies(6, 8);
+    copies << z.row(0), z.row(0), z.row(2), z.row(3), z.row(3), z.row(3);
+    const Routing plan = example::routing(8, {{5, 0}, {5, 0}, {0, 6}, {7, 6}, {7, 6}, {7, 6}});
+    const std::vector<double> weights{2, 0, 1, 3};
+    const std::vector<Index> sequences{0, 1, 2, 4}, of_copies{0, 2, 2, 6};
+    for (const Norm norm : {Norm::per_token, Norm::gshard, Norm::per_assignment,
+                            Norm::all_per_assignment, Norm::unscaled})
+        for (const moe::Scored scored : {moe::Scored::all, moe::Scored::selected})
+            for (const bool per_sequence : {false, true}) {
+                LoadBalance options{.norm = norm, .scored = scored, .per_sequence = per_sequence};
+                Context context, context_of_copies;
+                context.sequence_offsets = sequences;
+                context_of_copies.sequence_offsets = of_copies;
+                Matrix<double> expected = Matrix<double>::Zero(6, 8),
+                               dlogits = Matrix<double>::Zero(4, 8);
+                const double value =
+                    moe::load_balance_loss(copies, plan, context_of_copies, 1.0, expected, options);
+                options.token_weights = weights;
+                EXPECT_NEAR(
+                    moe::load_balance_loss(z, example::two_best(), context, 1.0, dlogits, options),
+                    value, 1e-14);
+                Matrix<double> summed = Matrix<double>::Zero(4, 8);
+                summed.row(0) = expected.topRows(2).colwise().sum();
+                summed.row(2) = expected.row(2);
+                summed.row(3) = expected.bottomRows(3).colwise().sum();
+                EXPECT_TRUE(moe::testing::compare(dlogits, summed, 1e-13, {.allow_zeros = true}));
+            }
+    const std::vector<double> zeros(4, 0.0);
+    Matrix<double> untouched = Matrix<double>::Constant(4, 8, 3);
+    EXPECT_EQ(moe::load_balance_loss(z, example::two_best(), {}, 1.0, untouched,
+                                     {.token_weights = zeros}),
+              0);
+    EXPECT_EQ(untouched, (Matrix<double>::Constant(4, 8, 3)));
+}
+
 TEST(LoadBalanceLoss, MaskedExpertsHaveNoPartAndNoGradient) {
     for (const Score score : {Score::softmax, Score::sigmoid, Score::sqrt_softplus}) {
         const LoadBalance options{.norm = Norm::unscaled, .score = score};
@@ -248,6 +334,12 @@ TEST(LoadBalanceLoss, RefusesWhatDoesNotFit) {
         EXPECT_NE(refusal({.fraction = values}), "");
         EXPECT_NE(refusal({.expert_weights = values}), "");
     }
+    EXPECT_EQ(refusal({.token_weights = few}),
+              "moe::LoadBalance: token_weights has 7 entries, there are 4 tokens");
+    const std::vector<double> endless{1, 1, std::numeric_limits<double>::infinity(), 1};
+    EXPECT_EQ(refusal({.token_weights = endless}),
+              "moe::LoadBalance: an entry of token_weights is inf, it must be finite and >= 0");
+    EXPECT_NE(refusal({.scored = moe::Scored(2)}), "");
     std::vector<double> negative(8, 1.0);
     negative[7] = -0.5;
     EXPECT_EQ(refusal({.fraction = negative}),

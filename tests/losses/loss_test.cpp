@@ -19,8 +19,13 @@
 #include <moe/gates/top_k.hpp>
 #include <moe/head.hpp>
 #include <moe/layer.hpp>
+#include <moe/losses/device_balance.hpp>
 #include <moe/losses/entropy.hpp>
+#include <moe/losses/importance.hpp>
+#include <moe/losses/load.hpp>
 #include <moe/losses/load_balance.hpp>
+#include <moe/losses/mass_balance.hpp>
+#include <moe/losses/second_place.hpp>
 #include <moe/losses/z_loss.hpp>
 #include <moe/routers/linear.hpp>
 #include <moe/testing/compare.hpp>
@@ -47,10 +52,17 @@ struct Named {
     const char* name;
     Loss (*long_form)(In, const Routing&, const Context&, double, Out);
     Loss (*short_form)(Workspace<double>&, double);
+    bool is_shared = false;  ///< the gradient of a token depends on the scores of others
 };
 std::ostream& operator<<(std::ostream& out, const Named& loss) { return out << loss.name; }
 
 constexpr auto sigmoid = moe::Score::sigmoid;
+
+/// Two: the first three of 5 to 8 experts, and the rest.
+moe::DeviceBalance devices(Index experts) {
+    static constexpr std::int32_t device[] = {0, 0, 0, 1, 1, 1, 1, 1};
+    return {.num_devices = 2, .device_of_expert = {device, static_cast<std::size_t>(experts)}};
+}
 
 const Named all[] = {
     {"z",
@@ -74,6 +86,43 @@ const Named all[] = {
      },
      [](Workspace<double>& ws, double weight) {
          return moe::load_balance_loss(ws, weight, {.score = sigmoid});
+     }},
+    {"load_balance_selected",
+     [](In z, const Routing& plan, const Context& context, double weight, Out dz) {
+         return moe::load_balance_loss(z, plan, context, weight, dz,
+                                       {.scored = moe::Scored::selected});
+     },
+     [](Workspace<double>& ws, double weight) {
+         return moe::load_balance_loss(ws, weight, {.scored = moe::Scored::selected});
+     }},
+    {"importance",
+     [](In z, const Routing& plan, const Context& context, double weight, Out dz) {
+         return moe::importance_loss(z, plan, context, weight, dz);
+     },
+     [](Workspace<double>& ws, double weight) { return moe::importance_loss(ws, weight); }, true},
+    {"second_place",
+     [](In z, const Routing& plan, const Context& context, double weight, Out dz) {
+         return moe::second_place_loss(z, plan, context, weight, dz);
+     },
+     [](Workspace<double>& ws, double weight) { return moe::second_place_loss(ws, weight); }},
+    {"mass_balance",
+     [](In z, const Routing& plan, const Context& context, double weight, Out dz) {
+         return moe::mass_balance_loss(z, plan, context, weight, dz);
+     },
+     [](Workspace<double>& ws, double weight) { return moe::mass_balance_loss(ws, weight); }, true},
+    {"device_balance",
+     [](In z, const Routing& plan, const Context& context, double weight, Out dz) {
+         return moe::device_balance_loss(z, plan, context, weight, dz, devices(z.cols()));
+     },
+     [](Workspace<double>& ws, double weight) {
+         return moe::device_balance_loss(ws, weight, devices(ws.expert_logits().cols()));
+     }},
+    {"communication_balance",
+     [](In z, const Routing& plan, const Context& context, double weight, Out dz) {
+         return moe::communication_balance_loss(z, plan, context, weight, dz, devices(z.cols()));
+     },
+     [](Workspace<double>& ws, double weight) {
+         return moe::communication_balance_loss(ws, weight, devices(ws.expert_logits().cols()));
      }},
 };
 
@@ -152,7 +201,7 @@ TEST_P(EveryLoss, ShowsNaN) {
     const double value = GetParam().long_form(logits, example::two_best(), {}, 1.0, dlogits);
     EXPECT_TRUE(std::isnan(value));
     for (Index e = 0; e < 8; ++e) EXPECT_TRUE(std::isnan(dlogits(1, e)));
-    EXPECT_TRUE(std::isfinite(dlogits(0, 0)));
+    EXPECT_EQ(std::isfinite(dlogits(0, 0)), !GetParam().is_shared);
 }
 
 TEST_P(EveryLoss, WorksOnRowsOfWiderMatrices) {
@@ -334,6 +383,38 @@ TEST_P(EveryLoss, RefusesAGateWithoutLogitsOfExperts) {
               std::string::npos)
         << found;
     EXPECT_TRUE((ws.dlogits().array() == 0).all());
+}
+
+TEST(LossesOnNoise, GradientsThroughALayerAreExact) {
+    const auto layer_of = [](const auto& gate) {
+        return moe::make_layer<double>(moe::Config{.model_dim = 4, .seed = 3},
+                                       moe::LinearRouter{.bias = true}, gate,
+                                       moe::Swiglu{.count = 5, .ffn_dim = 3});
+    };
+    auto layer = layer_of(moe::Noisy{moe::TopK{.k = 2}, moe::GateNoise{}});
+    Matrix<double> x = moe::testing::random_matrix<double>(6, 4, 5), y(6, 4), dx(6, 4);
+    const auto dy = moe::testing::random_matrix<double>(6, 4, 2);
+    const std::vector<double> latency{6, 4, 1, 1, 2};
+    const Context context{.training = true};
+    Workspace<double> ws;
+    const auto losses = [&](double weight) {
+        constexpr auto sample = moe::Variance::sample;
+        return moe::importance_loss(layer.gate(), ws, weight,
+                                    {.variance = sample, .expert_costs = latency}) +
+               moe::load_loss(layer.gate(), ws, weight,
+                              {.variance = sample, .expert_costs = latency});
+    };
+    const auto loss = [&] {
+        layer.forward(x, y, ws, context);
+        return seams::weighted_sum(y, dy) + 0.4 * losses(0);
+    };
+    loss();
+    losses(0.4);
+    auto grad = moe::zeros_like(layer);
+    layer.backward(x, dy, dx, grad, ws, context);
+    const auto options = seams::options(seams::SameChoices(ws));
+    EXPECT_TRUE(moe::testing::check_gradient(loss, x, dx, options));
+    seams::expect_parameter_gradients(loss, layer, grad, options);
 }
 
 }  // namespace

@@ -105,6 +105,43 @@ public:
 
     const GateNoise& noise() const { return noise_; }
     Index num_experts() const { return num_experts_; }
+    /// Whether a call has noise in what is selected; whether in what weighs, too.
+    bool is_on(const Context& context) const {
+        return (context.training || noise_.inference) && noise_.factor.at(context.step) != 0;
+    }
+    bool weighs(const Context& context) const { return noise_.weighs && is_on(context); }
+
+    /// h [T, E] again, for losses on noisy logits. It lies in the gate's node and lives until the
+    /// gate's next call.
+    /// @param logits  [T, L] of select()   @param call  of select(), in the gate's node; has noise
+    View<S> noisy_logits(In<S> logits, const Call<S>& call) const {
+        within(logits, call, true, [](In<S>, const Call<S>&) {});
+        return call.ws.template state<State>().noisy.matrix(logits.rows(), width());
+    }
+    /// sigma of a logit, at the context's step.
+    S sigma(In<S> logits, Index token, Index expert, const Context& context) const {
+        return is_learned() ? learned_sigma(logits, token, expert) : fixed_sigma(context);
+    }
+    /// From h and sigma back to the logits, as in backward(). Nothing for experts at -inf.
+    ///
+    ///     dz += dh,   dn += (dh noise + dsigma) sigmoid(n)
+    ///
+    /// @param dh, dsigma  [T, E]; dsigma is read for Kind::learned and may be [0, 0]: none
+    void noise_backward(In<S> logits, In<S> dh, In<S> dsigma, Out<S> dlogits,
+                        const Call<S>& call) const {
+        const detail::Samples samples(name, call, logits.rows(), width());
+        const bool has_sigma = dsigma.size() != 0;
+        each_row(logits, call, [&](Index t, Index e) {
+            if (logits(t, e) == masked) return;
+            dlogits(t, e) += dh(t, e);
+            if (!is_learned()) return;
+            const auto n = static_cast<double>(logits(t, width() + e));
+            const S from_sigma = has_sigma ? dsigma(t, e) : S(0);
+            const S ds = std::fma(dh(t, e), sample(samples, t, e), from_sigma);
+            S& dn = dlogits(t, width() + e);
+            dn = std::fma(ds, static_cast<S>(detail::softplus_slope(n)), dn);
+        });
+    }
     /// Twice as many as the inner gate's for Kind::learned.
     Index num_logits(Index experts) const {
         return (is_learned() ? 2 : 1) * hooks::num_logits(inner, experts);
@@ -147,7 +184,7 @@ public:
             auto dh = call.ws.template state<State>().gradient.matrix(h.rows(), h.cols());
             dh.setZero();
             add(dh);
-            add_gradient(logits, h, dh, dlogits, call);
+            noise_backward(logits, dh, Matrix<S>(), dlogits, call);
         });
     }
 
@@ -173,10 +210,6 @@ private:
     };
 
     bool is_learned() const { return noise_.kind == GateNoise::Kind::learned; }
-    bool is_on(const Context& context) const {
-        return (context.training || noise_.inference) && noise_.factor.at(context.step) != 0;
-    }
-    bool weighs(const Context& context) const { return noise_.weighs && is_on(context); }
     /// Logits that the inner gate reads.
     Index width() const { return hooks::num_logits(inner, num_experts_); }
 
@@ -225,19 +258,6 @@ private:
     S learned_sigma(In<S> logits, Index t, Index e) const {
         const auto n = static_cast<double>(logits(t, width() + e));
         return static_cast<S>(detail::softplus(n) + noise_.epsilon);
-    }
-
-    /// dz += dh, dn += dh noise sigmoid(n)
-    void add_gradient(In<S> logits, In<S> h, In<S> dh, Out<S> dlogits, const Call<S>& call) const {
-        const detail::Samples samples(name, call, logits.rows(), width());
-        each_row(logits, call, [&](Index t, Index e) {
-            if (h(t, e) == masked) return;
-            const auto n = static_cast<double>(logits(t, width() + e));
-            dlogits(t, e) += dh(t, e);
-            S& dn = dlogits(t, width() + e);
-            dn = std::fma(dh(t, e) * sample(samples, t, e),
-                          static_cast<S>(detail::softplus_slope(n)), dn);
-        });
     }
 
     GateNoise noise_{};

@@ -11,6 +11,7 @@
 #include <moe/gates/score.hpp>
 #include <moe/kernels/dispatch.hpp>
 #include <moe/losses/loss.hpp>
+#include <moe/losses/scores.hpp>
 
 namespace moe::inline MOE_ABI {
 
@@ -21,7 +22,8 @@ struct LoadBalance {
     enum class Norm {
         /// E sum_e f(e) P(e), f = n / T, P = mean over tokens of s. k: the number of slots, and 1
         /// with Slots::first. First slot: Switch, V-MoE, Tutel. All slots: Mixtral, Qwen, OLMoE,
-        /// DBRX and gpt-oss in transformers, flaxformer, Hunyuan, Dynamic_MoE.
+        /// DBRX and gpt-oss in transformers, flaxformer, Hunyuan, Dynamic_MoE; Uni-MoE with
+        /// Scored::selected.
         per_token,
         /// E^2 mean_e f(e) P(e): GShard's way to write per_token, the same number.
         gshard,
@@ -36,20 +38,34 @@ struct LoadBalance {
     enum class Slots { first, all };
 
     Norm norm = Norm::per_token;
-    /// softmax (of the token's L logits, also for softmax_of_selected), or sigmoid or sqrt_softplus
-    /// divided by their sum over all E (DeepSeek-V3, Megatron; 0 if that sum is 0). Not raw.
+    /// softmax (softmax_of_selected is the same: `scored` says of which), or sigmoid or
+    /// sqrt_softplus divided by their sum (DeepSeek-V3, Megatron; 0 if that sum is 0). Not raw.
     Score score = Score::softmax;
+    /// selected: Uni-MoE, whose gradient then goes to the selected experts only. A token that has
+    /// selected none scores 0 for all.
+    Scored scored = Scored::all;
     Slots slots = Slots::all;
-    bool count_dropped = true;  ///< count what was selected; false: only what reaches its expert
+    /// Count what was selected, and score it with Scored::selected; false: only what reaches its
+    /// expert.
+    bool count_dropped = true;
     /// The mean of the values of the sequences (DeepSeek-V2 and -V3, Megatron); needs
     /// Context::sequence_offsets. Sequences without tokens that count are left out.
     bool per_sequence = false;
-    /// [E] instead of counting, f(e) is this: the fraction over all ranks or accumulated batches
-    /// (Megatron's global loss). Empty: count. Entries are finite and >= 0.
+    /// [E] instead of counting, f(e) is this: the fraction over all layers, ranks or accumulated
+    /// batches, which LoadFraction adds up. Empty: count. Entries are finite and >= 0.
     std::span<const double> fraction{};
     /// [E] multiplies f(e), e.g. tau < 1 for zero-computation experts (MoE++). Empty: 1.
     /// Entries are finite and >= 0.
     std::span<const double> expert_weights{};
+    /// [T] how much a token counts: the means over tokens are weighted means, T is the sum of the
+    /// weights (Uni-MoE: 10 for tokens of answers). Empty: 1. Entries are finite and >= 0; if those
+    /// of all tokens that count are 0, the value is.
+    std::span<const double> token_weights{};
+
+    /// The weight of one token.
+    double token_weight(Index token) const {
+        return token_weights.empty() ? 1 : token_weights[static_cast<std::size_t>(token)];
+    }
 };
 
 namespace detail {
@@ -61,10 +77,10 @@ struct BalanceScale {
     double total;      // value = total * sum_e f(e) P(e)
 };
 
-inline BalanceScale balance_scale(LoadBalance::Norm norm, Index experts, Index tokens,
+inline BalanceScale balance_scale(LoadBalance::Norm norm, Index experts, double tokens,
                                   double assignments) {
     using Norm = LoadBalance::Norm;
-    const double e = static_cast<double>(experts), per_token = 1 / static_cast<double>(tokens);
+    const double e = static_cast<double>(experts), per_token = tokens == 0 ? 0 : 1 / tokens;
     const double per_assignment = assignments == 0 ? 0 : 1 / assignments;
     if (norm == Norm::per_assignment) return {per_assignment, per_token, e};
     if (norm == Norm::all_per_assignment) return {per_assignment, per_assignment, e};
@@ -72,53 +88,51 @@ inline BalanceScale balance_scale(LoadBalance::Norm norm, Index experts, Index t
     return {per_token, per_token, e};  // gshard's E^2 / E is exact
 }
 
-/// Adds to load[e] what the tokens [from, to) that count have selected; returns how many.
-template <class S>
-double count_load(const LossInput<S>& in, const LoadBalance& options, Index from, Index to,
-                  double* load) {
-    double all = 0;
+/// n(e), N and T of the tokens [from, to).
+/// @param counts  whether a token does
+/// @param load    [E] added to
+/// @return        T
+template <class F>
+double count_load(const Routing& routing, const LoadBalance& options, Index from, Index to,
+                  F&& counts, double* load) {
+    double tokens = 0;
     for (Index t = from; t < to; ++t) {
-        if (!in.counts(t)) continue;
-        auto slots = in.routing.of(t);
+        if (!counts(t)) continue;
+        const double weight = options.token_weight(t);
+        tokens += weight;
+        auto slots = routing.of(t);
         if (options.slots == LoadBalance::Slots::first)
             slots = slots.first(std::min<std::size_t>(slots.size(), 1));
-        for (const Assignment& a : slots) {
-            if (a.dropped != Dropped::no && !options.count_dropped) continue;
-            load[a.expert] += 1;
-            all += 1;
-        }
+        for (const Assignment& a : slots)
+            if (a.dropped == Dropped::no || options.count_dropped) load[a.expert] += weight;
     }
-    return all;
+    return tokens;
 }
 
-inline bool is_softmax(Score score) {
-    return score == Score::softmax || score == Score::softmax_of_selected;
-}
-
-/// s(z) = g(z) / sum g of one token, and slope(e) = d(log g)/dz. softmax has slope 1, which is not
-/// written.
+/// T of the tokens [from, to).
 template <class S>
-void balance_scores(const KernelTable<S>& table, Score score, Index experts, const S* z, S* s,
-                    S* slope) {
-    if (is_softmax(score)) return table.softmax(experts, z, s);
-    selection_scores(score, experts, z, s);
-    score_slopes(score, experts, z, slope);
-    const S sum = table.sum(experts, s);
-    for (Index e = 0; e < experts && sum != 0; ++e) s[e] /= sum;
+double count_tokens(const LossInput<S>& in, const LoadBalance& options, Index from, Index to) {
+    double tokens = 0;
+    for (Index t = from; t < to; ++t)
+        if (in.counts(t)) tokens += options.token_weight(t);
+    return tokens;
 }
 
-/// value_before + the value over the tokens [from, to), of which `tokens` count; adds
+/// value_before + the value over the tokens [from, to), not all of weight 0; adds
 /// share * d(value) to the gradient.
 template <class S>
 double load_balance(const LossInput<S>& in, LossScratch<S>& scratch, const LoadBalance& options,
-                    Index from, Index to, Index tokens, double share, double value_before) {
+                    Index from, Index to, double share, double value_before) {
     const KernelTable<S>& table = kernels<S>();
     const Index experts = in.logits.cols();
     const auto at = [](Index e) { return static_cast<std::size_t>(e); };
 
     double* load = scratch.load_sum.assign(2 * experts, 0.0).data();  // n(e), then f(e)
     double* score_sum = load + experts;
-    const double assignments = count_load(in, options, from, to, load);
+    const double tokens = count_load(
+        in.routing, options, from, to, [&](Index t) { return in.counts(t); }, load);
+    double assignments = 0;
+    for (Index e = 0; e < experts; ++e) assignments += load[e];
     const BalanceScale scale = balance_scale(options.norm, experts, tokens, assignments);
     S* fraction = scratch.fraction.resize(experts).data();
     for (Index e = 0; e < experts; ++e) {
@@ -130,46 +144,49 @@ double load_balance(const LossInput<S>& in, LossScratch<S>& scratch, const LoadB
     S* s = scratch.scores.resize(2 * experts).data();
     S* slope = s + experts;
     S* gradient = scratch.gradient.resize(experts).data();
-    const S factor = static_cast<S>(share * in.weight * scale.total * scale.per_score);
+    const double factor = share * in.weight * scale.total * scale.per_score;
     for (Index t = from; t < to; ++t) {
         if (!in.counts(t)) continue;
-        balance_scores(table, options.score, experts, in.row(t), s, slope);
-        for (Index e = 0; e < experts; ++e) score_sum[e] += static_cast<double>(s[e]);
+        const S* z = in.row(t);
+        if (options.scored == Scored::selected) {
+            mask_unselected(in.routing, t, options.count_dropped, experts, z, slope);
+            z = slope;
+        }
+        normalized_scores(table, options.score, experts, z, s, slope);
+        const double weight = options.token_weight(t);
+        for (Index e = 0; e < experts; ++e)
+            score_sum[e] = std::fma(weight, static_cast<double>(s[e]), score_sum[e]);
         if (in.weight == 0) continue;
         const S mean = table.dot(experts, s, fraction);
         for (Index e = 0; e < experts; ++e) gradient[e] = s[e] * (fraction[e] - mean);
         if (!is_softmax(options.score))
             for (Index e = 0; e < experts; ++e) gradient[e] *= slope[e];
-        table.axpy(experts, factor, gradient, in.drow(t));
+        table.axpy(experts, static_cast<S>(factor * weight), gradient, in.drow(t));
     }
     double sum = 0;
     for (Index e = 0; e < experts; ++e) sum = std::fma(load[e], score_sum[e], sum);
     return std::fma(scale.total * scale.per_score, sum, value_before);
 }
 
+/// What counting reads of the options.
+inline void check_counting(const LoadBalance& options, Index tokens) {
+    check_choice("moe::LoadBalance", "norm", options.norm, LoadBalance::Norm::unscaled);
+    check_choice("moe::LoadBalance", "slots", options.slots, LoadBalance::Slots::all);
+    check_weights("moe::LoadBalance", "token_weights", options.token_weights, tokens, "tokens");
+}
+
 template <class S>
 void check_load_balance(const LossInput<S>& in, const LoadBalance& options) {
     in.check("load_balance_loss");
     const Index experts = in.routing.num_experts();
-    if (in.logits.cols() != experts)
-        fail("moe::load_balance_loss: there are ", in.logits.cols(), " logits per token and ",
-             experts, " experts; it needs one logit per expert");
-    check_choice("moe::LoadBalance", "norm", options.norm, LoadBalance::Norm::unscaled);
+    in.check_experts("load_balance_loss");
+    check_counting(options, in.logits.rows());
     check_choice("moe::LoadBalance", "score", options.score, Score::sqrt_softplus);
-    check_choice("moe::LoadBalance", "slots", options.slots, LoadBalance::Slots::all);
+    check_choice("moe::LoadBalance", "scored", options.scored, Scored::selected);
     if (options.score == Score::raw)
         fail("moe::LoadBalance: score is raw, it must be softmax, sigmoid or sqrt_softplus");
-    const auto check = [experts](const char* field, std::span<const double> per_expert) {
-        if (!per_expert.empty() && static_cast<Index>(per_expert.size()) != experts)
-            fail("moe::LoadBalance: ", field, " has ", per_expert.size(), " entries, there are ",
-                 experts, " experts");
-        for (const double value : per_expert)
-            if (!(value >= 0) || !std::isfinite(value))
-                fail("moe::LoadBalance: an entry of ", field, " is ", value,
-                     ", it must be finite and >= 0");
-    };
-    check("fraction", options.fraction);
-    check("expert_weights", options.expert_weights);
+    check_weights("moe::LoadBalance", "fraction", options.fraction, experts, "experts");
+    check_weights("moe::LoadBalance", "expert_weights", options.expert_weights, experts, "experts");
     if (!options.per_sequence) return;
     required_sequences("moe::LoadBalance: per_sequence", in.context.sequence_offsets,
                        in.logits.rows());
@@ -182,18 +199,17 @@ Loss load_balance_loss(const LossInput<S>& in, LossScratch<S>& scratch,
     check_load_balance(in, options);
     const Index rows = in.logits.rows();
     if (!options.per_sequence) {
-        const Index tokens = in.count(0, rows);
-        if (tokens == 0) return {"load_balance", 0};
-        return {"load_balance", load_balance(in, scratch, options, 0, rows, tokens, 1, 0)};
+        if (count_tokens(in, options, 0, rows) == 0) return {"load_balance", 0};
+        return {"load_balance", load_balance(in, scratch, options, 0, rows, 1, 0)};
     }
     const auto offsets = in.context.sequence_offsets;
     Index sequences = 0;
     for (std::size_t b = 1; b < offsets.size(); ++b)
-        sequences += in.count(offsets[b - 1], offsets[b]) > 0 ? 1 : 0;
+        sequences += count_tokens(in, options, offsets[b - 1], offsets[b]) > 0 ? 1 : 0;
     double sum = 0;
     for (std::size_t b = 1; b < offsets.size(); ++b)
-        if (const Index tokens = in.count(offsets[b - 1], offsets[b]); tokens > 0)
-            sum = load_balance(in, scratch, options, offsets[b - 1], offsets[b], tokens,
+        if (count_tokens(in, options, offsets[b - 1], offsets[b]) > 0)
+            sum = load_balance(in, scratch, options, offsets[b - 1], offsets[b],
                                1 / static_cast<double>(sequences), sum);
     return {"load_balance", sequences == 0 ? 0 : sum / static_cast<double>(sequences)};
 }
@@ -212,6 +228,9 @@ Loss load_balance_loss(const LossInput<S>& in, LossScratch<S>& scratch,
 ///
 ///     load_balance_loss(ws, 0.01);                                         // Mixtral, all slots
 ///     load_balance_loss(ws, 0.01, {.slots = LoadBalance::Slots::first});   // Switch
+///
+/// transformers joins the layers of a model: f and P are means over the tokens of all of them. That
+/// is a mean over layers of this loss with their common f, see LoadFraction.
 ///
 /// @param logits   [T, E] clean logits: no noise, no selection bias
 /// @param routing  of the same tokens: what was selected, e.g. before a bias or capacity if f is to

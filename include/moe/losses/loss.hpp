@@ -2,7 +2,9 @@
 #ifndef MOE_LOSSES_LOSS_HPP
 #define MOE_LOSSES_LOSS_HPP
 
+#include <cmath>
 #include <limits>
+#include <span>
 
 #include <moe/core/concepts.hpp>
 #include <moe/core/context.hpp>
@@ -23,7 +25,8 @@ namespace moe::inline MOE_ABI {
 ///     Loss z_loss(ws, weight)        the same on what forward() or route() left in a workspace
 ///
 /// The second form is about the experts' own logits, Workspace::expert_logits(): not about noise
-/// logits of Noisy, or masks of KeepAny.
+/// logits of Noisy, or masks of KeepAny. Losses on those take the layer's gate as well: load_loss,
+/// importance_loss, mask_loss.
 ///
 /// It computes the value from the logits alone and **adds** weight * d(value)/d(logits) to dlogits.
 /// So the loss to report is weight * value, and the weight holds the coefficient and whatever the
@@ -73,6 +76,18 @@ bool counts_in_losses(const Context& context, const Eigen::DenseBase<X>& logits,
 
 namespace detail {
 
+/// Checks a span of settings, one per expert or token; empty is allowed.
+/// @param who    the options that have it   @param field  its name there
+/// @param per    "experts" or "tokens", of which there are `count`
+inline void check_weights(const char* who, const char* field, std::span<const double> values,
+                          Index count, const char* per) {
+    if (!values.empty() && static_cast<Index>(values.size()) != count)
+        fail(who, ": ", field, " has ", values.size(), " entries, there are ", count, " ", per);
+    for (const double value : values)
+        if (!(value >= 0) || !std::isfinite(value))
+            fail(who, ": an entry of ", field, " is ", value, ", it must be finite and >= 0");
+}
+
 /// Rows of one token, and numbers per expert.
 template <class S>
 struct LossScratch {
@@ -80,6 +95,7 @@ struct LossScratch {
     Buffer<S> gradient;       // [L] of a token
     Buffer<S> fraction;       // [E] f(e)
     Buffer<double> load_sum;  // [2 E] n(e), then f(e) in its place; summed scores
+    Buffer<double> given;     // f(e) that one loss gives another, and what it is made of
 };
 
 /// The matrices of a loss, checked against one another.
@@ -104,6 +120,13 @@ struct LossInput {
             fail("moe::", who, ": the routing is for ", routing.num_tokens(),
                  " tokens, logits has ", logits.rows(), " rows");
         check_extent("padding", context.padding.size(), logits.rows(), "one per token");
+    }
+
+    /// For losses that need to know which logit is whose.
+    void check_experts(const char* who) const {
+        if (logits.cols() != routing.num_experts())
+            fail("moe::", who, ": there are ", logits.cols(), " logits per token and ",
+                 routing.num_experts(), " experts; it needs one logit per expert");
     }
 
     const S* row(Index token) const { return row_data(logits, token); }
