@@ -66,7 +66,8 @@ struct PriorInput {
         const Index tokens = layers.front().logits.rows();
         Index columns = 0;
         for (const LayerLogits<S>& layer : layers) {
-            const auto &z = layer.logits, &dz = layer.dlogits;
+            const auto& z = layer.logits;
+            const auto& dz = layer.dlogits;
             if (z.cols() == 0)
                 fail(name,
                      ": the gate of a layer has no logits of experts, which the loss is about "
