@@ -2,31 +2,24 @@
 #ifndef MOE_LOSSES_ENTROPY_HPP
 #define MOE_LOSSES_ENTROPY_HPP
 
-#include <algorithm>
-#include <cmath>
-#include <limits>
 #include <utility>
 
 #include <moe/kernels/dispatch.hpp>
+#include <moe/losses/log_softmax.hpp>
 #include <moe/losses/loss.hpp>
 
 namespace moe::inline MOE_ABI {
 namespace detail {
 
 /// -sum p log p of p = softmax(z), in nats; 0 log 0 is 0. NaN where the softmax is not defined.
-/// With log p = (z - max z) - log sum exp(z - max z), so that a constant added to z changes
-/// nothing.
 /// @param z      [n] not -inf throughout
 /// @param p      [n] written
 /// @param log_p  [n] written; 0 where p is 0
 template <class S>
 S softmax_entropy(const KernelTable<S>& table, Index n, const S* z, S* p, S* log_p) {
-    table.softmax(n, z, p);
-    S most = -std::numeric_limits<S>::infinity();
-    for (Index i = 0; i < n; ++i) most = std::max(most, z[i]);
-    for (Index i = 0; i < n; ++i) log_p[i] = z[i] - most;
-    const S lse = table.log_sum_exp(n, log_p);
-    for (Index i = 0; i < n; ++i) log_p[i] = p[i] == S(0) ? S(0) : log_p[i] - lse;
+    log_softmax(table, n, z, p, log_p);
+    for (Index i = 0; i < n; ++i)
+        if (p[i] == S(0)) log_p[i] = S(0);
     return -table.dot(n, p, log_p);
 }
 
