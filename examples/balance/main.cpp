@@ -10,6 +10,9 @@
 #include <moe/losses.hpp>
 #include <moe/moe.hpp>
 #include <moe/routers.hpp>
+#include <moe/stats/format.hpp>
+
+#include "top_p.hpp"
 
 namespace {
 
@@ -48,10 +51,11 @@ private:
 };
 
 /// Trains a layer on the stream and prints a line of the table.
-/// @param add     called between forward and backward: a loss
-/// @param update  called after each step: a controller
+/// @param add     add(layer, ws), called between forward and backward: a loss
+/// @param update  update(layer, ws), called after each step: a controller
 template <class Router, class Gate, class Add, class Update>
-void train(const char* name, const Router& router, const Gate& gate, Add&& add, Update&& update) {
+void train(const std::string& name, const Router& router, const Gate& gate, Add&& add,
+           Update&& update) {
     moe::Layer layer{moe::Config{.model_dim = dim, .seed = 5}, router, gate,
                      moe::Mlp{.count = experts, .ffn_dim = 16}};
     if constexpr (requires { layer.router().bias(0, 0); })
@@ -73,7 +77,7 @@ void train(const char* name, const Router& router, const Gate& gate, Add&& add, 
             load.add(ws.routing());
         }
         const Matrix<float> dy = difference * (2.0f / (tokens * dim));
-        add(layer, ws, grad);
+        add(layer, ws);
         layer.backward(stream.x, dy, dx, grad, ws, context);
         moe::for_each_parameter(layer, grad, [](auto, std::span<float> w, std::span<float> g) {
             for (std::size_t i = 0; i < w.size(); ++i) w[i] -= 0.8f * std::exchange(g[i], 0.f);
@@ -82,53 +86,70 @@ void train(const char* name, const Router& router, const Gate& gate, Add&& add, 
     }
     Index dead = 0;
     for (const double count : load.counts()) dead += count == 0;
-    std::printf("| %s | %.3f | %.2f | %td | %.2f |\n", name, error,
+    std::printf("| %s | %.3f | %.2f | %td | %.2f |\n", name.c_str(), error,
                 moe::max_violation(load.counts()) + 1, dead, entropy);
 }
 
-/// With a loss whose form is f(ws), or a controller whose form is f(layer, ws).
-template <class Gate, class F>
-void with_loss(const char* name, const Gate& gate, F&& loss) {
+const moe::LinearRouter leaning{.bias = true};
+
+std::string figure(double value) { return moe::detail::significant(value, 2); }
+
+template <class Gate, class Loss>
+void with_loss(const std::string& name, const Gate& gate, Loss&& loss) {
     train(
-        name, moe::LinearRouter{.bias = true}, gate, [&](auto&, auto& ws, auto&) { loss(ws); },
-        [](auto&...) {});
+        name, leaning, gate, [&](auto&, auto& ws) { loss(ws); }, [](auto&...) {});
 }
-template <class Gate, class F>
-void with_controller(const char* name, const Gate& gate, F&& update) {
+template <class Gate, class Controller>
+void with_controller(const std::string& name, const Gate& gate, Controller controller) {
     train(
-        name, moe::LinearRouter{.bias = true}, gate, [](auto&...) {}, update);
+        name, leaning, gate, [](auto&...) {},
+        [&](auto& layer, auto& ws) { moe::update_bias(layer, ws.routing(), controller); });
 }
 
+/// Top-1 layers that begin with nearly everything at expert 0.
 void collapse() {
     std::printf("| Remedy | error | busiest/mean | dead experts | router entropy |\n");
     std::printf("|---|---|---|---|---|\n");
-    const auto nothing = [](auto&...) {};
     const moe::TopK top_1{.k = 1, .normalize = moe::Normalize::none};
     moe::TopK biased = top_1;
     biased.selection_bias = true;
-    with_loss("none", top_1, nothing);
-    with_loss("`load_balance_loss`, 0.01", top_1,
-              [](auto& ws) { moe::load_balance_loss(ws, 0.01); });
-    with_loss("`load_balance_loss`, 0.1", top_1, [](auto& ws) { moe::load_balance_loss(ws, 0.1); });
+    moe::TopK biased_logits = biased;
+    biased_logits.biases_logits = true;
+
+    with_loss("none", top_1, [](auto&) {});
+    for (const double weight : {0.01, 0.1})
+        with_loss("`load_balance_loss`, " + figure(weight), top_1,
+                  [&](auto& ws) { moe::load_balance_loss(ws, weight); });
+    with_loss("`mass_balance_loss`, 0.1", top_1, [](auto& ws) { moe::mass_balance_loss(ws, 0.1); });
+    for (const double weight : {0.01, 0.1})
+        with_loss("`importance_loss`, " + figure(weight), top_1,
+                  [&](auto& ws) { moe::importance_loss(ws, weight); });
+    const moe::Noisy noisy{top_1, moe::GateNoise{.kind = moe::GateNoise::Kind::fixed}};
+    with_loss("`Noisy`", noisy, [](auto&) {});
+    train(
+        "`Noisy`, `load_loss`, 0.1", leaning, noisy,
+        [](auto& layer, auto& ws) { moe::load_loss(layer.gate(), ws, 0.1); }, [](auto&...) {});
     with_loss("`z_loss`, 0.01", top_1, [](auto& ws) { moe::z_loss(ws, 0.01); });
-    with_controller("`SignUpdate`, 0.01", biased, [](auto& layer, auto& ws) {
-        moe::update_bias(layer, ws.routing(), moe::SignUpdate{.rate = 0.01});
-    });
-    with_controller("`ProportionalUpdate`, 0.01", biased, [](auto& layer, auto& ws) {
-        moe::update_bias(layer, ws.routing(), moe::ProportionalUpdate{.rate = 0.01});
-    });
-    moe::TopK on_logits = biased;
-    on_logits.biases_logits = true;
-    with_controller("`QuantileUpdate`", on_logits,
-                    [quantile = moe::QuantileUpdate{.ema = 0.9}](auto& layer, auto& ws) mutable {
-                        quantile.add(layer, ws, 1);
-                        quantile.update(layer);
-                    });
-    train("`RandomRouter`", moe::RandomRouter{.training = moe::RandomRouter::Scope::token}, top_1,
-          nothing, nothing);
+    with_controller("`SignUpdate`, 0.01", biased, moe::SignUpdate{.rate = 0.01});
+        });
+    with_controller("`ProportionalUpdate`, 0.01", biased, moe::ProportionalUpdate{.rate = 0.01});
+    with_controller("`InverseStepUpdate`, 1", biased, moe::InverseStepUpdate{.rate = 1});
+    train(
+        "`QuantileUpdate`", leaning, biased_logits, [](auto&...) {},
+        [quantile = moe::QuantileUpdate{.ema = 0.9}](auto& layer, auto& ws) mutable {
+            quantile.add(layer, ws, 1);
+            quantile.update(layer);
+        });
+    const auto nothing = [](auto&...) {};
+    const auto per_token = moe::RandomRouter::Scope::token;
+    train("`RandomRouter`", moe::RandomRouter{.training = per_token}, top_1, nothing, nothing);
     train("`BalancedRouter`", moe::BalancedRouter{.k = 1}, top_1, nothing, nothing);
 }
 
 }  // namespace
 
-int main() { collapse(); }
+int main() {
+    collapse();
+    std::printf("\n");
+    top_p();
+}

@@ -91,7 +91,7 @@
 #include <moe/gates/sequence_budget.hpp>
 #include <moe/gates/sinkhorn.hpp>
 #include <moe/gates/sparse_mixer.hpp>
-#include <moe/gates/temperature.hpp>
+#include <moe/gates/schedule.hpp>
 #include <moe/gates/threshold.hpp>
 #include <moe/gates/token_gate.hpp>
 #include <moe/gates/top_any.hpp>
