@@ -348,6 +348,9 @@ TEST(TraceFile, RefusesOtherTypesAndShapes) {
               refusal("has slots of F32, which it cannot be"));
     EXPECT_EQ(fault_with<std::uint8_t>("slots", {1, 2, 1}, {1, 3}),
               refusal("has \"slots\" of [1, 3], it must have one dimension"));
+    EXPECT_NE(fault_with<std::int16_t>("slots", {1, 2, 1}, {3}), "");
+    EXPECT_NE(fault_with<std::uint32_t>("token_ids", {5, 6}, {2}), "");
+    EXPECT_NE(fault_with<std::uint64_t>("batch.tokens", {2, 1}, {2}), "");
     EXPECT_NE(fault_with<float>("batch.step", {0, 0}, {2}), "");
     EXPECT_NE(fault_with<std::uint8_t>("weights", {1, 1, 1, 1}, {4}), "");
     EXPECT_NE(fault_with<std::uint8_t>("batch.step", {0, 0}, {2}), "");

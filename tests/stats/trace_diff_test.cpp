@@ -69,7 +69,7 @@ void expect_no_difference(const TraceDiff& diff) {
 }
 
 TEST(TraceDiff, OfATraceAndItselfIsNothing) {
-    for (const std::uint64_t seed : {1, 2, 3}) {
+    for (std::uint64_t seed = 1; seed < 4; ++seed) {
         const Trace trace = example_trace::random_trace(seed);
         expect_no_difference(moe::trace_diff(trace, trace));
         EXPECT_EQ(moe::trace_diff(trace, trace).layers.size(), 2u);
