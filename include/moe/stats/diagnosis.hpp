@@ -36,7 +36,7 @@ struct DiagnosisOptions {
     double max_over_mean = 2;
     /// Share of assignments that are refused for capacity. Trained models lose less than that
     double dropped = 0.02;
-    /// Share of tokens that reach no expert
+    /// Share of tokens that reach no expert: no more than the assignments that may be dropped
     double unrouted = 0.02;
     /// Of refused assignments, those in the second half of their sequences, or batches, from where
     /// on the order decides who is refused: half of them would be if it did not

@@ -63,7 +63,7 @@ inline std::vector<TokenSequence> token_sequences(const char* who, const Trace& 
     std::vector<TokenSequence> sequences;
     bool is_first = true;
     trace.for_each_of(layer, [&](const TraceRecord& record, const TraceBatch& batch) {
-        std::vector<std::int64_t> ends = batch.sequence_offsets;
+        auto ends = batch.sequence_offsets;
         if (ends.empty()) ends = {0, record.num_tokens()};
         const std::size_t count = ends.size() - 1;
         if (continued && !is_first && count != sequences.size())
