@@ -186,8 +186,8 @@ struct SegmentCacheHits {
 /// hit, as a cache may start with what will be needed. Each sequence starts anew; hits and requests
 /// are summed over them.
 ///
-/// The rate does not fall as rho grows. m = 1 is LRU. A cache of twice the active experts is the
-/// published advice.
+/// The rate does not fall as rho grows. m = 1 is LRU, if there is room for the experts of a token.
+/// A cache of twice the active experts is the published advice.
 /// @throws std::invalid_argument as segment_activations(), or if size_ratio is negative or not
 /// finite
 inline SegmentCacheHits segment_cache(const Trace& trace, Index layer,
