@@ -25,9 +25,8 @@ namespace moe::inline MOE_ABI {
 /// From where on something is worth a finding.
 struct DiagnosisOptions {
     /// Assignments per expert, in the mean, below which a layer has too few tokens to tell: only
-    /// NaN is reported then. Of 32, a router that chooses at random leaves an expert without any
-    /// with odds of e^-32, and gives the busiest of 256 experts twice the mean with odds of 1 in
-    /// 900
+    /// NaN is reported then. At 32, a router that chooses at random leaves an expert without any
+    /// with odds of e^-32, and gives one of 256 twice the mean with odds of 1 in 9000
     double least_load = 32;
     /// The k busiest experts, k being the assignments per token: how far their share of the load is
     /// on the way from balance (0) to everything (1). Past the middle the others are spare
@@ -36,13 +35,13 @@ struct DiagnosisOptions {
     double max_over_mean = 2;
     /// Share of assignments that are refused for capacity. Trained models lose less than that
     double dropped = 0.02;
-    /// Share of tokens that reach no expert
+    /// Share of tokens that reach no expert: no more than the assignments that may be dropped
     double unrouted = 0.02;
     /// Of refused assignments, those in the second half of their sequences, or batches, from where
     /// on the order decides who is refused: half of them would be if it did not
     double late = 2.0 / 3;
-    /// Weight of a last slot over that of a mean one. At a tenth, a quarter of the products of k =
-    /// 4 make less than 1 / 40 of the output
+    /// Weight of a last slot over that of a mean one. At a tenth, with k = 4, a quarter of the
+    /// products makes less than 1 / 40 of the output
     double slot_weight = 0.1;
     /// Router entropy over its largest value from where on a router is undecided. At 0.95 of log 8
     /// the best of 8 experts has a probability of 0.3 at most

@@ -63,7 +63,7 @@ inline std::vector<TokenSequence> token_sequences(const char* who, const Trace& 
     std::vector<TokenSequence> sequences;
     bool is_first = true;
     trace.for_each_of(layer, [&](const TraceRecord& record, const TraceBatch& batch) {
-        std::vector<std::int64_t> ends = batch.sequence_offsets;
+        auto ends = batch.sequence_offsets;
         if (ends.empty()) ends = {0, record.num_tokens()};
         const std::size_t count = ends.size() - 1;
         if (continued && !is_first && count != sequences.size())
@@ -179,15 +179,15 @@ struct SegmentCacheHits {
 
 /// The hit rate of a cache that knows the next m tokens and evicts the expert they use least.
 ///
-/// Each token asks for its experts at once; those that are there are hits, the others are fetched.
-/// Then the cache keeps, of what it held and what the token used, the experts that come first in
-/// this order: used by the token, used by more of the m - 1 tokens after it, used more recently,
-/// lower index. A cache with room evicts nothing, and what fills it counts as a hit: a cache may
-/// start with what will be needed. Each sequence starts anew; hits and requests are summed over
-/// them.
+/// A token asks for its experts at once: those that are held then are hits. The others are fetched
+/// in slot order, each in the place of the expert that fewest of the m tokens use that begin with
+/// this one, of equal ones the one that was used longest ago. An expert that has served the token
+/// counts as used by it no more. A cache with room evicts nothing, and what fills it counts as a
+/// hit, as a cache may start with what will be needed. Each sequence starts anew; hits and requests
+/// are summed over them.
 ///
-/// It does not fall as rho grows. m = 1 is LRU. Two times the active experts are the published
-/// advice.
+/// The rate does not fall as rho grows. m = 1 is LRU, if there is room for the experts of a token.
+/// A cache of twice the active experts is the published advice.
 /// @throws std::invalid_argument as segment_activations(), or if size_ratio is negative or not
 /// finite
 inline SegmentCacheHits segment_cache(const Trace& trace, Index layer,
@@ -216,24 +216,18 @@ inline SegmentCacheHits segment_cache(const Trace& trace, Index layer,
         std::lround(std::min(options.size_ratio * k, static_cast<double>(experts))));
 
     std::vector<Index> cache, last(detail::at(experts));
-    std::vector<Index> uses(detail::at(experts));  // in the tokens ahead; all 0 at the end of them
+    std::vector<Index> uses(detail::at(experts));  // that are seen ahead; all 0 after a sequence
     std::vector<char> is_held(detail::at(experts));
-    const auto is_better = [&](Index a, Index b) {
+    const auto is_worse = [&](Index a, Index b) {
         const auto i = detail::at(a), j = detail::at(b);
-        // The token's own have the latest use, and go before all others.
-        const bool own_a = last[i] == last[detail::at(chosen.front())],
-                   own_b = last[j] == last[detail::at(chosen.front())];
-        if (own_a != own_b) return own_a;
-        if (uses[i] != uses[j]) return uses[i] > uses[j];
-        if (last[i] != last[j]) return last[i] > last[j];
-        return a < b;
+        return uses[i] != uses[j] ? uses[i] < uses[j] : last[i] < last[j];
     };
+    Index now = 0;  // counts requests
     for (const auto& sequence : sequences) {
         const auto length = static_cast<Index>(sequence.size());
         cache.clear();
         std::fill(is_held.begin(), is_held.end(), 0);
         const auto foresee = [&](Index token) {
-            if (token >= length) return;
             read(sequence, token);
             for (const Index e : chosen) ++uses[detail::at(e)];
         };
@@ -241,24 +235,23 @@ inline SegmentCacheHits segment_cache(const Trace& trace, Index layer,
         for (Index t = 0; t < length; ++t) {
             read(sequence, t);
             Index room = capacity - static_cast<Index>(cache.size());
+            for (const Index e : chosen)
+                if (is_held[detail::at(e)] || room-- > 0) ++hits;
             for (const Index e : chosen) {
-                --uses[detail::at(e)];
-                last[detail::at(e)] = t;
-                if (is_held[detail::at(e)]) {
-                    ++hits;
-                    continue;
+                if (!is_held[detail::at(e)] && capacity > 0) {
+                    if (static_cast<Index>(cache.size()) == capacity) {
+                        const auto worst = std::min_element(cache.begin(), cache.end(), is_worse);
+                        is_held[detail::at(*worst)] = 0;
+                        *worst = cache.back();
+                        cache.pop_back();
+                    }
+                    is_held[detail::at(e)] = 1;
+                    cache.push_back(e);
                 }
-                if (room-- > 0) ++hits;
-                is_held[detail::at(e)] = 1;
-                cache.push_back(e);
+                --uses[detail::at(e)];
+                last[detail::at(e)] = ++now;
             }
-            if (static_cast<Index>(cache.size()) > capacity) {
-                const auto end = cache.begin() + capacity;
-                std::nth_element(cache.begin(), end, cache.end(), is_better);
-                for (auto e = end; e != cache.end(); ++e) is_held[detail::at(*e)] = 0;
-                cache.erase(end, cache.end());
-            }
-            if (m <= length - 1 - t) foresee(t + m);
+            if (m < length - t) foresee(t + m);
         }
     }
     return {.capacity = capacity,
