@@ -256,6 +256,9 @@ TEST(Steering, TakesExpertsOfOneLayerFromAList) {
     steer.reset();
     steer.force(list, 0).offset(list, 0, 0.5).multiply(list, 0, 64);
     const Context context = steer.on();
+    ASSERT_EQ(context.forced.size(), 4u);
+    ASSERT_EQ(context.logit_offset.size(), 4u);
+    ASSERT_EQ(context.gate_multiplier.size(), 4u);
     for (std::size_t e = 0; e < 4; ++e) {
         const bool is_listed = e == 1 || e == 3;
         EXPECT_EQ(context.forced[e], is_listed ? 1 : 0);
