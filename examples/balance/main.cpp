@@ -131,7 +131,6 @@ void collapse() {
         [](auto& layer, auto& ws) { moe::load_loss(layer.gate(), ws, 0.1); }, [](auto&...) {});
     with_loss("`z_loss`, 0.01", top_1, [](auto& ws) { moe::z_loss(ws, 0.01); });
     with_controller("`SignUpdate`, 0.01", biased, moe::SignUpdate{.rate = 0.01});
-        });
     with_controller("`ProportionalUpdate`, 0.01", biased, moe::ProportionalUpdate{.rate = 0.01});
     with_controller("`InverseStepUpdate`, 1", biased, moe::InverseStepUpdate{.rate = 1});
     train(

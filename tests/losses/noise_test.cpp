@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <moe/gates/capacity.hpp>
+#include <moe/gates/keep_any.hpp>
 #include <moe/losses/importance.hpp>
 #include <moe/losses/load.hpp>
 
@@ -42,6 +43,38 @@ TEST(LossesOnNoise, FindTheGateInGatesAroundIt) {
     EXPECT_EQ(losses(within), value);
     EXPECT_EQ(Matrix<double>(around.ws.dlogits()), Matrix<double>(alone.ws.dlogits()));
     EXPECT_EQ(Matrix<double>(within.ws.dlogits()), Matrix<double>(alone.ws.dlogits()));
+}
+
+TEST(LossesOnNoise, LeaveAloneTheLogitsOfGatesInside) {
+    // KeepAny reads two logits of its own, which are noisy, too.
+    for (const auto kind : {GateNoise::Kind::learned, GateNoise::Kind::fixed}) {
+        const moe::Index per_logit = kind == GateNoise::Kind::learned ? 2 : 1;
+        const GateNoise noise{.kind = kind};
+        example::HeadOfLogits<double, moe::Noisy<moe::KeepAny>> masks(
+            moe::Noisy{moe::KeepAny{moe::TopK{.k = 2}}, noise}, 6, 5, 7 * per_logit);
+        example::HeadOfLogits<double, moe::Noisy<moe::TopK>> alone(
+            moe::Noisy{moe::TopK{.k = 2}, noise}, 6, 5, 5 * per_logit);
+        const Matrix<double> all = moe::testing::random_matrix<double>(6, 7, 8, 1.5);
+        const Matrix<double> own = all.leftCols(5);
+        const std::vector<double> samples(all.data(), all.data() + 42),
+            own_samples(own.data(), own.data() + 30);
+        alone.logits.leftCols(5) = masks.logits.leftCols(5);
+        if (per_logit == 2) alone.logits.rightCols(5) = masks.logits.middleCols(7, 5);
+        Context context = training;
+        context.noise = samples;
+        masks.route(context);
+        context.noise = own_samples;
+        alone.route(context);
+        EXPECT_EQ(moe::load_loss(masks.gate(), masks.ws, 1.0),
+                  moe::load_loss(alone.gate(), alone.ws, 1.0));
+        EXPECT_EQ(moe::importance_loss(masks.gate(), masks.ws, 1.0),
+                  moe::importance_loss(alone.gate(), alone.ws, 1.0));
+        Matrix<double> expected = Matrix<double>::Zero(6, 7 * per_logit);
+        expected.leftCols(5) = alone.ws.dlogits().leftCols(5);
+        if (per_logit == 2) expected.middleCols(7, 5) = alone.ws.dlogits().rightCols(5);
+        EXPECT_EQ(Matrix<double>(masks.ws.dlogits()), expected);
+        EXPECT_GT(expected.cwiseAbs().maxCoeff(), 0.01);
+    }
 }
 
 }  // namespace

@@ -69,7 +69,10 @@ struct SelectionChances {
         const bool is_in = first_out < 0 || noisy[e] > noisy[first_out];
         return is_in ? first_out : last_in;
     }
-    bool is_masked(Index e) const { return noisy[e] == -std::numeric_limits<S>::infinity(); }
+    bool is_masked(Index e) const {
+        constexpr S dead = -std::numeric_limits<S>::infinity();
+        return clean[e] == dead || noisy[e] == dead;
+    }
     double distance(Index e, Index threshold) const {
         return static_cast<double>(clean[e]) - static_cast<double>(noisy[threshold]);
     }
@@ -172,20 +175,27 @@ Loss load_of_gate(const Noisy& gate, const Call<S>& call, Workspace<S>& ws, doub
                        context.dial.k_per_sequence, context, ws.logits().rows());
 
     const Eigen::Ref<const Matrix<S>> z = logits_of_gate("load_loss", gate, ws);
-    const Index read = z.cols();
     const Eigen::Ref<const Matrix<S>> clean(z.leftCols(experts));
     Eigen::Ref<Matrix<S>> dclean(ws.dlogits().leftCols(experts));
-    const Eigen::Ref<const Matrix<S>> noisy(gate.noisy_logits(z, call));
+    const View<S> h = gate.noisy_logits(z, call);  // of gates inside, perhaps others' logits, too
+    const Eigen::Ref<const Matrix<S>> noisy(h.leftCols(experts));
     auto& scratch = ws.template state<NoisyScratch<S>>();
-    const bool is_learned = read != experts;  // or else sigma is no one's
-    Eigen::Ref<Matrix<S>> dnoisy(scratch.dnoisy.matrix(z.rows(), experts));
-    Eigen::Ref<Matrix<S>> dsigma(scratch.dsigma.matrix(is_learned ? z.rows() : 0, experts));
-    dnoisy.setZero();
+    const Index sigmas = gate.noise().kind == GateNoise::Kind::learned ? h.cols() : 0;
+    View<S> dh = scratch.dnoisy.matrix(h.rows(), h.cols());
+    View<S> dsigma = scratch.dsigma.matrix(h.rows(), sigmas);
+    dh.setZero();
     dsigma.setZero();
+<<<<<<< HEAD
     const auto sigma = [&](Index t, Index e) { return gate.sigma(z, t, e, context); };
     const Loss loss = load_loss<S>(clean, noisy, k, sigma, context, weight, dclean, dnoisy, dsigma,
+=======
+    Eigen::Ref<Matrix<S>> dnoisy(dh.leftCols(experts));
+    Eigen::Ref<Matrix<S>> dwidth(dsigma.leftCols(std::min(experts, sigmas)));
+    const auto sigma = [&](Index t, Index e) { return gate.sigma(z, t, e); };
+    const Loss loss = load_loss<S>(clean, noisy, k, sigma, context, weight, dclean, dnoisy, dwidth,
+>>>>>>> wt-la
                                    ws.template state<LoadScratch<S>>(), options);
-    if (weight != 0) gate.noise_backward(z, dnoisy, dsigma, ws.dlogits().leftCols(read), call);
+    if (weight != 0) gate.noise_backward(z, dh, dsigma, ws.dlogits().leftCols(z.cols()), call);
     return loss;
 }
 
@@ -196,8 +206,8 @@ Loss load_of_gate(const Noisy& gate, const Call<S>& call, Workspace<S>& ws, doub
 ///
 ///     v(e)    = cost(e) * Load(e),  Load(e) = sum over tokens of Phi((z(e) - h(j)) / sigma(e))
 ///     value   = CV^2(v), see Variance
-///     dz(e)   =  weight * g(e) phi(u) / sigma(e),  u = (z(e) - h(j)) / sigma(e),
-///     dh(j)   = -dz(e),  dsigma(e) = -u dz(e),     g = d(CV^2)/d(Load)
+///     dz(e)   = weight * g(e) phi(u) / sigma(e),  u = (z(e) - h(j)) / sigma(e),
+///     dh(j)   = -dz(e),  dsigma(e) = -u dz(e),    g = d(CV^2)/d(Load)
 ///
 /// z are clean logits, h = z + noise * sigma, and j is the expert that e would have to beat, see
 /// SmoothLoad::Threshold. Phi and phi are the normal distribution and its density. The gradient
@@ -249,7 +259,8 @@ Loss load_loss(const Gate& gate, Workspace<S>& ws, double weight, const SmoothLo
 ///     load_loss(z, h, sigma, k, context, weight, dz, dh, dsigma);
 ///     dz += dh;  dsigma += noise * dh;
 ///
-/// @param clean, noisy, sigma     [T, E] z, h, sigma >= 0. With sigma = 0 the chance is a step
+/// @param clean, noisy, sigma     [T, E] z, h, sigma >= 0; -inf in z and h masks. With sigma = 0
+///                                the chance is a step
 /// @param k                       experts that each token gets, 1 to E
 /// @param context                 padding
 /// @param dclean, dnoisy, dsigma  [T, E], **added** to
