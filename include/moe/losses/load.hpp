@@ -185,15 +185,10 @@ Loss load_of_gate(const Noisy& gate, const Call<S>& call, Workspace<S>& ws, doub
     View<S> dsigma = scratch.dsigma.matrix(h.rows(), sigmas);
     dh.setZero();
     dsigma.setZero();
-<<<<<<< HEAD
-    const auto sigma = [&](Index t, Index e) { return gate.sigma(z, t, e, context); };
-    const Loss loss = load_loss<S>(clean, noisy, k, sigma, context, weight, dclean, dnoisy, dsigma,
-=======
     Eigen::Ref<Matrix<S>> dnoisy(dh.leftCols(experts));
     Eigen::Ref<Matrix<S>> dwidth(dsigma.leftCols(std::min(experts, sigmas)));
-    const auto sigma = [&](Index t, Index e) { return gate.sigma(z, t, e); };
+    const auto sigma = [&](Index t, Index e) { return gate.sigma(z, t, e, context); };
     const Loss loss = load_loss<S>(clean, noisy, k, sigma, context, weight, dclean, dnoisy, dwidth,
->>>>>>> wt-la
                                    ws.template state<LoadScratch<S>>(), options);
     if (weight != 0) gate.noise_backward(z, dh, dsigma, ws.dlogits().leftCols(z.cols()), call);
     return loss;
