@@ -46,7 +46,7 @@ inline Matrix<double> switch_dit_prior(Index tasks, Index layers, Index experts,
             tasks == 1 ? 0 : static_cast<double>(task) / static_cast<double>(tasks - 1);
         const auto first = static_cast<Index>(
             std::nearbyint(std::pow(position, exponent) * static_cast<double>(columns - window)));
-        std::fill_n(row_data(prior, task) + first, window - 1, 1.0);
+        std::fill_n(row_data(prior, task) + first, window, 1.0);
     }
     return prior;
 }
