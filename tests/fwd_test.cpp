@@ -17,11 +17,11 @@
 #include <moe/io/plan_text.hpp>
 #include <moe/io/routing.hpp>
 #include <moe/io/safetensors_writer.hpp>
+#include <moe/io/trace.hpp>
+#include <moe/losses.hpp>
 #include <moe/moe.hpp>
 #include <moe/routers.hpp>
-#include <moe/stats/heat_map.hpp>
-#include <moe/stats/report.hpp>
-#include <moe/stats/svg.hpp>
+#include <moe/stats.hpp>
 #include <moe/testing/gradient_check.hpp>
 #include <moe/tune.hpp>
 

@@ -224,7 +224,7 @@ struct Sinkhorn;
 template <class S>
 class SparseMixerModule;
 struct SparseMixer;
-struct TemperatureSchedule;
+struct Schedule;
 template <class S>
 class ThresholdModule;
 struct Threshold;
@@ -240,6 +240,8 @@ struct ProportionalUpdate;
 class ActivationRecord;
 struct ExpertChanges;
 struct QuantileUpdate;
+struct InverseStepUpdate;
+struct TargetShareUpdate;
 
 // Experts
 struct Swiglu;
@@ -289,9 +291,24 @@ class SoftSlotsModule;
 enum class SlotNorm;
 struct SoftSlots;
 
-// Losses and statistics
+// Losses
 struct Loss;
 struct LoadBalance;
+struct Contrastive;
+struct CostBudget;
+struct DeviceBalance;
+struct TokenPair;
+struct Importance;
+struct SmoothLoad;
+class LoadFraction;
+template <class S>
+struct LayerLogits;
+enum class Scored;
+struct TokenUniformity;
+struct TsallisEntropy;
+enum class Variance;
+
+// Statistics
 class LoadSum;
 struct LoadStats;
 struct RouterStats;
@@ -301,6 +318,46 @@ struct Color;
 
 struct HeatMapOptions;
 struct HeatMapPanel;
+
+// Traces and what they tell
+struct ActivationOptions;
+enum class Affinity;
+enum class CoActivation;
+struct DiagnosisOptions;
+struct DropByPosition;
+enum class MeanOver;
+enum class FindingKind;
+struct Figure;
+struct Finding;
+struct FindingReport;
+struct Segments;
+struct SegmentActivations;
+struct SegmentRouting;
+struct SegmentCache;
+struct SegmentCacheHits;
+class ScoreSum;
+struct ByTokenId;
+struct ByGroup;
+struct ByPosition;
+struct ByBatch;
+struct ByStep;
+struct Specialization;
+struct ExpertsByKey;
+enum class SpecializationSlots;
+struct TableNames;
+class Trace;
+struct LayerDiff;
+struct TraceDiff;
+struct TraceBatch;
+struct TraceRecord;
+
+// Steering
+struct ExpertScore;
+struct LogitOffsetSettings;
+class LogitOffsetOptimizer;
+struct OnlyExpert;
+struct SteeringSettings;
+class Steering;
 
 // Files
 class FormatError;
