@@ -24,7 +24,7 @@ using moe::Index;
 using moe::Loss;
 using moe::Matrix;
 using Form = CostBudget::Form;
-using moe::Score;
+using moe::Scored;
 
 const std::vector<double> costs{10, 0, 3, 40, 0, 6, 20, 1};
 
@@ -79,7 +79,7 @@ TEST(CostLoss, AgreesWithItsFormulaForBothScores) {
     }
     Matrix<double> dlogits = Matrix<double>::Zero(4, 8);
     EXPECT_NEAR(forms({.budget = 2, .costs = costs})(z, plan, {}, 1.0, dlogits), of_all / 2, 1e-13);
-    const CostBudget selected{.budget = 2, .score = Score::softmax_of_selected, .costs = costs};
+    const CostBudget selected{.budget = 2, .scored = Scored::selected, .costs = costs};
     dlogits.setZero();
     EXPECT_NEAR(forms(selected)(z, plan, {}, 1.0, dlogits), of_selected / 2, 1e-13);
     EXPECT_EQ(dlogits(0, 1), 0);
@@ -91,13 +91,13 @@ TEST(CostLoss, AgreesWithItsFormulaForBothScores) {
 
 TEST(CostLoss, KeepsTheLawsOfLosses) {
     for (const Form form : {Form::linear, Form::hinge})
-        for (const Score score : {Score::softmax, Score::softmax_of_selected})
+        for (const Scored scored : {Scored::all, Scored::selected})
             loss_laws::expect_no_padding_seen(
-                forms({.budget = 2, .form = form, .score = score, .costs = costs}));
+                forms({.budget = 2, .form = form, .scored = scored, .costs = costs}));
     loss_laws::expect_all(forms({.budget = 2, .costs = costs}));
     for (const CostBudget& options :
          {CostBudget{.budget = 2, .form = Form::hinge, .costs = costs},
-          CostBudget{.budget = 2, .score = Score::softmax_of_selected, .costs = costs}}) {
+          CostBudget{.budget = 2, .scored = Scored::selected, .costs = costs}}) {
         const auto loss = forms(options);
         loss_laws::expect_nothing_of_no_tokens(loss);
         loss_laws::expect_weight_times_the_gradient(loss);
@@ -136,7 +136,7 @@ TEST(CostLoss, OfEqualLogitsIsTheMeanCostAndOfEqualCostsThatCost) {
 
 TEST(CostLoss, OfATokenThatSelectedNothingIsZero) {
     Matrix<double> dlogits = Matrix<double>::Zero(2, 8);
-    const CostBudget selected{.budget = 1, .score = Score::softmax_of_selected, .costs = costs};
+    const CostBudget selected{.budget = 1, .scored = Scored::selected, .costs = costs};
     EXPECT_EQ(forms(selected)(example::logits<double>().topRows(2), example::routing(8, {{3}, {}}),
                               {}, 1.0, dlogits),
               20);  // 40 of one token of two
@@ -190,9 +190,7 @@ TEST(CostLoss, RefusesOptionsOutOfRange) {
     EXPECT_NE(message({.budget = std::numeric_limits<double>::infinity(), .costs = costs}), "");
     EXPECT_EQ(message({.budget = 1, .form = static_cast<Form>(7), .costs = costs}),
               "moe::CostBudget: form is number 7 of its choices, they are 0 to 1");
-    EXPECT_EQ(message({.budget = 1, .score = Score::sigmoid, .costs = costs}),
-              "moe::CostBudget: score is 1, it must be Score::softmax (0) or "
-              "Score::softmax_of_selected (2), shares that sum to 1");
+    EXPECT_NE(message({.budget = 1, .scored = static_cast<Scored>(7), .costs = costs}), "");
     EXPECT_EQ(message({.budget = 1, .costs = few}),
               "moe::CostBudget: costs has 3 entries, there are 8 experts; set costs, or call "
               "cost_loss on the workspace of a layer, which knows what its experts cost");

@@ -22,12 +22,12 @@ namespace detail {
 
 /// Rows of a matrix at length 1, rows of zeros as they are, and how a gradient gets to the matrix.
 template <class S>
-struct UnitRows {
+struct UnitVectors {
     Buffer<S> room;   // [2 B, E] units, then their gradients
     Buffer<S> norms;  // [B]
     Index dim = 0, rows = 0;
 
-    explicit UnitRows(In<S> matrix) : dim(matrix.cols()), rows(matrix.rows()) {
+    explicit UnitVectors(In<S> matrix) : dim(matrix.cols()), rows(matrix.rows()) {
         room.assign(checked_product(2 * rows, dim), S(0));
         norms.resize(rows);
         for (Index i = 0; i < rows; ++i) {
@@ -101,7 +101,7 @@ Loss contrastive_loss(const Eigen::DenseBase<X>& anchors, const Eigen::DenseBase
                      ", it must be finite and > 0; 0.1 is usual");
     if (rows == 0) return {"contrastive", 0};
     const KernelTable<S>& table = kernels<S>();
-    detail::UnitRows<S> u(g), v(plus);
+    detail::UnitVectors<S> u(g), v(plus);
     Buffer<S> room;  // [B] s(i, .), with s(i) in the place of the row itself
     S* s = room.resize(rows).data();
     const S sharpness = static_cast<S>(1 / options.temperature);
@@ -116,7 +116,7 @@ Loss contrastive_loss(const Eigen::DenseBase<X>& anchors, const Eigen::DenseBase
         table.softmax(rows, s, s);
         s[i] -= S(1);
         for (Index j = 0; j < rows; ++j) {
-            detail::UnitRows<S>& other = i == j ? v : u;
+            detail::UnitVectors<S>& other = i == j ? v : u;
             table.axpy(dim, s[j], other.unit(j), u.gradient(i));
             table.axpy(dim, s[j], u.unit(i), other.gradient(j));
         }

@@ -3,13 +3,12 @@
 #define MOE_LOSSES_COST_HPP
 
 #include <cmath>
-#include <limits>
 #include <span>
 #include <utility>
 
-#include <moe/gates/score.hpp>
 #include <moe/kernels/dispatch.hpp>
 #include <moe/losses/loss.hpp>
+#include <moe/losses/scores.hpp>
 
 namespace moe::inline MOE_ABI {
 
@@ -22,8 +21,7 @@ struct CostBudget {
 
     double budget = 0;  ///< what one assignment may cost in the mean, in units of costs; > 0
     Form form = Form::linear;
-    /// softmax (of all logits of the token), or softmax_of_selected
-    Score score = Score::softmax;
+    Scored scored = Scored::all;  ///< which experts of a token share its probability
     /// [E] finite and >= 0; empty: ExpertFacts::flops_per_row of the context
     std::span<const double> costs{};
 };
@@ -37,11 +35,7 @@ void check_cost_budget(const LossInput<S>& in, const CostBudget& options) {
         fail(name, ": budget is ", options.budget,
              ", it must be finite and > 0: the cost of an assignment that is to be afforded");
     check_choice(name, "form", options.form, CostBudget::Form::hinge);
-    if (options.score != Score::softmax && options.score != Score::softmax_of_selected)
-        fail(
-            name, ": score is ", static_cast<int>(options.score),
-            ", it must be Score::softmax (0) or Score::softmax_of_selected (2), shares that sum to "
-            "1");
+    check_choice(name, "scored", options.scored, Scored::selected);
     const Index experts = in.routing.num_experts();
     if (in.logits.cols() != experts)
         fail("moe::cost_loss: there are ", in.logits.cols(), " logits per token and ", experts,
@@ -68,12 +62,11 @@ struct TokenCost {
     S* p;            // [L]
     S* chosen;       // [L] room
 
-    S of(Index token, Score score) const {
+    S of(Index token, Scored scored) const {
         const Index n = in.logits.cols();
         const S* z = in.row(token);
-        if (score == Score::softmax_of_selected) {
-            for (Index l = 0; l < n; ++l) chosen[l] = -std::numeric_limits<S>::infinity();
-            for (const Assignment& a : in.routing.of(token)) chosen[a.expert] = z[a.expert];
+        if (scored == Scored::selected) {
+            mask_unselected(in.routing, token, true, n, z, chosen);
             z = chosen;
         }
         table.softmax(n, z, p);
@@ -99,7 +92,7 @@ Loss cost_loss(const LossInput<S>& in, LossScratch<S>& scratch, const CostBudget
     const TokenCost<S> cost{in, table, costs, p, slope};
     double sum = 0;
     for (Index t = 0; t < in.logits.rows(); ++t)
-        if (in.counts(t)) sum += static_cast<double>(cost.of(t, options.score));
+        if (in.counts(t)) sum += static_cast<double>(cost.of(t, options.scored));
     const double ratio = sum / static_cast<double>(tokens);
     const bool is_hinge = options.form == CostBudget::Form::hinge;
     const double over = ratio <= 1 ? 0 : ratio - 1;  // NaN stays
@@ -109,9 +102,8 @@ Loss cost_loss(const LossInput<S>& in, LossScratch<S>& scratch, const CostBudget
     const S factor = static_cast<S>(in.weight * outer / static_cast<double>(tokens));
     for (Index t = 0; t < in.logits.rows(); ++t) {
         if (!in.counts(t)) continue;
-        const S mean = cost.of(t, options.score);
-        for (Index l = 0; l < logits; ++l) slope[l] = p[l] * (costs[l] - mean);
-        table.axpy(logits, factor, slope, in.drow(t));
+        cost.of(t, options.scored);
+        add_softmax_gradient(table, logits, factor, p, costs, slope, in.drow(t));
     }
     return loss;
 }
@@ -135,7 +127,7 @@ Loss cost_loss(const LossInput<S>& in, LossScratch<S>& scratch, const CostBudget
 ///     moe::cost_loss(ws, 0.01, {.budget = 2e6, .form = moe::CostBudget::Form::hinge});
 ///
 /// @param logits   [T, E] clean logits: no noise, no selection bias
-/// @param routing  of the same tokens; read for softmax_of_selected
+/// @param routing  of the same tokens; read for Scored::selected
 /// @param context  padding; experts, which a layer fills, unless options.costs is given
 /// @param weight   times the value
 /// @param dlogits  [T, E], **added** to
