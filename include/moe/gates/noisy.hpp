@@ -30,7 +30,8 @@ struct GateNoise {
     Kind kind = Kind::learned;
     double std = 1;  ///< finite and >= 0; not for `learned`
     /// At Context::step, so that noise falls while the layer is trained; >= 0. Nothing is drawn
-    /// where it is 0. Not for `learned`, whose sigma the router sets: leave it at 1 there.
+    /// where it is 0. Not for `learned`, whose sigma the router sets: leave it at 1 there. With
+    /// `inference`, the step counts there, too.
     Schedule factor{};
     double epsilon = 1e-2;   ///< for `learned`: the least sigma; finite and >= 0
     bool inference = false;  ///< whether there is noise outside of training, too
