@@ -11,7 +11,8 @@
 #include <moe/gates/top_k.hpp>
 #include <moe/layer.hpp>
 #include <moe/routers/linear.hpp>
-#include <moe/stats/load.hpp>
+#include <moe/stats/activation.hpp>
+#include <moe/stats/trace.hpp>
 #include <moe/steering/expert_scores.hpp>
 #include <moe/steering/steering.hpp>
 #include <moe/testing/compare.hpp>
@@ -53,16 +54,12 @@ public:
     /// @param steer  one per layer, or none
     Matrix run(const Matrix& x, const std::vector<moe::Steering>& steer = {}) {
         Matrix h = x, y(x.rows(), dim);
-        frequency = moe::Matrix<double>(layers, experts);
+        trace.clear();
         for (std::size_t l = 0; l < stack_.size(); ++l) {
             stack_[l].forward(h, y, ws[l], steer.empty() ? moe::Context{} : steer[l].on());
             h += 0.25F * y;
             h.col(0) = x.col(0);  // what the token is about stays
-            const auto stats = moe::load_stats(ws[l].routing());
-            for (Index e = 0; e < experts; ++e)
-                frequency(static_cast<Index>(l), e) =
-                    static_cast<double>(stats.tokens_per_expert[static_cast<std::size_t>(e)]) /
-                    static_cast<double>(stats.num_tokens);
+            trace.record(static_cast<Index>(l), ws[l]);
         }
         return h;
     }
@@ -74,7 +71,7 @@ public:
         return false;
     }
 
-    moe::Matrix<double> frequency;  // [layers, experts] of the last run
+    moe::Trace trace;  // of the last run
     std::array<moe::Workspace<float>, layers> ws;
 
 private:
@@ -96,9 +93,9 @@ struct Contrast {
 
     Contrast() {
         model.run(with);
-        const moe::Matrix<double> frequency = model.frequency;
+        const moe::Trace behaviour = model.trace;
         model.run(without);
-        difference = moe::frequency_contrast(frequency, model.frequency);
+        difference = moe::activation_contrast(behaviour, model.trace);
         found = moe::top_experts(difference, static_cast<Index>(planted.size()));
     }
     std::vector<moe::Steering> turned_off() const {
@@ -150,7 +147,8 @@ TEST(SteeringByContrast, ForcingThemBringsTheBehaviourToOtherTokens) {
     std::vector<moe::Steering> steer(layers, moe::Steering(experts, {.k = 2}));
     for (Index l = 0; l < layers; ++l) steer[static_cast<std::size_t>(l)].force(contrast.found, l);
     contrast.model.run(contrast.without, steer);
-    for (const auto& [layer, e] : planted) EXPECT_EQ(contrast.model.frequency(layer, e), 1);
+    const moe::Matrix<double> frequency = moe::activation_frequency(contrast.model.trace);
+    for (const auto& [layer, e] : planted) EXPECT_EQ(frequency(layer, e), 1);
     for (std::size_t l = 0; l < layers; ++l) steer[l].reset();
     const Matrix as_before = contrast.model.run(contrast.without, steer);
     EXPECT_TRUE(same_bits(contrast.model.run(contrast.without), as_before));

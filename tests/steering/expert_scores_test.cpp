@@ -18,7 +18,6 @@ namespace {
 
 using moe::experts_above;
 using moe::ExpertScore;
-using moe::frequency_contrast;
 using moe::Index;
 using moe::top_experts;
 using Matrix = moe::Matrix<double>;
@@ -80,13 +79,6 @@ TEST(ExpertScores, OfManyAreThoseOfASortOfAll) {
 TEST(ExpertScores, OfNoLayersOrExpertsAreNone) {
     EXPECT_EQ(top_experts(Matrix(0, 4), 2), Scores{});
     EXPECT_EQ(top_experts(Matrix(3, 0), 2), Scores{});
-    EXPECT_EQ(frequency_contrast(Matrix(0, 4), Matrix(0, 4)).size(), 0);
-}
-
-TEST(FrequencyContrast, IsTheDifference) {
-    const Matrix contrast =
-        frequency_contrast(two_layers({0.5, 1}, {0, 0.25}), two_layers({0.25, 0}, {1, 0.25}));
-    EXPECT_TRUE(moe::testing::same_bits(contrast, two_layers({0.25, 1}, {-1, 0})));
 }
 
 TEST(ExpertScoreErrors, AreSentences) {
@@ -96,16 +88,6 @@ TEST(ExpertScoreErrors, AreSentences) {
               "moe::experts_above: n is -1, it must be >= 0");
     EXPECT_EQ(message([&] { experts_above(scores, nan, 1); }),
               "moe::experts_above: threshold is nan, it must be a number");
-    EXPECT_EQ(message([&] { frequency_contrast(scores, Matrix::Zero(2, 3)); }),
-              "moe::frequency_contrast: behaviour is [2, 2], control is [2, 3], both must be "
-              "[layers, experts]");
-    EXPECT_EQ(message([&] {
-                  frequency_contrast(scores, two_layers({0, 0}, {7, 0}));
-              }),
-              "moe::frequency_contrast: a frequency of expert 0 of layer 1 is 7, it must be in "
-              "[0, 1]; divide counts by the number of tokens");
-    EXPECT_NE(message([&] { frequency_contrast(two_layers({0, nan}, {0, 0}), scores); }), "");
-    EXPECT_NE(message([&] { frequency_contrast(two_layers({0, 0}, {0, -0.5}), scores); }), "");
 }
 
 }  // namespace

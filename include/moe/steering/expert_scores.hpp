@@ -13,8 +13,8 @@
 
 namespace moe::inline MOE_ABI {
 
-/// One expert of a model of several layers, and how much it is of interest: the difference of two
-/// activation frequencies, a mutual information, a mean weight.
+/// One expert of a model of several layers, and how much it is of interest: an entry of
+/// activation_contrast(), mean_weight(), marker_scores(), or of any other matrix [layers, E].
 struct ExpertScore {
     Index layer = 0, expert = 0;
     double value = 0;
@@ -46,33 +46,6 @@ inline std::vector<ExpertScore> experts_above(In<double> scores, double threshol
 /// that is a number above -inf.
 inline std::vector<ExpertScore> top_experts(In<double> scores, Index n) {
     return experts_above(scores, -std::numeric_limits<double>::infinity(), n);
-}
-
-/// How much more often each expert works on inputs that show a behaviour than on others:
-/// behaviour - control, in [-1, 1]. The experts of the largest differences carry the behaviour.
-///
-/// A frequency is the fraction of tokens that an expert was chosen for, in each layer: of
-/// load_stats tokens_per_expert / num_tokens, or of one LoadSum over all batches.
-///
-/// @param behaviour, control  [layers, E] in [0, 1]
-/// @throws std::invalid_argument if the extents differ or an entry is out of range
-/// Source: arXiv:2502.11096 (refusals), arXiv:2510.04694 (tasks against general text).
-inline Matrix<double> frequency_contrast(In<double> behaviour, In<double> control) {
-    if (behaviour.rows() != control.rows() || behaviour.cols() != control.cols())
-        detail::fail("moe::frequency_contrast: behaviour is [", behaviour.rows(), ", ",
-                     behaviour.cols(), "], control is [", control.rows(), ", ", control.cols(),
-                     "], both must be [layers, experts]");
-    Matrix<double> contrast(behaviour.rows(), behaviour.cols());
-    for (Index layer = 0; layer < contrast.rows(); ++layer)
-        for (Index e = 0; e < contrast.cols(); ++e) {
-            for (const double frequency : {behaviour(layer, e), control(layer, e)})
-                if (!(frequency >= 0 && frequency <= 1))
-                    detail::fail("moe::frequency_contrast: a frequency of expert ", e, " of layer ",
-                                 layer, " is ", frequency,
-                                 ", it must be in [0, 1]; divide counts by the number of tokens");
-            contrast(layer, e) = behaviour(layer, e) - control(layer, e);
-        }
-    return contrast;
 }
 
 }  // namespace moe::inline MOE_ABI
