@@ -27,8 +27,8 @@ struct LayerDiff {
     double same_experts = 1;  ///< share of tokens whose set of experts A is the other's B
     /// Mean over tokens of |A and B| / |A or B| (Jaccard), 1 where both are empty: 0 to 1.
     double overlap = 1;
-    /// Share of tokens whose largest weight is of the same expert. Of equal weights it is that of
-    /// the first slot; NaN is below all others.
+    /// Share of tokens whose largest weight * input_weight is of the same expert. Of equal ones it
+    /// is that of the first slot; NaN is below all others.
     double same_first = 1;
     /// Largest |difference| between weights, or input weights, of a token's expert that is in A and
     /// in B. NaN if one is NaN and the other not; two NaN differ by 0.
