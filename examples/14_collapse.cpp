@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // A router that collapses, the report that says so, and the remedy.
 //     g++ -std=c++20 -O2 -I include -I /usr/include/eigen3 examples/14_collapse.cpp -o collapse && ./collapse
-// prints: collapsed: expert 0 gets
-// prints: four dead experts
+// prints: layer 0: collapsed: expert 0 gets 99.7 % of the tokens (mean 12.5 %)
+// prints: layer 0: four dead experts: 3, 4, 5, 6
 // prints: balanced: the busiest expert has
 // prints: the error fell: yes
 #include <cstdio>
