@@ -2,11 +2,15 @@
 #include <moe/losses/token_uniformity.hpp>
 
 #include <cmath>
+#include <cstdint>
 #include <limits>
+#include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 
 #include "losses/laws.hpp"
+#include "support/message.hpp"
 
 namespace token_uniformity_loss_test {
 namespace {
@@ -15,11 +19,15 @@ using moe::Index;
 using moe::Loss;
 using moe::Matrix;
 
-const loss_laws::Forms forms{
-    [](auto z, const auto& plan, const auto& context, double weight, auto dz) {
-        return moe::token_uniformity_loss(z, plan, context, weight, dz);
-    },
-    [](auto& ws, double weight) { return moe::token_uniformity_loss(ws, weight); }};
+loss_laws::Forms make(const moe::TokenUniformity& options) {
+    return {[options](auto z, const auto& plan, const auto& context, double weight, auto dz) {
+                return moe::token_uniformity_loss(z, plan, context, weight, dz, options);
+            },
+            [options](auto& ws, double weight) {
+                return moe::token_uniformity_loss(ws, weight, options);
+            }};
+}
+const loss_laws::Forms forms = make({}), per_sequence = make({.per_sequence = true});
 
 template <class S>
 class TokenUniformityLoss : public testing::Test {};
@@ -70,6 +78,40 @@ TEST(TokenUniformityLoss, KeepsTheLawsOfLosses) {
     loss_laws::expect_wider_rows(forms);
     loss_laws::expect_exact_gradients(forms);
     loss_laws::expect_no_care_for_a_constant(forms);
+}
+
+TEST(TokenUniformityLoss, PerSequenceIsTheMeanOfTheirValues) {
+    const auto logits = moe::testing::random_matrix<double>(9, 5, 4, 2);
+    const std::vector<Index> offsets{0, 3, 3, 4, 9};  // none, and one of padding only
+    const std::vector<std::uint8_t> padding{0, 0, 0, 1, 0, 0, 1, 0, 0};
+    moe::Context context;
+    context.sequence_offsets = offsets;
+    context.padding = padding;
+    const auto plan = example::routing(5, std::vector<std::vector<Index>>(9));
+    Matrix<double> dlogits = Matrix<double>::Zero(9, 5), first = Matrix<double>::Zero(3, 5);
+    Matrix<double> last = Matrix<double>::Zero(5, 5);
+    const auto three = example::routing(5, {{}, {}, {}}),
+               five = example::routing(5, {{}, {}, {}, {}, {}});
+    moe::Context of_last;
+    of_last.padding = context.padding.subspan(4);
+    const double a = forms(logits.topRows(3), three, {}, 0.15, first);
+    const double b = forms(logits.bottomRows(5), five, of_last, 0.15, last);
+    EXPECT_EQ(per_sequence(logits, plan, context, 0.3, dlogits), (a + b) / 2);
+    EXPECT_EQ(dlogits.topRows(3), first);
+    EXPECT_TRUE((dlogits.row(3).array() == 0).all());
+    EXPECT_EQ(dlogits.bottomRows(5), last);
+    const auto loss = [](auto&&... arguments) { return per_sequence.long_form(arguments...); };
+    EXPECT_TRUE(example::check(loss, logits, plan, context));
+
+    moe::Workspace<double> ws;
+    example::fill(ws, logits, plan, context);
+    per_sequence.short_form(ws, 0.3);
+    EXPECT_EQ(Matrix<double>(ws.dlogits()), dlogits);
+    EXPECT_EQ(allocations::in([&] { per_sequence.short_form(ws, 0.3); }), 0);
+    const std::string found =
+        support::message([&] { per_sequence(logits, plan, {}, 1.0, dlogits); });
+    EXPECT_EQ(found.substr(0, 61), "moe::TokenUniformity: per_sequence: sequence_offsets must asc")
+        << found;
 }
 
 TYPED_TEST(TokenUniformityLoss, LiesBetweenOneAndTheTokens) {

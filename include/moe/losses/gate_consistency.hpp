@@ -35,10 +35,14 @@ inline void distance_weights(std::span<const double> distances, std::span<double
     if (!(0 <= nearest && nearest <= farthest && std::isfinite(farthest)))
         detail::fail("moe::distance_weights: nearest is ", nearest, " and farthest ", farthest,
                      ", they must be finite, and 0 <= nearest <= farthest");
-    for (std::size_t i = 0; i < weights.size(); ++i)
+    double least = farthest, sum = 0;
+    for (std::size_t i = 0; i < weights.size(); ++i) {
         weights[i] =
-            std::isnan(distances[i]) ? -farthest : -std::clamp(distances[i], nearest, farthest);
-    kernels<double>().softmax(static_cast<Index>(weights.size()), weights.data(), weights.data());
+            std::isnan(distances[i]) ? farthest : std::clamp(distances[i], nearest, farthest);
+        least = std::min(least, weights[i]);
+    }
+    for (double& weight : weights) sum += weight = std::exp(least - weight);
+    for (double& weight : weights) weight /= sum;
 }
 
 namespace detail {

@@ -6,23 +6,31 @@
 #include <limits>
 #include <utility>
 
-#include <moe/core/memory.hpp>
+#include <moe/core/sequences.hpp>
 #include <moe/kernels/dispatch.hpp>
 #include <moe/losses/loss.hpp>
 
 namespace moe::inline MOE_ABI {
+/// Among which tokens token_uniformity_loss() has experts choose.
+struct TokenUniformity {
+    /// The mean of the values of the sequences (mesh-TensorFlow: of its groups), as experts choose
+    /// with ExpertChoice::Scope::sequence; needs Context::sequence_offsets. Sequences without
+    /// tokens that count are left out.
+    bool per_sequence = false;
+};
+
 namespace detail {
 
+/// Of the tokens [from, to), of which `tokens` count, at least one. Adds weight times its gradient.
 template <class S>
-Loss token_uniformity_loss(const LossInput<S>& in, LossScratch<S>& scratch) {
-    in.check("token_uniformity_loss");
-    const Index experts = in.logits.cols(), tokens = in.count(0, in.logits.rows());
-    if (tokens == 0) return {"token_uniformity", 0};
+double token_uniformity(const LossInput<S>& in, LossScratch<S>& scratch, Index from, Index to,
+                        Index tokens, double weight) {
     const KernelTable<S>& table = kernels<S>();
-    auto columns = scratch.scores.matrix(experts, tokens);       // of tokens that count
-    double* served = scratch.load_sum.assign(tokens, 0).data();  // u(t)
-    S* slope = scratch.gradient.resize(tokens).data();           // dvalue/dp, / weight
-    for (Index t = 0, next = 0; t < in.logits.rows(); ++t) {
+    const Index experts = in.logits.cols();
+    auto columns = scratch.scores.matrix(experts, tokens);  // of tokens that count
+    double* served = scratch.load_sum.assign(tokens, 0).data();
+    S* slope = scratch.gradient.resize(tokens).data();
+    for (Index t = from, next = 0; t < to; ++t) {
         if (!in.counts(t)) continue;
         for (Index e = 0; e < experts; ++e) columns(e, next) = in.logits(t, e);
         ++next;
@@ -37,27 +45,46 @@ Loss token_uniformity_loss(const LossInput<S>& in, LossScratch<S>& scratch) {
         table.softmax(tokens, p, p);
         for (Index i = 0; i < tokens; ++i) served[i] += static_cast<double>(p[i]);
     }
-    const auto all = static_cast<double>(tokens), chosen = static_cast<double>(live);
+    const auto all = static_cast<double>(tokens), choosing = static_cast<double>(live);
     double squares = 0;
     for (Index i = 0; i < tokens; ++i) {
-        served[i] /= chosen;
+        served[i] /= choosing;
         squares = std::fma(served[i], served[i], squares);
-        slope[i] = static_cast<S>(2 * all / chosen * served[i]);
+        slope[i] = static_cast<S>(2 * all / choosing * served[i]);
     }
-    const Loss loss{"token_uniformity", all * squares};
-    if (in.weight == 0) return loss;
-    const auto weight = static_cast<S>(in.weight);
+    if (weight == 0) return all * squares;
+    const auto factor = static_cast<S>(weight);
     for (Index e = 0; e < experts; ++e) {
         const S* p = row_data(columns, e);
         const S mean = table.dot(tokens, p, slope);
-        for (Index t = 0, next = 0; t < in.logits.rows(); ++t) {
+        for (Index t = from, next = 0; t < to; ++t) {
             if (!in.counts(t)) continue;
             S& dz = in.drow(t)[e];
-            dz = std::fma(weight * p[next], slope[next] - mean, dz);
+            dz = std::fma(factor * p[next], slope[next] - mean, dz);
             ++next;
         }
     }
-    return loss;
+    return all * squares;
+}
+
+template <class S>
+Loss token_uniformity_loss(const LossInput<S>& in, LossScratch<S>& scratch,
+                           const TokenUniformity& options) {
+    in.check("token_uniformity_loss");
+    const Index rows = in.logits.rows();
+    const Sequences runs = options.per_sequence
+                               ? required_sequences("moe::TokenUniformity: per_sequence",
+                                                    in.context.sequence_offsets, rows)
+                               : Sequences{{}, rows};
+    Index counted = 0;
+    for (Index run = 0; run < runs.count(); ++run)
+        counted += in.count(runs.first(run), runs.last(run)) > 0 ? 1 : 0;
+    double sum = 0;
+    for (Index run = 0; run < runs.count(); ++run)
+        if (const Index tokens = in.count(runs.first(run), runs.last(run)); tokens > 0)
+            sum += token_uniformity(in, scratch, runs.first(run), runs.last(run), tokens,
+                                    in.weight / static_cast<double>(counted));
+    return {"token_uniformity", counted == 0 ? 0 : sum / static_cast<double>(counted)};
 }
 
 }  // namespace detail
@@ -74,28 +101,36 @@ Loss token_uniformity_loss(const LossInput<S>& in, LossScratch<S>& scratch) {
 /// softmax and of T. A pair at -inf has p = 0; an expert that is masked for all tokens is left out
 /// of the mean. Probabilities of all tokens depend on each other, so a NaN shows in all of them.
 ///
-/// mesh-TensorFlow writes it T mean(u^2 T_real), per group, where T counts padding and T_real does
-/// not: the same number. The value is about ExpertChoice::Scores::softmax_over_tokens with
-/// Scope::batch, and depends on nothing that was chosen.
+/// mesh-TensorFlow writes it T mean(u^2 T_real) where T counts padding and T_real does not: the
+/// same number. It is about the scores of ExpertChoice::Scores::softmax_over_tokens, whatever was
+/// chosen.
 ///
 /// @param logits   [T, E]
 /// @param routing  of the same tokens; its assignments are not read
+/// @param context  padding; sequence_offsets if options.per_sequence
 /// @param weight   published: 1e-2
 /// @param dlogits  [T, E], **added** to
 /// @return the value without `weight`; see Loss
+/// @throws std::invalid_argument if sequences are asked for and not given
 /// Source: mesh-TensorFlow, expert selection gating; no paper describes it.
 template <class X, class Y>
 Loss token_uniformity_loss(const Eigen::DenseBase<X>& logits, const Routing& routing,
-                           const Context& context, double weight, Y&& dlogits) {
+                           const Context& context, double weight, Y&& dlogits,
+                           const TokenUniformity& options = {}) {
     using S = typename X::Scalar;
-    return detail::call_loss(detail::token_uniformity_loss<S>, logits, routing, context, weight,
-                             std::forward<Y>(dlogits));
+    const auto loss = [&](const detail::LossInput<S>& in, detail::LossScratch<S>& scratch) {
+        return detail::token_uniformity_loss(in, scratch, options);
+    };
+    return detail::call_loss(loss, logits, routing, context, weight, std::forward<Y>(dlogits));
 }
 
 /// token_uniformity_loss of the batch that `ws` holds.
 template <class S>
-Loss token_uniformity_loss(Workspace<S>& ws, double weight) {
-    return detail::call_loss(detail::token_uniformity_loss<S>, ws, weight);
+Loss token_uniformity_loss(Workspace<S>& ws, double weight, const TokenUniformity& options = {}) {
+    const auto loss = [&](const detail::LossInput<S>& in, detail::LossScratch<S>& scratch) {
+        return detail::token_uniformity_loss(in, scratch, options);
+    };
+    return detail::call_loss(loss, ws, weight);
 }
 
 }  // namespace moe::inline MOE_ABI
