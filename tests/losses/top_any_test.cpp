@@ -18,6 +18,7 @@
 
 #include "losses/example.hpp"
 #include "support/allocations.hpp"
+#include "support/message.hpp"
 
 namespace top_any_loss_test {
 namespace {
@@ -215,6 +216,40 @@ TEST(ActivationLosses, AddTheirWeightedGradientsAndAllocateNothingTheSecondTime)
                                       {.allow_zeros = true}));
     EXPECT_TRUE(
         moe::testing::compare(twice.grad.threshold.view(), once.grad.threshold.view(), 1e-15));
+}
+
+TEST(ActivationLosses, RefuseTheGateOfAnotherLayer) {
+    Batch batch;
+    const moe::TopAnyModule<double> other({}, 4);
+    auto grad = moe::zeros_like(other);
+    EXPECT_EQ(support::message([&] { moe::activation_loss(other, batch.ws, 1.0, grad); }),
+              "moe::activation_loss: logits is [3, 3], the routing is for 3 tokens and 3 experts, "
+              "the gate was built for 4 experts");
+    EXPECT_NE(support::message([&] { moe::activation_balance_loss(other, batch.ws, 1.0, grad); }),
+              "");
+    EXPECT_TRUE((batch.ws.dlogits().array() == 0).all());
+}
+
+TEST(ActivationLosses, GiveTheSameBitsForAnyThreadCount) {
+    const auto random = random_matrix<float>(700, 4, 3, 3);
+    const auto plan = activated(random.cast<double>(), Matrix<double>::Zero(1, 4));
+    const moe::TopAnyModule<float> gate({}, 4);
+    Matrix<float> dlogits, dthreshold;
+    for (const int threads : {1, 2, 3}) {
+        moe::ThreadPool pool(threads);
+        moe::Workspace<float> ws(pool);
+        auto grad = moe::zeros_like(gate);
+        example::fill(ws, random, plan, {.training = true});
+        moe::activation_balance_loss(gate, ws, 1.0, grad);
+        moe::activation_loss(gate, ws, 1.0, grad);
+        if (threads == 1) {
+            dlogits = ws.dlogits();
+            dthreshold = grad.threshold.view();
+        }
+        EXPECT_TRUE(
+            moe::testing::same_bits(Matrix<float>(ws.dlogits()), dlogits, {.allow_zeros = true}));
+        EXPECT_TRUE(moe::testing::same_bits(grad.threshold.view(), dthreshold));
+    }
 }
 
 TEST(ActivationLosses, FollowedDownhillSpreadTokens) {

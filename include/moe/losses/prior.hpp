@@ -28,7 +28,7 @@ namespace detail {
 template <class S>
 struct PriorScratch {
     std::vector<LayerLogits<S>> layers;
-    Buffer<S> p, gradient;              // [C], [E]
+    Buffer<S> p, gradient;              // [C]
     Buffer<double> mix, target, slope;  // [C]
 };
 

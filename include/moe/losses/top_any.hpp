@@ -10,6 +10,7 @@
 #include <moe/core/context.hpp>
 #include <moe/core/memory.hpp>
 #include <moe/core/workspace.hpp>
+#include <moe/gates/tokens.hpp>
 #include <moe/gates/top_any.hpp>
 #include <moe/losses/loss.hpp>
 
@@ -19,7 +20,7 @@ namespace detail {
 /// Gradients of a batch's activations on their way through the gate.
 template <class S>
 struct TopAnyLoss {
-    Buffer<double> load;  // [E] tokens that activate it
+    Buffer<double> load;  // [2 E] f(e); then summed A / k
     Buffer<S> dweights;   // [N]
 
     static bool is_active(const Assignment& a, const Context& context) {
@@ -78,6 +79,8 @@ Loss activation_balance_loss(const TopAnyModule<S>& gate, const Call<S>& call, W
     const Routing& routing = ws.routing();
     const Context& context = call.context;
     const Index experts = gate.num_experts();
+    check_gate_extents("moe::activation_balance_loss", ws.logits().rows(), ws.logits().cols(),
+                       routing, experts, context);
     auto& scratch = ws.template state<Scratch>();
     double* load = scratch.load.assign(2 * experts, 0).data();
     double* share = load + experts;
@@ -114,6 +117,8 @@ Loss activation_loss(const TopAnyModule<S>& gate, const Call<S>& call, Workspace
     using Scratch = TopAnyLoss<S>;
     const Routing& routing = ws.routing();
     const auto logits = ws.logits();
+    check_gate_extents("moe::activation_loss", logits.rows(), logits.cols(), routing,
+                       gate.num_experts(), call.context);
     Index tokens = 0, active = 0;
     for (Index t = 0; t < routing.num_tokens(); ++t) {
         tokens += counts_in_losses(call.context, logits, t) ? 1 : 0;
@@ -149,13 +154,15 @@ Loss activation_loss(const TopAnyModule<S>& gate, const Call<S>& call, Workspace
 ///     layer.backward(x, dy, dx, grad, ws, context);
 ///
 /// E counts experts that are taken out as well. Dropped assignments are activations; null experts
-/// are not. The value is one of counts and does not show a NaN; the gradient of its row does.
+/// are not. The value is one of counts and does not show a NaN; the gradient of its row does. The
+/// loss of DynMoE is this plus activation_loss(), diversity_loss() and simplicity_loss().
 ///
 /// @param gate    of a layer or a head; may be in wrappers that leave the logits as they are
 /// @param ws      what that left the batch in
 /// @param weight  published: 1
 /// @param grad    of the same gate, **added** to
 /// @return the value without `weight`; see Loss
+/// @throws std::invalid_argument if the gate is for another number of experts
 /// Source: DynMoE (arXiv:2405.14297) and its released code, where it is mean(me * ce) E^2.
 template <class S, class Gate>
 Loss activation_balance_loss(const Gate& gate, Workspace<S>& ws, double weight, Gate& grad) {
