@@ -127,7 +127,7 @@ Loss gate_consistency_loss(const LossInput<S>& in, LossScratch<S>& scratch,
 /// where both tokens of every pair have the same probabilities, and has no upper limit. Both sides
 /// have a gradient, as in the released code; that takes the mean over experts as well, and 1e5
 /// times it: weight = 1e5 / L. Pairs with a token that does not count (padding, a row of -inf) are
-/// left out. Of the pair's experts, those masked (-inf) for both or for b alone add nothing.
+/// left out. An expert that is masked (-inf) for both or for b alone adds nothing to D.
 ///
 /// @param logits   [T, L]
 /// @param routing  of the same tokens; its assignments are not read
