@@ -330,6 +330,7 @@ enum class FindingKind;
 struct Figure;
 struct Finding;
 struct FindingReport;
+struct RoutingDivergence;
 struct Segments;
 struct SegmentActivations;
 struct SegmentRouting;

@@ -23,6 +23,7 @@
 #include <moe/stats/memory.hpp>
 #include <moe/stats/report.hpp>
 #include <moe/stats/router.hpp>
+#include <moe/stats/routing_divergence.hpp>
 #include <moe/stats/score_sum.hpp>
 #include <moe/stats/specialization.hpp>
 #include <moe/stats/svg.hpp>
