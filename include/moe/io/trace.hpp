@@ -164,7 +164,7 @@ public:
         std::vector<TraceRecord> records = read_records(batches);
         if (const std::string fault = Trace::fault_of(elements(batches), elements(records));
             !fault.empty())
-            refuse(fault);
+            refuse("contradicts itself: ", fault);
         return Trace(std::move(batches), std::move(records));
     }
 
