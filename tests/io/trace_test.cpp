@@ -238,7 +238,8 @@ std::string refusal(const char* end) { return std::string("moe::load_trace: the 
 
 TEST(TraceFile, RefusesWhatContradictsItself) {
     EXPECT_EQ(fault("slots", {1, 2, 1}), "");
-    EXPECT_EQ(fault("experts", {2, 0, 3, 0}), refusal("record 0 names expert 3, there are 3"));
+    EXPECT_EQ(fault("experts", {2, 0, 3, 0}),
+              refusal("contradicts itself: record 0 names expert 3, there are 3"));
     EXPECT_EQ(fault("dropped", {}), "");
     EXPECT_EQ(fault("experts", {2, 0, 0, 0}), "");  // the second 0 is dropped
     EXPECT_EQ(fault("slots", {2, 1, 1}), "");
@@ -324,7 +325,8 @@ TEST(TraceFile, RefusesOneExpertTwice) {
         if (numbers.first == "experts") numbers.second = {2, 0, 0, 0};
         add(writer, numbers.first, numbers.second);
     }
-    EXPECT_EQ(fault_of(writer), refusal("record 0 sends token 1 to expert 0 twice"));
+    EXPECT_EQ(fault_of(writer),
+              refusal("contradicts itself: record 0 sends token 1 to expert 0 twice"));
 }
 
 TEST(TraceFile, RefusesOtherFormatsAndVersions) {
