@@ -52,8 +52,8 @@ namespace moe::inline MOE_ABI {
 ///
 /// A loss that is to come with the library is a copy of z_loss.hpp, a header with both forms. It is
 /// also included by losses.hpp, declared in fwd.hpp if it has a type, named in README.md, and has
-/// its tests in tests/losses/mine_test.cpp, which begin with those of laws.hpp; what published code
-/// makes of it goes into tests/golden/generate_losses.py.
+/// its tests in tests/losses/mine_test.cpp, which begin with those of laws.hpp, and a row in
+/// loss_test.cpp; what published code makes of it goes into tests/golden/generate_losses.py.
 struct Loss {
     const char* name;
     double value;
