@@ -72,7 +72,8 @@ inline double ratio(Index part, Index all) {
     return all == 0 ? 0 : static_cast<double>(part) / static_cast<double>(all);
 }
 
-/// The rules, for one layer.
+/// The rules, for one layer. Another one is a FindingKind with its figures, a threshold in
+/// DiagnosisOptions, what it looks at in LayerEvidence, and a look_at_...() here.
 class LayerDiagnosis {
 public:
     LayerDiagnosis(const LayerEvidence& evidence, const DiagnosisOptions& options)
