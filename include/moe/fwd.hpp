@@ -315,7 +315,6 @@ struct RouterStats;
 struct MemoryBudget;
 struct ReportOptions;
 struct Color;
-
 struct HeatMapOptions;
 struct HeatMapPanel;
 

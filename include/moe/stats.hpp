@@ -2,8 +2,8 @@
 #ifndef MOE_STATS_HPP
 #define MOE_STATS_HPP
 
-/// Everything that shows what experts do (statistics, traces, diagnoses, pictures), and what acts on
-/// it: steering. A trace's file is in io/trace.hpp.
+/// Everything that shows what experts do (statistics, traces, diagnoses, pictures), and what acts
+/// on it: steering. A trace's file is in io/trace.hpp.
 #include <moe/stats/activation.hpp>
 #include <moe/stats/affinity.hpp>
 #include <moe/stats/co_activation.hpp>

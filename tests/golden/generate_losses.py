@@ -404,6 +404,14 @@ def mesh_second_place(rng):
     return finish(z, 64 * (second.mean(0) * proxy.mean(0)).mean(), ids)
 
 
+@case("formula: torch, DynMoLE's Tsallis entropy")
+def dyn_mole_entropy(rng):
+    z = draw(rng, 12, 8)
+    p = z.softmax(1) + 1e-5
+    value = ((1 - (p**1.1).sum(1)) / (1 - 8 ** (1 - 1.1))).mean()
+    return finish(z, value)
+
+
 @case("formula: torch, Dynamic_MoE's entropy")
 def dynamic_moe_entropy(rng):
     z = draw(rng, 11, 8)

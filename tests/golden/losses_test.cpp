@@ -21,6 +21,7 @@
 #include <moe/losses/load_fraction.hpp>
 #include <moe/losses/mass_balance.hpp>
 #include <moe/losses/second_place.hpp>
+#include <moe/losses/tsallis_entropy.hpp>
 #include <moe/losses/z_loss.hpp>
 
 #include "golden/golden.hpp"
@@ -239,6 +240,7 @@ const std::vector<std::pair<std::string, Ours>> cases{
     {"dyn_mole", plain([](auto&&... a) { return moe::mass_balance_loss(a...); })},
     {"mesh_second_place", plain([](auto&&... a) { return moe::second_place_loss(a...); })},
     {"dynamic_moe_entropy", plain([](auto&&... a) { return moe::entropy_loss(a...); })},
+    {"dyn_mole_entropy", plain([](auto&&... a) { return moe::tsallis_entropy_loss(a...); })},
     {"v_moe_importance", plain([](auto&&... a) { return moe::importance_loss(a...); })},
     {"tutel_importance",
      plain([](auto&&... a) { return moe::importance_loss(a..., {.variance = sample}); })},

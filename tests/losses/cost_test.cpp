@@ -51,7 +51,7 @@ TYPED_TEST(CostLoss, OfThreeToOneIsWorkedOutByHand) {
     for (const Form form : {Form::linear, Form::hinge}) {
         Matrix<S> dlogits = Matrix<S>::Zero(1, 2);
         const Loss loss = moe::cost_loss(logits, plan, {}, 16.0, dlogits,
-                                         {.budget = 4, .form = form, .costs = two});
+                                         {.budget = 4, .form = form, .expert_costs = two});
         const bool is_hinge = form == Form::hinge;
         EXPECT_STREQ(loss.name, "cost");
         EXPECT_NEAR(loss.value, is_hinge ? 1.0 / 16 : 5.0 / 4, 1e-6);
@@ -78,14 +78,15 @@ TEST(CostLoss, AgreesWithItsFormulaForBothScores) {
         of_selected += some_cost / some / 4;
     }
     Matrix<double> dlogits = Matrix<double>::Zero(4, 8);
-    EXPECT_NEAR(forms({.budget = 2, .costs = costs})(z, plan, {}, 1.0, dlogits), of_all / 2, 1e-13);
-    const CostBudget selected{.budget = 2, .scored = Scored::selected, .costs = costs};
+    EXPECT_NEAR(forms({.budget = 2, .expert_costs = costs})(z, plan, {}, 1.0, dlogits), of_all / 2,
+                1e-13);
+    const CostBudget selected{.budget = 2, .scored = Scored::selected, .expert_costs = costs};
     dlogits.setZero();
     EXPECT_NEAR(forms(selected)(z, plan, {}, 1.0, dlogits), of_selected / 2, 1e-13);
     EXPECT_EQ(dlogits(0, 1), 0);
     EXPECT_NE(dlogits(0, 5), 0);
     EXPECT_NEAR(
-        forms({.budget = 2, .form = Form::hinge, .costs = costs})(z, plan, {}, 1.0, dlogits),
+        forms({.budget = 2, .form = Form::hinge, .expert_costs = costs})(z, plan, {}, 1.0, dlogits),
         std::pow(of_all / 2 - 1, 2), 1e-12);
 }
 
@@ -93,11 +94,11 @@ TEST(CostLoss, KeepsTheLawsOfLosses) {
     for (const Form form : {Form::linear, Form::hinge})
         for (const Scored scored : {Scored::all, Scored::selected})
             loss_laws::expect_no_padding_seen(
-                forms({.budget = 2, .form = form, .scored = scored, .costs = costs}));
-    loss_laws::expect_all(forms({.budget = 2, .costs = costs}));
+                forms({.budget = 2, .form = form, .scored = scored, .expert_costs = costs}));
+    loss_laws::expect_all(forms({.budget = 2, .expert_costs = costs}));
     for (const CostBudget& options :
-         {CostBudget{.budget = 2, .form = Form::hinge, .costs = costs},
-          CostBudget{.budget = 2, .scored = Scored::selected, .costs = costs}}) {
+         {CostBudget{.budget = 2, .form = Form::hinge, .expert_costs = costs},
+          CostBudget{.budget = 2, .scored = Scored::selected, .expert_costs = costs}}) {
         const auto loss = forms(options);
         loss_laws::expect_nothing_of_no_tokens(loss);
         loss_laws::expect_weight_times_the_gradient(loss);
@@ -110,10 +111,10 @@ TEST(CostLoss, KeepsTheLawsOfLosses) {
 
 TEST(CostLoss, HasNoGradientWithinTheBudget) {
     Matrix<double> dlogits = Matrix<double>::Zero(4, 8);
-    const auto loss = forms({.budget = 1e3, .form = Form::hinge, .costs = costs});
+    const auto loss = forms({.budget = 1e3, .form = Form::hinge, .expert_costs = costs});
     EXPECT_EQ(loss(example::logits<double>(), example::two_best(), {}, 1.0, dlogits), 0);
     EXPECT_TRUE((dlogits.array() == 0).all());
-    const auto cheapest = forms({.budget = 1e3, .costs = costs});
+    const auto cheapest = forms({.budget = 1e3, .expert_costs = costs});
     EXPECT_GT(cheapest(example::logits<double>(), example::two_best(), {}, 1.0, dlogits), 0);
     EXPECT_FALSE((dlogits.array() == 0).all());
 }
@@ -121,22 +122,22 @@ TEST(CostLoss, HasNoGradientWithinTheBudget) {
 TEST(CostLoss, OfEqualLogitsIsTheMeanCostAndOfEqualCostsThatCost) {
     Matrix<double> dlogits = Matrix<double>::Zero(4, 8);
     const std::vector<double> equal(8, 6.0), free(8, 0.0);
-    EXPECT_NEAR(forms({.budget = 2, .costs = costs})(Matrix<double>::Constant(4, 8, 3),
-                                                     example::two_best(), {}, 0.0, dlogits),
+    EXPECT_NEAR(forms({.budget = 2, .expert_costs = costs})(Matrix<double>::Constant(4, 8, 3),
+                                                            example::two_best(), {}, 0.0, dlogits),
                 10.0 / 2, 1e-14);
-    EXPECT_NEAR(forms({.budget = 2, .costs = equal})(example::logits<double>(), example::two_best(),
-                                                     {}, 1.0, dlogits),
+    EXPECT_NEAR(forms({.budget = 2, .expert_costs = equal})(example::logits<double>(),
+                                                            example::two_best(), {}, 1.0, dlogits),
                 3, 1e-14);
     EXPECT_NEAR(dlogits.cwiseAbs().maxCoeff(), 0, 1e-15);
     for (const Form form : {Form::linear, Form::hinge})
-        EXPECT_EQ(forms({.budget = 2, .form = form, .costs = free})(
+        EXPECT_EQ(forms({.budget = 2, .form = form, .expert_costs = free})(
                       example::logits<double>(), example::two_best(), {}, 1.0, dlogits),
                   0);
 }
 
 TEST(CostLoss, OfATokenThatSelectedNothingIsZero) {
     Matrix<double> dlogits = Matrix<double>::Zero(2, 8);
-    const CostBudget selected{.budget = 1, .scored = Scored::selected, .costs = costs};
+    const CostBudget selected{.budget = 1, .scored = Scored::selected, .expert_costs = costs};
     EXPECT_EQ(forms(selected)(example::logits<double>().topRows(2), example::routing(8, {{3}, {}}),
                               {}, 1.0, dlogits),
               20);  // 40 of one token of two
@@ -155,7 +156,7 @@ TEST(CostLoss, TakesTheCostsThatAHeadKnows) {
     const std::vector<double> given(costs.begin(), costs.begin() + 5);
     Matrix<double> expected = Matrix<double>::Zero(9, 5);
     const double value = moe::cost_loss(ws.logits(), ws.routing(), {}, 0.4, expected,
-                                        {.budget = 4, .form = Form::hinge, .costs = given});
+                                        {.budget = 4, .form = Form::hinge, .expert_costs = given});
     EXPECT_GT(value, 0);
     EXPECT_EQ(moe::cost_loss(ws, 0.4, options).value, value);
     EXPECT_EQ(Matrix<double>(ws.dlogits()), expected);
@@ -184,27 +185,27 @@ TEST(CostLoss, RefusesOptionsOutOfRange) {
         return found;
     };
     const std::vector<double> few(3, 1.0), negative{1, 1, 1, 1, 1, 1, 1, -2};
-    EXPECT_EQ(message({.costs = costs}),
+    EXPECT_EQ(message({.expert_costs = costs}),
               "moe::CostBudget: budget is 0, it must be finite and > 0: the cost of an assignment "
               "that is to be afforded");
-    EXPECT_NE(message({.budget = std::numeric_limits<double>::infinity(), .costs = costs}), "");
-    EXPECT_EQ(message({.budget = 1, .form = static_cast<Form>(7), .costs = costs}),
+    EXPECT_NE(message({.budget = std::numeric_limits<double>::infinity(), .expert_costs = costs}),
+              "");
+    EXPECT_EQ(message({.budget = 1, .form = static_cast<Form>(7), .expert_costs = costs}),
               "moe::CostBudget: form is number 7 of its choices, they are 0 to 1");
-    EXPECT_NE(message({.budget = 1, .scored = static_cast<Scored>(7), .costs = costs}), "");
-    EXPECT_EQ(message({.budget = 1, .costs = few}),
-              "moe::CostBudget: costs has 3 entries, there are 8 experts; set costs, or call "
-              "cost_loss on the workspace of a layer, which knows what its experts cost");
+    EXPECT_NE(message({.budget = 1, .scored = static_cast<Scored>(7), .expert_costs = costs}), "");
+    EXPECT_EQ(message({.budget = 1, .expert_costs = few}),
+              "moe::CostBudget: expert_costs has 3 entries, there are 8 experts");
     EXPECT_EQ(message({.budget = 1}),
-              "moe::CostBudget: costs is empty, and the context's experts has 0 entries, there are "
-              "8 experts; set costs, or call cost_loss on the workspace of a layer, which knows "
-              "what its experts cost");
-    EXPECT_EQ(message({.budget = 1, .costs = negative}),
-              "moe::CostBudget: an entry of costs is -2, it must be finite and >= 0");
+              "moe::CostBudget: expert_costs is empty, and the context's experts has 0 entries, "
+              "there are 8 experts; set expert_costs, or call cost_loss on the workspace of a "
+              "layer, which knows what its experts cost");
+    EXPECT_EQ(message({.budget = 1, .expert_costs = negative}),
+              "moe::CostBudget: an entry of expert_costs is -2, it must be finite and >= 0");
     Matrix<double> dlogits = Matrix<double>::Zero(4, 8);
     EXPECT_EQ(support::message([&] {
                   moe::cost_loss(example::logits<double>(),
                                  example::routing(9, {{8}, {0}, {0}, {0}}), {}, 1.0, dlogits,
-                                 {.budget = 1, .costs = costs});
+                                 {.budget = 1, .expert_costs = costs});
               }),
               "moe::cost_loss: there are 8 logits per token and 9 experts; it needs one logit per "
               "expert");

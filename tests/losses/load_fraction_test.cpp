@@ -179,9 +179,11 @@ TEST(LoadFraction, RefusesWhatDoesNotFitAndAddsNothingThen) {
     EXPECT_EQ(message([&] {
                   load.add(logits, example::routing(9, {{}, {}, {}, {}}), {});
               }),
-              "moe::LoadFraction::add: the load is of 9 experts, the sum of 8");
+              "moe::LoadFraction::add: the load is of 9 experts, the sum of 8; make "
+              "one for each number of experts");
     EXPECT_EQ(message([&] { load.add(logits.leftCols(7), example::two_best(), {}); }),
-              "moe::LoadFraction::add: the load is of 7 experts, the sum of 8");
+              "moe::LoadFraction::add: the load is of 7 experts, the sum of 8; make "
+              "one for each number of experts");
     EXPECT_EQ(message([&] { load.add(logits, example::routing(8, {{0}}), {}); }),
               "moe::LoadFraction::add: the routing is for 1 tokens, logits has 4 rows");
     const std::vector<double> few(3, 1.0), bad{1, 1, 1, 1, 1, 1, 1, -2};
@@ -193,7 +195,8 @@ TEST(LoadFraction, RefusesWhatDoesNotFitAndAddsNothingThen) {
     EXPECT_EQ(message([&] { load.add(good, std::numeric_limits<double>::infinity()); }),
               "moe::LoadFraction::add: an entry of tokens is inf, it must be finite and >= 0");
     EXPECT_EQ(message([&] { load.add(few, 4); }),
-              "moe::LoadFraction::add: the load is of 3 experts, the sum of 8");
+              "moe::LoadFraction::add: the load is of 3 experts, the sum of 8; make "
+              "one for each number of experts");
     EXPECT_EQ(copy(load.totals()), std::vector<double>(9, 0.0));
 }
 

@@ -19,6 +19,8 @@
 #include <moe/gates/top_k.hpp>
 #include <moe/head.hpp>
 #include <moe/layer.hpp>
+#include <moe/losses/anchor.hpp>
+#include <moe/losses/cost.hpp>
 #include <moe/losses/device_balance.hpp>
 #include <moe/losses/entropy.hpp>
 #include <moe/losses/importance.hpp>
@@ -26,6 +28,7 @@
 #include <moe/losses/load_balance.hpp>
 #include <moe/losses/mass_balance.hpp>
 #include <moe/losses/second_place.hpp>
+#include <moe/losses/tsallis_entropy.hpp>
 #include <moe/losses/z_loss.hpp>
 #include <moe/routers/linear.hpp>
 #include <moe/testing/compare.hpp>
@@ -62,6 +65,12 @@ constexpr auto sigmoid = moe::Score::sigmoid;
 moe::DeviceBalance devices(Index experts) {
     static constexpr std::int32_t device[] = {0, 0, 0, 1, 1, 1, 1, 1};
     return {.num_devices = 2, .device_of_expert = {device, static_cast<std::size_t>(experts)}};
+}
+
+/// Experts of which later ones cost more.
+moe::CostBudget budget(Index experts) {
+    static constexpr double costs[] = {1, 2, 3, 4, 5, 6, 7, 8};
+    return {.budget = 2, .expert_costs = {costs, static_cast<std::size_t>(experts)}};
 }
 
 const Named all[] = {
@@ -123,6 +132,23 @@ const Named all[] = {
      },
      [](Workspace<double>& ws, double weight) {
          return moe::communication_balance_loss(ws, weight, devices(ws.expert_logits().cols()));
+     }},
+    {"tsallis_entropy",
+     [](In z, const Routing& plan, const Context& context, double weight, Out dz) {
+         return moe::tsallis_entropy_loss(z, plan, context, weight, dz);
+     },
+     [](Workspace<double>& ws, double weight) { return moe::tsallis_entropy_loss(ws, weight); }},
+    {"anchor",
+     [](In z, const Routing& plan, const Context& context, double weight, Out dz) {
+         return moe::anchor_loss(z, plan, context, 3, weight, dz);
+     },
+     [](Workspace<double>& ws, double weight) { return moe::anchor_loss(ws, 3, weight); }},
+    {"cost",
+     [](In z, const Routing& plan, const Context& context, double weight, Out dz) {
+         return moe::cost_loss(z, plan, context, weight, dz, budget(z.cols()));
+     },
+     [](Workspace<double>& ws, double weight) {
+         return moe::cost_loss(ws, weight, budget(ws.expert_logits().cols()));
      }},
 };
 

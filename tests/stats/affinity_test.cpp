@@ -116,7 +116,7 @@ TEST(AffinityStrength, GrowsWithTheShareOfTokensThatFollow) {
 
 TEST(CrossingFraction, OfASmallBatchIsWorkedOutByHand) {
     // Experts 0 and 1 on device 7, 2 on 8: of the 6 transitions, the 3 to expert 2 cross.
-    const std::vector<Index> devices{7, 7, 8};
+    const std::vector<std::int32_t> devices{7, 7, 8};
     EXPECT_EQ(crossing_fraction(small(), devices), 0.5);
     // Placed by layer: 0 | 1 and 0 | 1 2. Crossing: 0-2 0-2 1-0 1-0.
     EXPECT_NEAR(crossing_fraction(small(),
@@ -138,7 +138,7 @@ TEST(CrossingFraction, OfAPlantedPlacementIsZeroAndOfARandomOneNearOneMinusOneOv
         for (std::size_t t = 0; t < lists.size(); ++t) lists[t][0] += 2 * groups[t][0];
         trace.record(layer, traces::routing(8, lists));
     }
-    const std::vector<Index> planted{0, 0, 1, 1, 2, 2, 3, 3};
+    const std::vector<std::int32_t> planted{0, 0, 1, 1, 2, 2, 3, 3};
     EXPECT_EQ(crossing_fraction(trace, planted), 0);
 
     Trace random;
@@ -156,7 +156,7 @@ TEST(CrossingFraction, GoesFromEachLayerToTheNextOneOfItsBatch) {
     trace.record(0, traces::routing(2, {{0}}));
     trace.record(9, traces::routing(2, {{1}}));  // 0-4 crosses, 4-9 does not
     trace.record(0, traces::routing(2, {{0}}));  // a new batch with one layer
-    const std::vector<Index> devices{0, 1};
+    const std::vector<std::int32_t> devices{0, 1};
     EXPECT_EQ(crossing_fraction(trace, devices), 0.5);
     EXPECT_EQ(crossing_fraction(Trace(), devices), 0);
 }
@@ -167,7 +167,7 @@ TEST(ExpertAffinity, RefusesWhatThereIsNot) {
     EXPECT_THROW(expert_affinity(trace, -1, 1), std::invalid_argument);
     EXPECT_THROW(expert_affinity(trace, 0, 1, static_cast<Affinity>(2)), std::invalid_argument);
     EXPECT_EQ(message([&] {
-                  crossing_fraction(trace, std::vector<Index>{0, 1});
+                  crossing_fraction(trace, std::vector<std::int32_t>{0, 1});
               }),
               "moe::crossing_fraction: device_of_expert has 2 entries, a layer of the trace has 3 "
               "experts; give one for each");

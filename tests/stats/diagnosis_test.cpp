@@ -317,7 +317,7 @@ TEST(Diagnosis, IsWrittenInLinesOfEightyColumns) {
               "layer 2: collapsed: expert 3 gets 94.1 % of the tokens (mean 12.5 %); pull the\n"
               "    loads together with load_balance_loss, or with update_bias and SignUpdate\n"
               "layer 2: two dead experts: 1, 6; revive with update_bias and SignUpdate, or with\n"
-              "    Noisy while training\n");
+              "    QuantileUpdate\n");
 }
 
 TEST(Diagnosis, OfStatisticsFindsWhatTheyHold) {

@@ -168,7 +168,8 @@ TEST(Trace, KnowsItsLayers) {
     Trace trace;
     EXPECT_EQ(trace.num_layers(), 0);
     EXPECT_EQ(trace.num_experts(), 0);
-    EXPECT_EQ(message([&] { trace.num_experts(0); }), "moe::Trace: layer is 0, the trace has 0");
+    EXPECT_EQ(message([&] { trace.num_experts(0); }),
+              "moe::Trace: layer is 0, it must be in [0, 0), the layers of the trace");
     trace.record(3, plain(2, 7, 1));
     trace.record(1, plain(2, 5, 1));
     trace.record(1, plain(2, 5, 1));

@@ -70,7 +70,7 @@ private:
     void check_extent(Index given) const {
         if (given != num_experts())
             detail::fail("moe::LoadSum::add: the load is of ", given, " experts, the sum of ",
-                         num_experts());
+                         num_experts(), "; make one for each number of experts");
     }
 
     std::vector<double> counts_;

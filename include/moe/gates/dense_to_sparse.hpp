@@ -28,8 +28,7 @@ class DenseToSparseModule;
 /// temperature falls while the layer is trained, so that the router sees every expert before it
 /// has to choose.
 ///
-/// Source: EvoMoE (arXiv:2112.14397). Its code may keep the noise at
-/// inference; here there is none.
+/// Source: EvoMoE (arXiv:2112.14397). Its code may keep the noise at inference; here there is none.
 struct DenseToSparse {
     /// At Context::step; 0 or less: all experts, no noise. Set one that falls: EvoMoE's is
     /// {.from = 2, .to = 0.3, .steps = ...}; this is where it ends.

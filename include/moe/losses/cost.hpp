@@ -19,11 +19,11 @@ struct CostBudget {
         hinge,   ///< max(0, C / budget - 1)^2: nothing to gain below the budget
     };
 
-    double budget = 0;  ///< what one assignment may cost in the mean, in units of costs; > 0
+    double budget = 0;  ///< what one assignment may cost in the mean, in units of the costs; > 0
     Form form = Form::linear;
     Scored scored = Scored::all;  ///< which experts of a token share its probability
     /// [E] finite and >= 0; empty: ExpertFacts::flops_per_row of the context
-    std::span<const double> costs{};
+    std::span<const double> expert_costs{};
 };
 
 namespace detail {
@@ -36,21 +36,14 @@ void check_cost_budget(const LossInput<S>& in, const CostBudget& options) {
              ", it must be finite and > 0: the cost of an assignment that is to be afforded");
     check_choice(name, "form", options.form, CostBudget::Form::hinge);
     check_choice(name, "scored", options.scored, Scored::selected);
+    in.check_experts("cost_loss");
     const Index experts = in.routing.num_experts();
-    if (in.logits.cols() != experts)
-        fail("moe::cost_loss: there are ", in.logits.cols(), " logits per token and ", experts,
-             " experts; it needs one logit per expert");
-    const bool is_given = !options.costs.empty();
-    const auto known =
-        static_cast<Index>((is_given ? options.costs.size() : in.context.experts.size()));
-    if (known != experts)
-        fail(name, is_given ? ": costs has " : ": costs is empty, and the context's experts has ",
-             known, " entries, there are ", experts,
-             " experts; set costs, or call cost_loss on the workspace of a layer, which knows what "
-             "its experts cost");
-    for (const double cost : options.costs)
-        if (!(cost >= 0 && std::isfinite(cost)))
-            fail(name, ": an entry of costs is ", cost, ", it must be finite and >= 0");
+    check_weights(name, "expert_costs", options.expert_costs, experts, "experts");
+    if (options.expert_costs.empty() && static_cast<Index>(in.context.experts.size()) != experts)
+        fail(name, ": expert_costs is empty, and the context's experts has ",
+             in.context.experts.size(), " entries, there are ", experts,
+             " experts; set expert_costs, or call cost_loss on the workspace of a layer, which "
+             "knows what its experts cost");
 }
 
 /// Shares p of a token, 0 for what is not selected if only that counts; sum p cost.
@@ -83,8 +76,8 @@ Loss cost_loss(const LossInput<S>& in, LossScratch<S>& scratch, const CostBudget
     const KernelTable<S>& table = kernels<S>();
     S* costs = scratch.fraction.resize(logits).data();
     for (Index l = 0; l < logits; ++l) {
-        const double cost =
-            options.costs.empty() ? in.context.experts[at(l)].flops_per_row : options.costs[at(l)];
+        const double cost = options.expert_costs.empty() ? in.context.experts[at(l)].flops_per_row
+                                                         : options.expert_costs[at(l)];
         costs[l] = static_cast<S>(cost / options.budget);
     }
     S* p = scratch.scores.resize(logits).data();
@@ -128,7 +121,7 @@ Loss cost_loss(const LossInput<S>& in, LossScratch<S>& scratch, const CostBudget
 ///
 /// @param logits   [T, E] clean logits: no noise, no selection bias
 /// @param routing  of the same tokens; read for Scored::selected
-/// @param context  padding; experts, which a layer fills, unless options.costs is given
+/// @param context  padding; experts, which a layer fills, unless options.expert_costs is given
 /// @param weight   times the value
 /// @param dlogits  [T, E], **added** to
 /// @return the value without `weight`; see Loss

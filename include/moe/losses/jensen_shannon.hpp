@@ -39,11 +39,10 @@ inline void check_epsilon(const char* who, double epsilon) {
 
 /// How far two distributions are apart:
 ///
-///     1/2 sum a (log(a + epsilon) - log(m + epsilon)) + 1/2 sum b (log(b + epsilon) - log(m +
-///     epsilon))
+///     1/2 sum a (log a' - log m') + 1/2 sum b (log b' - log m'),  m = (a + b) / 2
 ///
-/// m = (a + b) / 2. For epsilon 0 it lies between 0, for equal ones, and log 2, for such that share
-/// nothing; 0 log 0 is 0. It is 0 for equal ones with any epsilon.
+/// where x' = x + epsilon. For epsilon 0 it lies between 0, for equal ones, and log 2, for such
+/// that share nothing; 0 log 0 is 0. It is 0 for equal ones with any epsilon.
 /// @param a, b     [n] finite and >= 0, sum 1
 /// @param epsilon  finite and >= 0
 /// @throws std::invalid_argument if extents differ or epsilon is out of range

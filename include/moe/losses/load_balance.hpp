@@ -18,7 +18,8 @@ namespace moe::inline MOE_ABI {
 /// Which load-balance loss. With T tokens that count, n(e) counted assignments of expert e, N their
 /// sum, k = N / T, and s the scores:
 struct LoadBalance {
-    /// The value. Last: what it is at perfect balance (n and the summed scores equal for all e).
+    /// The value; then what it is at perfect balance (n and the summed scores equal for all e), and
+    /// whose it is.
     enum class Norm {
         /// E sum_e f(e) P(e), f = n / T, P = mean over tokens of s. k: the number of slots, and 1
         /// with Slots::first. First slot: Switch, V-MoE, Tutel. All slots: Mixtral, Qwen, OLMoE,

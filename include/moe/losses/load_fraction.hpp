@@ -110,7 +110,8 @@ private:
 
     void check_extent(Index given) const {
         if (given != num_experts())
-            detail::fail(name, "the load is of ", given, " experts, the sum of ", num_experts());
+            detail::fail(name, "the load is of ", given, " experts, the sum of ", num_experts(),
+                         "; make one for each number of experts");
     }
 
     std::vector<double> totals_;    // [E + 1] n(e), T

@@ -25,8 +25,9 @@ namespace moe::inline MOE_ABI {
 ///     Loss z_loss(ws, weight)        the same on what forward() or route() left in a workspace
 ///
 /// The second form is about the experts' own logits, Workspace::expert_logits(): not about noise
-/// logits of Noisy, or masks of KeepAny. Losses on those take the layer's gate as well: load_loss,
-/// importance_loss, mask_loss.
+/// logits of Noisy, or masks of KeepAny. Losses on those, and on what a gate learns, take the
+/// layer's gate first: load_loss(layer.gate(), ws, 0.1), importance_loss, mask_loss,
+/// activation_loss. What is given besides, such as labels, comes before the weight, options last.
 ///
 /// It computes the value from the logits alone and **adds** weight * d(value)/d(logits) to dlogits.
 /// So the loss to report is weight * value, and the weight holds the coefficient and whatever the
@@ -40,7 +41,8 @@ namespace moe::inline MOE_ABI {
 /// What all losses have in common:
 ///   - Means are over the tokens that count: not the padding of the context, and not rows in which
 ///     every logit is -inf. Without any such token the value is exactly 0 and nothing is added.
-///     A loss of one's own asks counts_in_losses().
+///     A loss of one's own asks counts_in_losses(); on a workspace, it reads ws.expert_logits(),
+///     ws.routing() and ws.context(), and adds to ws.expert_dlogits().
 ///   - A logit of -inf (a masked expert) has probability 0 and gradient 0. A NaN makes the value
 ///     and the gradient of its row NaN.
 ///   - Sums over tokens are in double, in token order; sums over experts are those of the kernels.
@@ -49,8 +51,9 @@ namespace moe::inline MOE_ABI {
 ///     ProductKeyTopK are of half keys.
 ///
 /// A loss that is to come with the library is a copy of z_loss.hpp, a header with both forms. It is
-/// also included by moe.hpp, declared in fwd.hpp if it has a type, named in README.md, and has its
-/// tests in tests/losses/mine_test.cpp.
+/// also included by losses.hpp, declared in fwd.hpp if it has a type, named in README.md, and has
+/// its tests in tests/losses/mine_test.cpp, which begin with those of laws.hpp, and a row in
+/// loss_test.cpp; what published code makes of it goes into tests/golden/generate_losses.py.
 struct Loss {
     const char* name;
     double value;

@@ -61,10 +61,10 @@ Loss second_place_loss(const LossInput<S>& in, LossScratch<S>& scratch) {
 ///     dz(e) = weight E / T * s2(e) (f2(e) - sum_j s2(j) f2(j))
 ///
 /// The value is 1 at perfect balance, E if one expert always comes second and has all of P2, and 0
-/// with one expert. f2 is a count and constant in the gradient; the best logit has none. mesh adds
-/// 1e-9 to the sum that s2 is divided by. A token with one expert that is not masked has no second
-/// place and counts in T. Padding does not count; the routing is not read, so it does not matter
-/// what was dropped.
+/// with one expert. f2 is a count and constant in the gradient; the best logit has none. Mesh
+/// TensorFlow adds 1e-9 to the sum that s2 is divided by. A token with one expert that is not
+/// masked has no second place and counts in T. Padding does not count; the routing is not read, so
+/// it does not matter what was dropped.
 ///
 /// @param logits   [T, E]
 /// @param routing  of the same tokens; its assignments are not read

@@ -11,9 +11,10 @@
 #include <moe/losses/loss.hpp>
 
 namespace moe::inline MOE_ABI {
+
 /// Among which tokens token_uniformity_loss() has experts choose.
 struct TokenUniformity {
-    /// The mean of the values of the sequences (mesh-TensorFlow: of its groups), as experts choose
+    /// The mean of the values of the sequences (Mesh TensorFlow: of its groups), as experts choose
     /// with ExpertChoice::Scope::sequence; needs Context::sequence_offsets. Sequences without
     /// tokens that count are left out.
     bool per_sequence = false;
@@ -101,7 +102,7 @@ Loss token_uniformity_loss(const LossInput<S>& in, LossScratch<S>& scratch,
 /// softmax and of T. A pair at -inf has p = 0; an expert that is masked for all tokens is left out
 /// of the mean. Probabilities of all tokens depend on each other, so a NaN shows in all of them.
 ///
-/// mesh-TensorFlow writes it T mean(u^2 T_real) where T counts padding and T_real does not: the
+/// Mesh TensorFlow writes it T mean(u^2 T_real) where T counts padding and T_real does not: the
 /// same number. It is about the scores of ExpertChoice::Scores::softmax_over_tokens, whatever was
 /// chosen.
 ///
@@ -112,7 +113,7 @@ Loss token_uniformity_loss(const LossInput<S>& in, LossScratch<S>& scratch,
 /// @param dlogits  [T, E], **added** to
 /// @return the value without `weight`; see Loss
 /// @throws std::invalid_argument if sequences are asked for and not given
-/// Source: mesh-TensorFlow, expert selection gating; no paper describes it.
+/// Source: Mesh TensorFlow, expert selection gating; no paper describes it.
 template <class X, class Y>
 Loss token_uniformity_loss(const Eigen::DenseBase<X>& logits, const Routing& routing,
                            const Context& context, double weight, Y&& dlogits,

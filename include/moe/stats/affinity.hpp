@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <concepts>
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -109,9 +110,10 @@ double crossing_fraction(const Trace& trace, F&& device_of) {
 }
 
 /// The same with one placement for all layers.
-/// @param device_of_expert  [E], or longer if layers differ in E
+/// @param device_of_expert  [E] as DeviceBalance has it, or longer if layers differ in E
 /// @throws std::invalid_argument if a layer has more experts than that
-inline double crossing_fraction(const Trace& trace, std::span<const Index> device_of_expert) {
+inline double crossing_fraction(const Trace& trace,
+                                std::span<const std::int32_t> device_of_expert) {
     if (static_cast<Index>(device_of_expert.size()) < trace.num_experts())
         detail::fail("moe::crossing_fraction: device_of_expert has ", device_of_expert.size(),
                      " entries, a layer of the trace has ", trace.num_experts(),

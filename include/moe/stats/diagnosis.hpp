@@ -72,7 +72,8 @@ inline double ratio(Index part, Index all) {
     return all == 0 ? 0 : static_cast<double>(part) / static_cast<double>(all);
 }
 
-/// The rules, for one layer.
+/// The rules, for one layer. Another one is a FindingKind with its figures, a threshold in
+/// DiagnosisOptions, what it looks at in LayerEvidence, and a look_at_...() here.
 class LayerDiagnosis {
 public:
     LayerDiagnosis(const LayerEvidence& evidence, const DiagnosisOptions& options)
@@ -135,7 +136,7 @@ private:
             add(FindingKind::dead_experts, ratio(count, experts),
                 {{"experts", wide(count)}, {"of", wide(experts)}},
                 in_words(count) + " dead expert" + (count == 1 ? "" : "s") + ": " + listed(dead),
-                "revive with update_bias and SignUpdate, or with Noisy while training");
+                "revive with update_bias and SignUpdate, or with QuantileUpdate");
         }
         if (!is_collapsed() && max_over_mean() >= options_.max_over_mean)
             add(FindingKind::unbalanced, (1 - 1 / max_over_mean()) / 2,
@@ -187,8 +188,7 @@ private:
                      : in_sequence >= options_.late ? ", most of them late in the sequence"
                                                     : ", most of them late in the batch"),
                 is_late ? "a larger Capacity::limit, or Capacity::Priority::probability, which "
-                          "does not "
-                          "favour early tokens"
+                          "does not favour early tokens"
                         : "a larger Capacity::limit, or load_balance_loss, so that fewer experts "
                           "are full");
         const double nowhere = ratio(e_.unrouted, e_.num_tokens);
@@ -319,8 +319,8 @@ inline std::vector<Finding> diagnose(const std::vector<LayerEvidence>& layers,
 ///
 ///     layer 2: collapsed: expert 3 gets 94.1 % of the tokens (mean 12.5 %); pull the
 ///         loads together with load_balance_loss, or with update_bias and SignUpdate
-///     layer 2: two dead experts: 1, 6; revive with update_bias and SignUpdate, or
-///         with Noisy while training
+///     layer 2: two dead experts: 1, 6; revive with update_bias and SignUpdate, or with
+///         QuantileUpdate
 ///     balanced in 30 of 31 layers: the busiest expert has at most 1.31 times the mean
 ///         load
 ///

@@ -90,8 +90,7 @@ inline void check_segments(const char* who, Index length) {
 
 /// Counts the segments of a layer. Cost: O(N + E) per sequence, whatever m is.
 /// @throws std::invalid_argument if there is no such layer, length is out of range, or sequences
-/// are continued
-///         and batches differ in their number
+///         are continued and batches differ in their number
 inline SegmentActivations segment_activations(const Trace& trace, Index layer,
                                               const Segments& options = {}) {
     detail::check_segments("segment_activations", options.length);
@@ -131,10 +130,9 @@ inline SegmentActivations segment_activations(const Trace& trace, Index layer,
 
 /// How well one predicts which of these experts a segment uses, under one threshold for all:
 ///
-///     F1(theta) = 2 sum_{f >= theta} f / (m #{f >= theta} + sum f),  sums over experts and
-///     segments
+///     F1(theta) = 2 sum_{f >= theta} f / (m #{f >= theta} + sum f)
 ///
-/// No other choice of (expert, segment) pairs has a higher F1.
+/// Sums are over experts and segments. No other choice of (expert, segment) pairs has a higher F1.
 /// @param experts  a group whose counts are pooled; empty: all
 /// @throws std::invalid_argument if there is no such expert
 inline SegmentRouting segment_routing(const SegmentActivations& activations,
@@ -189,7 +187,7 @@ struct SegmentCacheHits {
 /// The rate does not fall as rho grows. m = 1 is LRU, if there is room for the experts of a token.
 /// A cache of twice the active experts is the published advice.
 /// @throws std::invalid_argument as segment_activations(), or if size_ratio is negative or not
-/// finite
+///         finite
 inline SegmentCacheHits segment_cache(const Trace& trace, Index layer,
                                       const SegmentCache& options = {}) {
     const Index m = options.segments.length, experts = trace.num_experts(layer);

@@ -94,7 +94,8 @@ public:
     /// @throws std::invalid_argument if there is no such layer
     Index num_experts(Index layer) const {
         if (layer < 0 || layer >= num_layers())
-            detail::fail("moe::Trace: layer is ", layer, ", the trace has ", num_layers());
+            detail::fail("moe::Trace: layer is ", layer, ", it must be in [0, ", num_layers(),
+                         "), the layers of the trace");
         return std::max<Index>(experts_[detail::at(layer)], 0);
     }
     /// The largest of all layers.

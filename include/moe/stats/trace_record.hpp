@@ -62,7 +62,8 @@ struct TraceRecord {
                dropped[detail::at(assignment)] == static_cast<std::uint8_t>(Dropped::no);
     }
 
-    /// f(token, expert, weight) for every assignment that reaches its expert, in order.
+    /// f(token, expert, weight) for every assignment that reaches its expert, in order. Padding has
+    /// some only if the gate gave it any: see TraceBatch::is_padding().
     template <class F>
     void for_each_kept(F&& f) const {
         for (Index t = 0; t < num_tokens(); ++t)

@@ -38,7 +38,7 @@ struct OnlyExpert {
 /// So a layer unlearns, or learns, in one place: of a whole model, the expert of the largest mean
 /// weight on the data that is to be forgotten.
 ///
-/// Source: UOE, SEUF (arXiv:2411.18797).
+/// Source: SEUF, or UOE (arXiv:2411.18797).
 /// @throws std::invalid_argument if there is no such expert
 template <class Layer>
 OnlyExpert only_expert(const Layer& layer, Index expert, bool with_router = true) {
