@@ -328,7 +328,7 @@ enum class MeanOver;
 enum class FindingKind;
 struct Figure;
 struct Finding;
-struct FindingReport;
+struct FindingReportOptions;
 struct RoutingDivergence;
 struct Segments;
 struct SegmentActivations;

@@ -59,9 +59,9 @@ TEST(Activation, OfASmallTraceIsWorkedOutByHand) {
 
 TEST(Activation, MeanWeightsAreWorkedOutByHand) {
     // The first sequence has means of 3/4 1/4 0, the second of 0, (1/2 + 1) / 3, (1/8) / 3.
-    expect_row(moe::mean_weight(small()), {0.375, 0.375, 1.0 / 48});
+    expect_row(moe::mean_weight(small(), MeanOver::sequences), {0.375, 0.375, 1.0 / 48});
     // Of all 4 tokens: 3/4, 1/4 + 1/2 + 1, 1/8.
-    expect_row(moe::mean_weight(small(), MeanOver::tokens), {0.1875, 0.4375, 0.03125});
+    expect_row(moe::mean_weight(small()), {0.1875, 0.4375, 0.03125});
 }
 
 TEST(Activation, MeanWeightsCountInputWeights) {
@@ -184,7 +184,7 @@ TEST(Activation, RefusesOtherLayersAndMissingSequences) {
               "moe::activation_contrast: layer 1 has 2 experts in one trace and 0 in the other; "
               "record the same layers");
     EXPECT_THROW(moe::activation_contrast(a, c), std::invalid_argument);
-    EXPECT_EQ(support::message([&] { moe::mean_weight(a); }),
+    EXPECT_EQ(support::message([&] { moe::mean_weight(a, MeanOver::sequences); }),
               "moe::mean_weight: sequence_offsets is empty, a mean over sequences wants it; set "
               "Context::sequence_offsets, or take MeanOver::tokens");
     EXPECT_THROW(moe::activation_frequency(a, {.over = MeanOver::sequences}),

@@ -26,14 +26,14 @@ TEST(Finding, NamesItsFigures) {
     EXPECT_TRUE(std::isnan(finding.figure("late")));
 }
 
-TEST(FindingReport, HasAParagraphForEachInTheirOrder) {
+TEST(FindingReportOptions, HasAParagraphForEachInTheirOrder) {
     const std::vector<Finding> findings{{.layer = 2, .text = "dead", .remedy = "revive it"},
                                         {.text = "balanced"}};
     EXPECT_EQ(report(findings), "layer 2: dead; revive it\nbalanced\n");
     EXPECT_EQ(report(std::vector<Finding>{}), "");
 }
 
-TEST(FindingReport, BreaksLinesAtBlanksAndNeverTooLate) {
+TEST(FindingReportOptions, BreaksLinesAtBlanksAndNeverTooLate) {
     Finding finding{.layer = 10};
     for (std::size_t i = 0; i < 40; ++i)
         finding.text += (i == 0 ? "" : " ") + std::string(i % 9 + 1, 'x');
@@ -58,7 +58,7 @@ TEST(FindingReport, BreaksLinesAtBlanksAndNeverTooLate) {
     }
 }
 
-TEST(FindingReport, FillsALineToItsLastColumn) {
+TEST(FindingReportOptions, FillsALineToItsLastColumn) {
     Finding finding;
     finding.text = std::string(19, 'a') + " " + std::string(20, 'b') + " c";
     EXPECT_EQ(report(std::vector{finding}, {.width = 40}),
@@ -68,7 +68,7 @@ TEST(FindingReport, FillsALineToItsLastColumn) {
     EXPECT_EQ(report(std::vector{finding}), std::string(90, 'w') + "\n    end\n");
 }
 
-TEST(FindingReport, SaysHowManyItLeavesOut) {
+TEST(FindingReportOptions, SaysHowManyItLeavesOut) {
     std::vector<Finding> findings(5);
     for (Finding& finding : findings) finding.text = "x";
     EXPECT_EQ(report(findings, {.most = 2}), "x\nx\nand 3 more\n");

@@ -37,12 +37,12 @@ TYPED_TEST(ScoreSumOf, IsWorkedOutByHand) {
     Matrix<S> logits(3, 2);
     logits << S(0), std::log(S(3)), S(7), S(7), S(-2), S(-2);
     const std::vector<Index> offsets{0, 1, 3};
-    ScoreSum sum(2);
+    ScoreSum sum(2, Score::softmax, MeanOver::sequences);
     sum.add(logits, {.sequence_offsets = offsets});
     EXPECT_NEAR(sum.mean()[0], 0.375, 1e-7);
     EXPECT_NEAR(sum.mean()[1], 0.625, 1e-7);
     EXPECT_EQ(sum.count(), 2);
-    ScoreSum over_tokens(2, Score::softmax, MeanOver::tokens);
+    ScoreSum over_tokens(2);
     over_tokens.add(logits);
     EXPECT_NEAR(over_tokens.mean()[0], 1.25 / 3, 1e-7);
     EXPECT_EQ(over_tokens.count(), 3);
@@ -110,7 +110,7 @@ TEST(ScoreSum, ReadsAWorkspaceWithoutLogitsThatAreNotTheExperts) {
     routed.logits.matrix(2, 3) << 0, 0, 9, 1, 1, 9;
     const std::vector<Index> offsets{0, 2};
     routed.context = {.sequence_offsets = offsets};
-    ScoreSum sum(2);
+    ScoreSum sum(2, Score::softmax, MeanOver::sequences);
     sum.add(ws);
     EXPECT_EQ(sum.mean(), (std::vector<double>{0.5, 0.5}));
     EXPECT_EQ(sum.count(), 1);
@@ -123,7 +123,7 @@ TEST(ScoreSum, RefusesWhatItCannotAdd) {
               "softmax, or mean_weight() of a trace");
     EXPECT_THROW(ScoreSum(2, static_cast<Score>(9)), std::invalid_argument);
     EXPECT_THROW(ScoreSum(2, Score::raw, static_cast<MeanOver>(2)), std::invalid_argument);
-    ScoreSum sum(2);
+    ScoreSum sum(2, Score::softmax, MeanOver::sequences);
     const Matrix<double> logits = Matrix<double>::Zero(3, 2);
     const std::vector<std::uint8_t> padding{0};
     const std::vector<Index> offsets{0, 2};

@@ -90,8 +90,8 @@ inline Matrix<double> activation_contrast(const Trace& a, const Trace& b,
 }
 
 /// How much weight each expert gets: its mean over tokens, 0 where it was not selected, or was
-/// dropped. Of sequences, by default, the mean of their means. The weight is
-/// Assignment::weight * input_weight; NaN if one is.
+/// dropped; with MeanOver::sequences, as published, the mean of the means of sequences. The weight
+/// is Assignment::weight * input_weight; NaN if one is.
 ///
 /// The one with the largest, over all layers, is what the texts of the trace depend on most: the
 /// expert to unlearn them in. What of a router's scores was not selected counts as 0 here; ScoreSum
@@ -101,7 +101,7 @@ inline Matrix<double> activation_contrast(const Trace& a, const Trace& b,
 ///
 /// @return [layers, E], NaN as activation_frequency()
 /// @throws std::invalid_argument if a batch lacks the sequences that a mean is to be taken over
-inline Matrix<double> mean_weight(const Trace& trace, MeanOver over = MeanOver::sequences) {
+inline Matrix<double> mean_weight(const Trace& trace, MeanOver over = MeanOver::tokens) {
     return detail::per_expert(
         "moe::mean_weight", trace, over,
         [](const TraceRecord& record, Index assignment, double* run) {

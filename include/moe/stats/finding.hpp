@@ -57,7 +57,7 @@ struct Finding {
 };
 
 /// How findings are written.
-struct FindingReport {
+struct FindingReportOptions {
     Index most = 16;   ///< findings, >= 1; how many were left out is said
     Index width = 80;  ///< columns of a line, >= 40
 };
@@ -96,7 +96,8 @@ inline std::string wrapped(std::string_view text, Index width) {
 ///     layer 2: two dead experts: 1, 6; ...
 ///
 /// @throws std::invalid_argument if an option is out of range
-inline std::string report(std::span<const Finding> findings, const FindingReport& options = {}) {
+inline std::string report(std::span<const Finding> findings,
+                          const FindingReportOptions& options = {}) {
     if (options.most < 1) detail::fail("moe::report: most is ", options.most, ", it must be >= 1");
     if (options.width < 40)
         detail::fail("moe::report: width is ", options.width, ", it must be >= 40");

@@ -21,7 +21,8 @@ namespace moe::inline MOE_ABI {
 /// The mean score of each expert over many batches of one layer, of all experts and not only of
 /// those that were selected.
 ///
-///     mean(e) = mean over sequences (or tokens) of s(e),  s = softmax(logits) by default
+///     mean(e) = mean over tokens (or, as published, sequences) of s(e),  s = softmax(logits) by
+///     default
 ///
 ///     ScoreSum scores(layer.num_experts());
 ///     for (...) { layer.forward(x, y, ws, context);  scores.add(ws); }
@@ -37,7 +38,7 @@ public:
     /// @param over   MeanOver::sequences needs Context::sequence_offsets in every batch
     /// @throws std::invalid_argument if num_experts is negative, or for another choice
     explicit ScoreSum(Index num_experts, Score score = Score::softmax,
-                      MeanOver over = MeanOver::sequences)
+                      MeanOver over = MeanOver::tokens)
         : score_(score), sum_(checked(num_experts), over) {
         detail::check_choice("moe::ScoreSum", "score", score, Score::relu);
         detail::check_choice("moe::ScoreSum", "over", over, MeanOver::sequences);
