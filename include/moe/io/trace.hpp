@@ -370,7 +370,8 @@ inline std::vector<std::byte> save_trace(const Trace& trace) {
 ///     const Trace trace = load_trace(file);
 ///     layer.bank().apply(x, trace.records()[0].routing(), y, ws);
 ///
-/// @throws FormatError for anything that save_trace() cannot have written
+/// @throws FormatError for anything that save_trace() cannot have written, but that integers may be
+///         wider than need be and the metadata may say more
 inline Trace load_trace(std::span<const std::byte> bytes) {
     return detail::TraceReader(bytes).read();
 }
