@@ -27,6 +27,7 @@
 
 #include "support/message.hpp"
 
+namespace any_layer_test {
 namespace {
 
 using moe::AnyLayer;
@@ -308,3 +309,4 @@ TEST(AnyLayer, TakesColumnMajorCallersAndNoTokens) {
 }
 
 }  // namespace
+}  // namespace any_layer_test

@@ -19,6 +19,7 @@
 #include "seams/check.hpp"
 #include "support/dense_layer.hpp"
 
+namespace bank_test {
 namespace {
 
 using moe::Dropped;
@@ -229,3 +230,4 @@ TEST(Bank, RefusesWhatDoesNotFit) {
 }
 
 }  // namespace
+}  // namespace bank_test

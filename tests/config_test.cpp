@@ -9,6 +9,7 @@ namespace moe::inline MOE_ABI {
 struct OfThisConfiguration {};
 }  // namespace moe::inline MOE_ABI
 
+namespace config_test {
 namespace {
 
 #define MOE_TEST_TEXT_OF(x) #x
@@ -46,3 +47,4 @@ TEST(ConfigDeathTest, AFailedAssertionShowsItsText) {
 #endif
 
 }  // namespace
+}  // namespace config_test

@@ -27,6 +27,7 @@
 #include "support/allocations.hpp"
 #include "support/message.hpp"
 
+namespace frozen_test {
 namespace {
 
 using moe::Index;
@@ -400,3 +401,4 @@ TEST(FrozenStorage, AllocatesNothingInTheSecondCallOrAfterReserve) {
 }
 
 }  // namespace
+}  // namespace frozen_test

@@ -25,6 +25,7 @@
 #include <moe/testing/gradient_check.hpp>
 #include <moe/tune.hpp>
 
+namespace fwd_test {
 namespace {
 
 /// "testing::Comparison" to "struct", for what a header declares or defines in namespace moe or
@@ -73,3 +74,4 @@ TEST(Fwd, DeclaresEveryPublicTypeByItsKindAndNoOther) {
 }
 
 }  // namespace
+}  // namespace fwd_test

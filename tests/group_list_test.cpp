@@ -14,6 +14,7 @@
 
 #include "support/allocations.hpp"
 
+namespace group_list_test {
 namespace {
 
 using moe::Index;
@@ -77,3 +78,4 @@ TEST(GroupList, SaysHowManyBytesItsGroupsReserve) {
 }
 
 }  // namespace
+}  // namespace group_list_test

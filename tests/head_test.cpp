@@ -17,6 +17,7 @@
 
 #include "seams/check.hpp"
 
+namespace head_test {
 namespace {
 
 using moe::ExpertFacts;
@@ -212,3 +213,4 @@ TEST(Head, RefusesGradientsOfAnotherBatch) {
 }
 
 }  // namespace
+}  // namespace head_test

@@ -20,6 +20,7 @@
 #include "support/narrow_weights.hpp"
 #include "support/users_parts.hpp"
 
+namespace layer_test {
 namespace {
 
 using moe::Index;
@@ -616,3 +617,4 @@ TEST(Layer, CopiesAreIndependent) {
 }
 
 }  // namespace
+}  // namespace layer_test

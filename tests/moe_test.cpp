@@ -14,6 +14,7 @@
 
 #include <gtest/gtest.h>
 
+namespace moe_test {
 namespace {
 
 using Names = std::vector<std::string>;
@@ -145,3 +146,4 @@ TEST(Umbrella, NamesOfParametersStayAsTheyAre) {
 }
 
 }  // namespace
+}  // namespace moe_test

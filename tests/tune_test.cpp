@@ -11,6 +11,7 @@
 
 #include "support/message.hpp"
 
+namespace tune_test {
 namespace {
 
 using moe::Index;
@@ -162,3 +163,4 @@ TEST(Tune, RefusesOptionsThatMeanNothing) {
 }
 
 }  // namespace
+}  // namespace tune_test

@@ -67,15 +67,16 @@ if(EXISTS /proc/cpuinfo)
     endforeach()
 endif()
 
-# Folders of many small tests that instantiate the same templates: several files are one translation
-# unit, which halves their compile time (losses: 48 s of processor time as files, 21 s as one).
-set(joined_folders balance io losses stats steering)
+# Several files of these folders are one translation unit, which halves the time that the compiler
+# takes for what they all instantiate (processor time: losses 48 to 21 s, ten of layer 100 to 52 s,
+# eight of seams 78 to 33 s). Everything in a test file is in a namespace of its own.
+set(joined_folders balance core experts io layer losses seams stats steering testing)
 
 foreach(folder IN LISTS folders)
     set(program moe_${folder}_tests)
     add_executable(${program} ${files_of_${folder}})
     if(folder IN_LIST joined_folders)
-        set_target_properties(${program} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 10)
+        set_target_properties(${program} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 8)
     endif()
     target_link_libraries(${program} PRIVATE moe_test_options moe_test_main moe_test_kernels)
     target_precompile_headers(${program} REUSE_FROM moe_test_main)

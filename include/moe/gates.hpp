@@ -88,10 +88,10 @@
 #include <moe/gates/product_key.hpp>
 #include <moe/gates/ranks.hpp>
 #include <moe/gates/relu.hpp>
+#include <moe/gates/schedule.hpp>
 #include <moe/gates/sequence_budget.hpp>
 #include <moe/gates/sinkhorn.hpp>
 #include <moe/gates/sparse_mixer.hpp>
-#include <moe/gates/schedule.hpp>
 #include <moe/gates/threshold.hpp>
 #include <moe/gates/token_gate.hpp>
 #include <moe/gates/top_any.hpp>

@@ -85,6 +85,11 @@ TEST(SelectionBias, RefusesWhatIsNoLoad) {
         EXPECT_THROW(ProportionalUpdate{}.update(std::span(bias), load), std::invalid_argument);
     }
     EXPECT_EQ(bias, (std::vector<float>{0, 0}));
+    bias.assign(3, 0.0F);
+    const std::vector<double> huge(3, 1e308);
+    EXPECT_EQ(support::message([&] { ProportionalUpdate{}.update(std::span(bias), huge); }),
+              "moe::ProportionalUpdate: the loads sum to inf, that must be finite");
+    EXPECT_EQ(bias, std::vector<float>(3, 0.0F));
 }
 
 TEST(SelectionBias, RefusesARateThatIsNotFinite) {

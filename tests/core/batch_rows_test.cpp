@@ -8,6 +8,7 @@
 
 #include "support/allocations.hpp"
 
+namespace batch_rows_test {
 namespace {
 
 using moe::Context;
@@ -88,3 +89,4 @@ TEST(BatchRows, AllocateNothingInRoomThatWasReserved) {
 }
 
 }  // namespace
+}  // namespace batch_rows_test

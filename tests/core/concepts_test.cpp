@@ -8,6 +8,7 @@
 
 #include "core/example_parts.hpp"
 
+namespace concepts_test {
 namespace {
 
 using namespace core_test;
@@ -167,3 +168,4 @@ static_assert(!moe::TrainableGroup<Group> && !moe::TrainableGroup<GroupWithoutFo
 static_assert(!moe::TrainableGroup<GroupWithoutGradient>);
 
 }  // namespace
+}  // namespace concepts_test

@@ -12,6 +12,7 @@
 
 #include "support/message.hpp"
 
+namespace context_test {
 namespace {
 
 using moe::Context;
@@ -188,3 +189,4 @@ TEST(Context, PaddingIsWhatIsNotZero) {
 }
 
 }  // namespace
+}  // namespace context_test

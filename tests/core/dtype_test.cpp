@@ -12,6 +12,7 @@
 
 #include <moe/core/dtype.hpp>
 
+namespace dtype_test {
 namespace {
 
 using moe::Dtype;
@@ -129,3 +130,4 @@ TEST(ReadElement, RefusesWhatHasNoValueOfItsOwn) {
 }
 
 }  // namespace
+}  // namespace dtype_test

@@ -11,6 +11,7 @@
 
 #include "support/message.hpp"
 
+namespace error_test {
 namespace {
 
 using moe::Index;
@@ -102,3 +103,4 @@ TEST(Error, AChoiceThatIsNoneIsRefusedWithItsField) {
 }
 
 }  // namespace
+}  // namespace error_test

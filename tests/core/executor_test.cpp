@@ -23,6 +23,7 @@
 #include "support/allocations.hpp"
 #include "support/message.hpp"
 
+namespace executor_test {
 namespace {
 
 using moe::Executor;
@@ -583,3 +584,4 @@ TEST(OpenMp, SettingsOfTheProgramStayAsTheyWere) {
 #endif
 
 }  // namespace
+}  // namespace executor_test

@@ -11,6 +11,7 @@
 
 #include <moe/core/workspace.hpp>
 
+namespace fingerprint_test {
 namespace {
 
 using moe::Context;
@@ -219,3 +220,4 @@ TEST(Fingerprint, TellsPlansApart) {
 }
 
 }  // namespace
+}  // namespace fingerprint_test

@@ -10,6 +10,7 @@
 
 #include "support/message.hpp"
 
+namespace freeze_test {
 namespace {
 
 struct Packed {
@@ -150,3 +151,4 @@ TEST(FreezeOptions, AreRefusedIfTheyDoNotFit) {
 }
 
 }  // namespace
+}  // namespace freeze_test

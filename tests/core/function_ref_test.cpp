@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+namespace function_ref_test {
 namespace {
 
 using moe::FunctionRef;
@@ -41,3 +42,4 @@ TEST(FunctionRef, TakesOnlyWhatCanBeCalledThatWay) {
 }
 
 }  // namespace
+}  // namespace function_ref_test

@@ -9,6 +9,7 @@
 
 #include "support/allocations.hpp"
 
+namespace gradient_test {
 namespace {
 
 using moe::Parameter;
@@ -114,3 +115,4 @@ TEST(WholeGradient, GoesAsItIsToAPartThatAsks) {
 }
 
 }  // namespace
+}  // namespace gradient_test

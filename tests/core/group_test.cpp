@@ -12,6 +12,7 @@
 
 #include "support/message.hpp"
 
+namespace group_test {
 namespace {
 
 using moe::Index;
@@ -67,3 +68,4 @@ TEST(Group, RefusesAGroupOfNone) {
 }
 
 }  // namespace
+}  // namespace group_test

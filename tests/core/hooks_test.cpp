@@ -5,6 +5,7 @@
 
 #include "core/example_parts.hpp"
 
+namespace hooks_test {
 namespace {
 
 using namespace core_test;
@@ -79,3 +80,4 @@ TEST(Hooks, WhatAGateDoesNotSayHasADefault) {
 }
 
 }  // namespace
+}  // namespace hooks_test

@@ -11,6 +11,7 @@
 #include <moe/testing/compare.hpp>
 #include <moe/testing/random.hpp>
 
+namespace least_squares_test {
 namespace {
 
 using moe::Index;
@@ -86,3 +87,4 @@ TEST(LeastSquares, OfNothingIsZero) {
 }
 
 }  // namespace
+}  // namespace least_squares_test

@@ -22,6 +22,7 @@
 #include "support/allocations.hpp"
 #include "support/message.hpp"
 
+namespace memory_test {
 namespace {
 
 using moe::Buffer;
@@ -195,3 +196,4 @@ TEST(Memory, WorkersAreWholeCacheLinesApart) {
 }
 
 }  // namespace
+}  // namespace memory_test

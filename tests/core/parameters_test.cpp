@@ -17,6 +17,7 @@
 
 #include "support/message.hpp"
 
+namespace parameters_test {
 namespace {
 
 using moe::Index;
@@ -521,3 +522,4 @@ TEST(Flatten, EigenMatricesCannotMove) {
 }
 
 }  // namespace
+}  // namespace parameters_test

@@ -12,6 +12,7 @@
 
 #include "support/message.hpp"
 
+namespace plan_test {
 namespace {
 
 using moe::Compute;
@@ -268,3 +269,4 @@ TEST(Plan, IsRefusedOutsideItsRange) {
 }
 
 }  // namespace
+}  // namespace plan_test

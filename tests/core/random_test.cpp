@@ -15,6 +15,7 @@
 
 #include <moe/core/memory.hpp>
 
+namespace random_test {
 namespace {
 
 using moe::CounterRandom;
@@ -318,3 +319,4 @@ TEST(Random, ValuesAreTheSameEverywhere) {
 }
 
 }  // namespace
+}  // namespace random_test

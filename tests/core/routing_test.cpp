@@ -16,6 +16,7 @@
 #include "support/allocations.hpp"
 #include "support/message.hpp"
 
+namespace routing_test {
 namespace {
 
 using moe::Assignment;
@@ -566,3 +567,4 @@ TEST(Routing, ErasesWhatAConditionNames) {
 }
 
 }  // namespace
+}  // namespace routing_test

@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+namespace rows_test {
 namespace {
 
 using moe::Index;
@@ -79,3 +80,4 @@ TEST(Rows, GradientsOfInputWeightsAreNotWantedUnlessGiven) {
 }
 
 }  // namespace
+}  // namespace rows_test

@@ -11,6 +11,7 @@
 
 #include "support/message.hpp"
 
+namespace sequences_test {
 namespace {
 
 using moe::Index;
@@ -111,3 +112,4 @@ TEST(Sequences, ARowIsLiveIfOneLogitIs) {
 }
 
 }  // namespace
+}  // namespace sequences_test

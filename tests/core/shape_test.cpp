@@ -7,6 +7,7 @@
 
 #include "support/message.hpp"
 
+namespace shape_test {
 namespace {
 
 using moe::Index;
@@ -45,3 +46,4 @@ TEST(Shape, AnOutputIsNotNegative) {
 }
 
 }  // namespace
+}  // namespace shape_test

@@ -10,6 +10,7 @@
 
 #include "support/message.hpp"
 
+namespace side_vectors_test {
 namespace {
 
 using moe::Context;
@@ -116,3 +117,4 @@ TEST(SideGradients, AreLikeTheVectors) {
 }
 
 }  // namespace
+}  // namespace side_vectors_test

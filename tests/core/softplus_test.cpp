@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+namespace softplus_test {
 namespace {
 
 using moe::detail::softplus;
@@ -34,3 +35,4 @@ TEST(Softplus, RisesAsItsSlopeSays) {
 }
 
 }  // namespace
+}  // namespace softplus_test

@@ -22,6 +22,7 @@
 #include "seams/check.hpp"
 #include "support/message.hpp"
 
+namespace steering_test {
 namespace {
 
 using moe::Context;
@@ -335,3 +336,4 @@ TEST(Steering, SettingWhatTheGateDoesNotHaveIsRefused) {
 }
 
 }  // namespace
+}  // namespace steering_test

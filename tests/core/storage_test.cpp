@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+namespace storage_test {
 namespace {
 
 using moe::Compute;
@@ -45,3 +46,4 @@ TEST(Storage, FitsExactAndOneOther) {
 }
 
 }  // namespace
+}  // namespace storage_test

@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+namespace types_test {
 namespace {
 
 using moe::Index;
@@ -92,3 +93,4 @@ TEST(Types, AViewLeavesTheGapsBetweenItsRowsAlone) {
 }
 
 }  // namespace
+}  // namespace types_test

@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+namespace views_test {
 namespace {
 
 using moe::Index;
@@ -114,3 +115,4 @@ TEST(Views, ColumnsOfOneMatrixAreApart) {
 }
 
 }  // namespace
+}  // namespace views_test

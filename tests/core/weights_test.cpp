@@ -15,6 +15,7 @@
 
 #include "support/message.hpp"
 
+namespace weights_test {
 namespace {
 
 using moe::Dtype;
@@ -349,3 +350,4 @@ TEST(WeightsDeathTest, ADebugBuildCatchesGradientsOfOtherExtents) {
 #endif
 
 }  // namespace
+}  // namespace weights_test

@@ -12,6 +12,7 @@
 #include "support/allocations.hpp"
 #include "support/message.hpp"
 
+namespace workspace_test {
 namespace {
 
 using moe::Index;
@@ -272,3 +273,4 @@ TEST(Call, PreviousIsTheWorkspaceOfAnEarlierLayer) {
 }
 
 }  // namespace
+}  // namespace workspace_test

@@ -10,6 +10,7 @@
 
 #include "support/expert_group.hpp"
 
+namespace constant_test {
 namespace {
 
 using moe::Index;
@@ -159,3 +160,4 @@ TEST(Constant, IsNeitherFreeNorNull) {
 }
 
 }  // namespace
+}  // namespace constant_test

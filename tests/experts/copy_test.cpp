@@ -10,6 +10,7 @@
 #include "support/expert_group.hpp"
 #include "support/message.hpp"
 
+namespace copy_test {
 namespace {
 
 using moe::Index;
@@ -104,3 +105,4 @@ TEST(Copy, RefusesOutputsOfAnotherWidth) {
 }
 
 }  // namespace
+}  // namespace copy_test

@@ -21,6 +21,7 @@
 #include "support/message.hpp"
 #include "support/users_parts.hpp"
 
+namespace each_test {
 namespace {
 
 using moe::In;
@@ -388,3 +389,4 @@ TEST(Each, WorksAsASharedExpert) {
 }
 
 }  // namespace
+}  // namespace each_test

@@ -16,6 +16,7 @@
 #include "many_rows.hpp"
 #include "support/message.hpp"
 
+namespace feed_forward_backward_test {
 namespace {
 
 using moe::Index;
@@ -163,3 +164,4 @@ TEST(FeedForwardBackward, RefusesGradientsOfOtherExtents) {
 }
 
 }  // namespace
+}  // namespace feed_forward_backward_test

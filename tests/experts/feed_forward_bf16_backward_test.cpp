@@ -21,6 +21,7 @@
 #include "support/dense_layer.hpp"
 #include "support/expert_group.hpp"
 
+namespace feed_forward_bf16_backward_test {
 namespace {
 
 using bf16_reference::Double;
@@ -328,3 +329,4 @@ TEST(FeedForwardBf16Backward, TrainsALayer) {
 }
 
 }  // namespace
+}  // namespace feed_forward_bf16_backward_test

@@ -8,6 +8,7 @@
 
 #include "support/allocations.hpp"
 
+namespace feed_forward_bf16_state_test {
 namespace {
 
 using moe::Index;
@@ -70,3 +71,4 @@ TEST(FeedForwardBf16State, SaysHowManyBytesItTakes) {
 }
 
 }  // namespace
+}  // namespace feed_forward_bf16_state_test

@@ -14,6 +14,7 @@
 #include "bf16_reference.hpp"
 #include "support/expert_group.hpp"
 
+namespace feed_forward_bf16_test {
 namespace {
 
 using bf16_reference::Double;
@@ -127,3 +128,4 @@ TEST(FeedForwardBf16, PassesOnNanAndTurnsWhatIsTooLargeIntoInfinity) {
 }
 
 }  // namespace
+}  // namespace feed_forward_bf16_test

@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+namespace feed_forward_forward_test {
 namespace {
 
 using moe::Index;
@@ -34,3 +35,4 @@ TEST(BiasRow, IsTheExpertsOwnOrNull) {
 }
 
 }  // namespace
+}  // namespace feed_forward_forward_test

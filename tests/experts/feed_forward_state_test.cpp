@@ -9,6 +9,7 @@
 
 #include "support/message.hpp"
 
+namespace feed_forward_state_test {
 namespace {
 
 using moe::Index;
@@ -141,3 +142,4 @@ TEST(FeedForwardShape, SaysWhatItCostsAndWhereItFits) {
 }
 
 }  // namespace
+}  // namespace feed_forward_state_test

@@ -14,6 +14,7 @@
 
 #include "support/allocations.hpp"
 
+namespace feed_forward_stored_test {
 namespace {
 
 using moe::Compute;
@@ -95,3 +96,4 @@ TEST(FeedForwardStored, SaysHowManyBytesItTakes) {
 }
 
 }  // namespace
+}  // namespace feed_forward_stored_test

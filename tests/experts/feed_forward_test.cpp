@@ -16,6 +16,7 @@
 #include "support/message.hpp"
 #include "support/narrow_weights.hpp"
 
+namespace feed_forward_test {
 namespace {
 
 using moe::Index;
@@ -453,3 +454,4 @@ TEST(FeedForwardExperts, RefuseBiasesOfAnotherType) {
 }
 
 }  // namespace
+}  // namespace feed_forward_test

@@ -10,6 +10,7 @@
 #include <moe/testing/compare.hpp>
 #include <moe/testing/random.hpp>
 
+namespace frozen_weights_test {
 namespace {
 
 using moe::Index;
@@ -80,3 +81,4 @@ TEST(FrozenWeights, SayWhatTheyHold) {
 }
 
 }  // namespace
+}  // namespace frozen_weights_test

@@ -15,6 +15,7 @@
 
 #include "support/message.hpp"
 
+namespace in_bf16_test {
 namespace {
 
 using support::message;
@@ -51,3 +52,4 @@ TEST(InBf16, RefusesLayersOfDoubleAndWhatItsRecipeRefuses) {
 }
 
 }  // namespace
+}  // namespace in_bf16_test

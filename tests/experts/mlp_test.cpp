@@ -9,6 +9,7 @@
 
 #include "support/expert_group.hpp"
 
+namespace mlp_test {
 namespace {
 
 using moe::Activation;
@@ -108,3 +109,4 @@ TEST(MlpExperts, RefuseSettingsThatAreOutOfRange) {
 }
 
 }  // namespace
+}  // namespace mlp_test

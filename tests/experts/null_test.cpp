@@ -16,6 +16,7 @@
 
 #include "support/expert_group.hpp"
 
+namespace null_test {
 namespace {
 
 using moe::Index;
@@ -138,3 +139,4 @@ TEST(Null, LeavesTheOthersTheirFullWeightWhereZeroShrinksTheSum) {
 }
 
 }  // namespace
+}  // namespace null_test

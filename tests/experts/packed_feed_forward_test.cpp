@@ -18,6 +18,7 @@
 #include "support/expert_group.hpp"
 #include "support/message.hpp"
 
+namespace packed_feed_forward_test {
 namespace {
 
 using moe::Compute;
@@ -568,3 +569,4 @@ TEST(PackedFeedForward, RefusesWeightsThatCannotBeStored) {
 }
 
 }  // namespace
+}  // namespace packed_feed_forward_test

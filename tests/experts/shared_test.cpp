@@ -19,6 +19,7 @@
 
 #include "support/expert_group.hpp"
 
+namespace shared_test {
 namespace {
 
 using moe::Index;
@@ -225,3 +226,4 @@ TEST(Shared, LeavesPaddingAlone) {
 }
 
 }  // namespace
+}  // namespace shared_test

@@ -11,6 +11,7 @@
 #include "support/expert_group.hpp"
 #include "support/message.hpp"
 
+namespace swiglu_test {
 namespace {
 
 using moe::Index;
@@ -130,3 +131,4 @@ TEST(SwigluExperts, RefuseSettingsThatAreOutOfRange) {
 }
 
 }  // namespace
+}  // namespace swiglu_test

@@ -10,6 +10,7 @@
 
 #include "support/expert_group.hpp"
 
+namespace zero_test {
 namespace {
 
 using moe::Matrix;
@@ -70,3 +71,4 @@ TEST(Zero, WorksWithoutTokens) {
 TEST(Zero, RefusesToBeNone) { EXPECT_THROW(make<float>(0), std::invalid_argument); }
 
 }  // namespace
+}  // namespace zero_test

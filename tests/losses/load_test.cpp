@@ -161,6 +161,8 @@ TEST(LoadLoss, OfAsManyExpertsAsThereAreIsZero) {
     EXPECT_EQ(batch.loss(5, 1, {}), 0);
     EXPECT_EQ(batch.loss(5, 1, {.variance = Variance::sample}), 0);
     EXPECT_EQ(batch.dz, (Matrix<double>::Zero(7, 5)));
+    // V-MoE compares all the same
+    EXPECT_GT(batch.loss(5, 0, {.threshold = Threshold::kth}), 0);
     Matrix<double> one(2, 1), zero = Matrix<double>::Zero(2, 1);
     one << 1, 2;
     EXPECT_EQ(moe::load_loss(one, one, one, 1, {}, 1.0, zero, zero, zero), 0);
@@ -337,6 +339,12 @@ TEST(LoadLoss, RefusesCallsThatItSaysNothingOf) {
     EXPECT_EQ(refusal({.kind = GateNoise::Kind::fixed, .std = 0}, {.k = 2}),
               "moe::load_loss: there is no noise in this call, and without it no chance of being "
               "selected; give the gate a GateNoise::std > 0");
+    Context late = training;
+    late.step = 9;
+    EXPECT_EQ(
+        refusal({.kind = GateNoise::Kind::fixed, .factor = {.to = 0, .steps = 9}}, {.k = 2}, late),
+        "moe::load_loss: there is no noise in this call, and without it no chance of being "
+        "selected; GateNoise::factor is 0 at this step: leave the loss out from here on");
     EXPECT_EQ(refusal({.inference = true}, {.k = 2}, {}), "");
     EXPECT_EQ(refusal({.kind = GateNoise::Kind::gumbel}, {.k = 2}),
               "moe::load_loss: the noise of the gate is Gumbel's, it must be normal; take another "

@@ -14,6 +14,7 @@
 
 #include "seams/check.hpp"
 #include "support/allocations.hpp"
+#include "support/message.hpp"
 
 namespace {
 
@@ -174,6 +175,26 @@ TEST(MaskLoss, TeachesToSpareExperts) {
         layer.gate().mask_weight.view() -= grad.gate().mask_weight.view();
     }
     EXPECT_LT(experts(), 1.5);
+}
+
+TEST(MaskLoss, RefusesTheBatchAndTheGradientOfAnotherGate) {
+    const auto layer = make<double>();  // 4 experts, 3 masks
+    const Matrix<double> x = random_matrix<double>(9, 5, 2, 2);
+    auto grad = moe::zeros_like(layer);
+    // as many logits, of as many experts
+    const auto other = moe::make_layer<double>(moe::Config{.model_dim = 5}, moe::LinearRouter{},
+                                               TopK{.k = 2}, moe::Swiglu{.count = 7, .ffn_dim = 3});
+    moe::Workspace<double> ws;
+    other.head().route(x, ws, training);
+    EXPECT_EQ(support::message([&] { moe::mask_loss(layer.gate(), ws, 1.0, grad.gate()); }),
+              "moe::mask_loss: the workspace holds the batch of another gate; give it the gate of "
+              "the layer that filled the workspace");
+    layer.head().route(x, ws, training);
+    auto fewer = moe::zeros_like(make<double>(TopK{.k = 2}));
+    EXPECT_EQ(support::message([&] { moe::mask_loss(layer.gate(), ws, 1.0, fewer.gate()); }),
+              "moe::mask_loss: grad is for 2 masks, the gate has 3; make grad with zeros_like() of "
+              "the gate's layer");
+    EXPECT_TRUE((ws.dlogits().array() == 0).all());
 }
 
 TEST(MaskLoss, OfNoTokensIsZero) {

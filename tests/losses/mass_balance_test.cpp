@@ -53,6 +53,20 @@ TEST(MassBalanceLoss, AtBalanceIsTheMassThatIsSelected) {
     EXPECT_EQ(value_of(equal, example::routing(4, {{}, {}, {}, {}})), 0);
 }
 
+TEST(MassBalanceLoss, TakesAnExpertThatATokenSelectedTwiceOnce) {
+    // as replayed routings may, if all but one are dropped
+    Routing twice = example::routing(3, {{1, 2}, {0}});
+    twice.add(0, 1);
+    twice.set_dropped(0, moe::Dropped::capacity);
+    twice.group();
+    const auto logits = moe::testing::random_matrix<double>(2, 3, 3);
+    Matrix<double> dlogits = Matrix<double>::Zero(2, 3), expected = dlogits;
+    const double value =
+        moe::mass_balance_loss(logits, example::routing(3, {{1, 2}, {0}}), {}, 1.0, expected);
+    EXPECT_EQ(moe::mass_balance_loss(logits, twice, {}, 1.0, dlogits), value);
+    EXPECT_EQ(dlogits, expected);
+}
+
 TEST(MassBalanceLoss, AgreesWithTheFormulaAndBothFactorsHaveAGradient) {
     const auto logits = moe::testing::random_matrix<double>(6, 5, 3, 1.5);
     Routing plan = example::routing(5, {{0, 2}, {1, 2, 3}, {}, {4, 0}, {2}, {3, 1}});

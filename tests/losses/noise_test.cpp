@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <moe/losses/noise.hpp>
 
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -11,6 +12,7 @@
 #include <moe/losses/load.hpp>
 
 #include "losses/head_of_logits.hpp"
+#include "support/message.hpp"
 
 namespace noise_test {
 namespace {
@@ -43,6 +45,24 @@ TEST(LossesOnNoise, FindTheGateInGatesAroundIt) {
     EXPECT_EQ(losses(within), value);
     EXPECT_EQ(Matrix<double>(around.ws.dlogits()), Matrix<double>(alone.ws.dlogits()));
     EXPECT_EQ(Matrix<double>(within.ws.dlogits()), Matrix<double>(alone.ws.dlogits()));
+}
+
+TEST(LossesOnNoise, RefuseABatchThatWentToOtherExperts) {
+    // Its logits are as many as the gate reads, or more.
+    for (const moe::Index experts : {10, 12}) {
+        example::HeadOfLogits<double, moe::Noisy<moe::TopK>> noisy(
+            moe::Noisy{moe::TopK{.k = 2}, GateNoise{}}, 6, 5, 10);
+        example::HeadOfLogits<double, moe::TopK> other(moe::TopK{.k = 2}, 6, experts, experts);
+        other.route(training);
+        const std::string wanted =
+            ": the gate is for 5 experts, the workspace holds a routing to " +
+            std::to_string(experts) + "; give it the gate of the layer that filled the workspace";
+        EXPECT_EQ(support::message([&] { moe::load_loss(noisy.gate(), other.ws, 1.0); }),
+                  "moe::load_loss" + wanted);
+        EXPECT_EQ(support::message([&] { moe::importance_loss(noisy.gate(), other.ws, 1.0); }),
+                  "moe::importance_loss" + wanted);
+        EXPECT_TRUE((other.ws.dlogits().array() == 0).all());
+    }
 }
 
 TEST(LossesOnNoise, LeaveAloneTheLogitsOfGatesInside) {

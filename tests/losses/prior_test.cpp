@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -99,6 +100,28 @@ TEST(PriorLoss, IsTheMeanDivergenceOfConcatenatedProbabilities) {
         expected += moe::jensen_shannon(mix, target, 1e-6) / 3;
     }
     EXPECT_NEAR(batch(1.0), expected, 1e-15);
+}
+
+TEST(PriorLoss, ViewsNoMatrixThatIsGoneBeforeItIsRead) {
+    using Layer = moe::LayerLogits<double>;
+    using Logits = Matrix<double>;
+    using Columns = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic>;
+    static_assert(std::is_constructible_v<Layer, const Logits&, Logits&>);
+    static_assert(std::is_constructible_v<Layer, moe::View<double>, moe::View<double>>);
+    static_assert(!std::is_constructible_v<Layer, Logits, Logits&>);
+    static_assert(!std::is_constructible_v<Layer, decltype(2 * Logits()), Logits&>);
+    static_assert(!std::is_constructible_v<Layer, Columns&, Logits&>);
+    // columns of a wide matrix are viewed where they are
+    Batch batch;
+    const Matrix<double> wide = random_matrix<double>(4, 7, 1, 2);
+    Matrix<double> dwide = Matrix<double>::Zero(4, 7);
+    batch.first = wide.middleCols(2, 3);
+    const double expected = batch(1.0);
+    EXPECT_EQ(moe::prior_loss(Layers<double>{{wide.middleCols(2, 3), dwide.middleCols(2, 3)},
+                                             {batch.second, batch.dsecond}},
+                              batch.context, batch.prior, batch.match, batch.tasks, 1.0),
+              expected);
+    EXPECT_EQ(Matrix<double>(dwide.middleCols(2, 3)), batch.dfirst);
 }
 
 TEST(PriorLoss, GradientsOfAllLayersAreExactAndAdded) {

@@ -227,6 +227,14 @@ TEST(ActivationLosses, RefuseTheGateOfAnotherLayer) {
               "the gate was built for 4 experts");
     EXPECT_NE(support::message([&] { moe::activation_balance_loss(other, batch.ws, 1.0, grad); }),
               "");
+    const moe::TopAnyModule<double> fewer({}, 2);
+    grad = moe::zeros_like(fewer);
+    EXPECT_EQ(support::message([&] { moe::activation_loss(batch.gate, batch.ws, 1.0, grad); }),
+              "moe::activation_loss: the threshold of grad has 2 entries, the gate is for 3 "
+              "experts; make grad with zeros_like() of the gate's layer");
+    EXPECT_NE(
+        support::message([&] { moe::activation_balance_loss(batch.gate, batch.ws, 1.0, grad); }),
+        "");
     EXPECT_TRUE((batch.ws.dlogits().array() == 0).all());
 }
 

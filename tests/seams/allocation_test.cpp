@@ -27,6 +27,7 @@
 #include "seams/check.hpp"
 #include "support/allocations.hpp"
 
+namespace allocation_test {
 namespace {
 
 using moe::Index;
@@ -282,3 +283,4 @@ TEST(Allocation, NoneForNamesOfParametersInABackward) {
 }
 
 }  // namespace
+}  // namespace allocation_test

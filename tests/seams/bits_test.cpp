@@ -26,6 +26,7 @@
 
 #include "seams/check.hpp"
 
+namespace bits_test {
 namespace {
 
 using moe::Index;
@@ -255,3 +256,4 @@ TEST(Bits, OfWeightsInOneSpanAreTheSame) {
 }
 
 }  // namespace
+}  // namespace bits_test

@@ -17,6 +17,7 @@
 
 #include "seams/check.hpp"
 
+namespace chain_test {
 namespace {
 
 using moe::Index;
@@ -102,3 +103,4 @@ TEST(Chain, ARoundDoesNotTakeTheWorkspaceOfTheOther) {
 }
 
 }  // namespace
+}  // namespace chain_test

@@ -23,6 +23,7 @@
 
 #include "seams/check.hpp"
 
+namespace context_test {
 namespace {
 
 using moe::Context;
@@ -318,3 +319,4 @@ TEST(Infinity, InALogitTakesAllTheWeightOrIsReported) {
 }
 
 }  // namespace
+}  // namespace context_test

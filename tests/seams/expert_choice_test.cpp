@@ -19,6 +19,7 @@
 #include "seams/check.hpp"
 #include "support/dense_layer.hpp"
 
+namespace expert_choice_test {
 namespace {
 
 using moe::In;
@@ -166,3 +167,4 @@ TEST(ExpertChoice, PaddingTakesNoPlace) {
 }
 
 }  // namespace
+}  // namespace expert_choice_test

@@ -19,6 +19,7 @@
 #include "seams/check.hpp"
 #include "support/dense_layer.hpp"
 
+namespace foreign_rows_test {
 namespace {
 
 using moe::Call;
@@ -189,3 +190,4 @@ TEST(ForeignRows, AscendingSubRangesOfFeedForwardExpertsGiveTheSameBits) {
 }
 
 }  // namespace
+}  // namespace foreign_rows_test

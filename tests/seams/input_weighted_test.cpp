@@ -25,6 +25,7 @@
 #include "support/dense_layer.hpp"
 #include "support/message.hpp"
 
+namespace input_weighted_test {
 namespace {
 
 using moe::Index;
@@ -223,3 +224,4 @@ TEST(InputWeighted, TheGateMultiplierScalesOutputsNevertheless) {
 }
 
 }  // namespace
+}  // namespace input_weighted_test

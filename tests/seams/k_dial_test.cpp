@@ -15,6 +15,7 @@
 
 #include "seams/check.hpp"
 
+namespace k_dial_test {
 namespace {
 
 using moe::Context;
@@ -105,3 +106,4 @@ TEST(Dial, BackwardTakesTheSameContext) {
 }
 
 }  // namespace
+}  // namespace k_dial_test

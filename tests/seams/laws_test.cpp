@@ -21,6 +21,7 @@
 #include "seams/check.hpp"
 #include "support/dense_layer.hpp"
 
+namespace laws_test {
 namespace {
 
 using moe::Index;
@@ -230,3 +231,4 @@ TEST(Laws, ASlotSpentOnANullExpertLeavesTheWeightToTheOther) {
 }
 
 }  // namespace
+}  // namespace laws_test

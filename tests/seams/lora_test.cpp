@@ -20,6 +20,7 @@
 #include "seams/check.hpp"
 #include "support/allocations.hpp"
 
+namespace lora_test {
 namespace {
 
 using moe::Call;
@@ -218,3 +219,4 @@ TEST(LoraExperts, TheSecondCallAllocatesNothing) {
 }
 
 }  // namespace
+}  // namespace lora_test

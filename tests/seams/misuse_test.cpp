@@ -18,6 +18,7 @@
 #include "seams/check.hpp"
 #include "support/message.hpp"
 
+namespace misuse_test {
 namespace {
 
 using moe::Context;
@@ -380,3 +381,4 @@ TEST_F(Misuse, ARouterWithoutBackwardIsGoodForInference) {
 }
 
 }  // namespace
+}  // namespace misuse_test

@@ -25,6 +25,7 @@
 #include "seams/check.hpp"
 #include "support/dense_layer.hpp"
 
+namespace mixture_test {
 namespace {
 
 using moe::Activation;
@@ -245,3 +246,4 @@ TEST(Mixture, OfEveryActivationHasExactGradients) {
 }
 
 }  // namespace
+}  // namespace mixture_test

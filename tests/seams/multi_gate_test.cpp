@@ -16,6 +16,7 @@
 
 #include "seams/check.hpp"
 
+namespace multi_gate_test {
 namespace {
 
 using moe::Index;
@@ -119,3 +120,4 @@ TEST(MultiGate, OneCallForAllTasksGivesTheSameBits) {
 }
 
 }  // namespace
+}  // namespace multi_gate_test

@@ -11,6 +11,7 @@
 #include <moe/testing/compare.hpp>
 #include <moe/testing/random.hpp>
 
+namespace random_expert_test {
 namespace {
 
 using moe::Call;
@@ -94,3 +95,4 @@ TEST(RandomNumbers, AreKeyedByTheTokensNumber) {
 }
 
 }  // namespace
+}  // namespace random_expert_test

@@ -17,6 +17,7 @@
 #include "seams/check.hpp"
 #include "support/dense_layer.hpp"
 
+namespace replay_test {
 namespace {
 
 using moe::Dropped;
@@ -173,3 +174,4 @@ TEST(Replay, RefusesAPlanForAnotherBatch) {
 }
 
 }  // namespace
+}  // namespace replay_test

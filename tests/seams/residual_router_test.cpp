@@ -18,6 +18,7 @@
 
 #include "seams/check.hpp"
 
+namespace residual_router_test {
 namespace {
 
 using moe::Call;
@@ -141,3 +142,4 @@ TEST(ResidualRouter, TheFirstLayersGradientIsEmptiedByItsBackward) {
 }
 
 }  // namespace
+}  // namespace residual_router_test

@@ -26,6 +26,7 @@
 #include "seams/check.hpp"
 #include "support/message.hpp"
 
+namespace steered_gates_test {
 namespace {
 
 using moe::Context;
@@ -433,3 +434,4 @@ TEST(Capacity, WhatPassesThroughWeighs) {
 }
 
 }  // namespace
+}  // namespace steered_gates_test

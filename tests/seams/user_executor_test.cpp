@@ -18,6 +18,7 @@
 
 #include "seams/check.hpp"
 
+namespace user_executor_test {
 namespace {
 
 using moe::Index;
@@ -141,3 +142,4 @@ TEST(UserExecutor, AnExceptionOfAnExpertArrivesAtTheCaller) {
 }
 
 }  // namespace
+}  // namespace user_executor_test

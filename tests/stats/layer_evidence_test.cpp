@@ -92,6 +92,11 @@ TEST(LayerEvidence, OfStatisticsHasWhatTheyHold) {
     EXPECT_EQ(e.refused, 5);  // of whatever reason
     EXPECT_EQ(e.unrouted, 1);
     EXPECT_EQ(e.nan_tokens, 1);  // of 0.6
+    EXPECT_EQ(layer_evidence(load, {.nan_fraction = 0.01}).nan_tokens, 1);
+    EXPECT_EQ(layer_evidence(load, {}).nan_tokens, 0);
+    moe::LoadStats more = load;
+    more.num_tokens = 25;  // 7 / 25 * 25 is above 7 in doubles
+    EXPECT_EQ(layer_evidence(more, {.nan_fraction = 7.0 / 25}).nan_tokens, 7);
     EXPECT_EQ(e.num_logits, 3);
     EXPECT_TRUE(e.slot_weights.empty());
 }

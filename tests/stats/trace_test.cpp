@@ -323,6 +323,10 @@ TEST(Trace, RefusesPartsThatContradictThemselves) {
     EXPECT_EQ(fault([](Batches& b, Records&) { b.pop_back(); }),
               "moe::Trace: record 2 is of batch 1 after 0, there are 1, each must have records, in "
               "their order");
+    EXPECT_EQ(
+        fault([](Batches&, Records& r) { r[0].batch = -1; }),
+        "moe::Trace: record 0 is of batch -1 after -1, there are 2, each must have records, in "
+        "their order");
     for (const Index batch : {-1, 1, 2})
         EXPECT_NE(fault([=](Batches&, Records& r) { r[0].batch = batch; }), "") << batch;
     EXPECT_NE(fault([](Batches&, Records& r) { std::swap(r[0], r[2]); }), "");

@@ -12,6 +12,7 @@
 
 #include <moe/testing/random.hpp>
 
+namespace compare_test {
 namespace {
 
 using moe::Index;
@@ -335,3 +336,4 @@ TEST(Compare, ExpectTrueShowsTheMessage) {
 }
 
 }  // namespace
+}  // namespace compare_test

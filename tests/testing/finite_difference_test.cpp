@@ -13,6 +13,7 @@
 #include <moe/core/parameters.hpp>
 #include <moe/testing/random.hpp>
 
+namespace finite_difference_test {
 namespace {
 
 using moe::Index;
@@ -282,3 +283,4 @@ TEST(FiniteDifference, AKinkWithinTheStepDoesNoHarm) {
 }
 
 }  // namespace
+}  // namespace finite_difference_test

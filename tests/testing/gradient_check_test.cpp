@@ -11,6 +11,7 @@
 #include <moe/layer.hpp>
 #include <moe/routers/linear.hpp>
 
+namespace gradient_check_test {
 namespace {
 
 using moe::In;
@@ -347,3 +348,4 @@ TEST(GradientCheck, ALayerIsNotMeasuredAcrossAChangeOfRouting) {
 }
 
 }  // namespace
+}  // namespace gradient_check_test

@@ -8,6 +8,7 @@
 
 #include <gtest/gtest.h>
 
+namespace random_test {
 namespace {
 
 using moe::Index;
@@ -66,3 +67,4 @@ TEST(TestingRandom, SpacedRowsHaveNoNearTies) {
 }
 
 }  // namespace
+}  // namespace random_test

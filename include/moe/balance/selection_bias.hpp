@@ -37,7 +37,8 @@ concept ControlsBiasOf =  // clang-format off
 namespace detail {
 
 /// The mean load.
-/// @throws std::invalid_argument if the extents differ or an entry is negative or not finite
+/// @throws std::invalid_argument if the extents differ, or an entry or the sum is negative or not
+///         finite
 inline double mean_load(const char* who, std::size_t experts, std::span<const double> load) {
     if (load.size() != experts)
         fail("moe::", who, ": load has ", load.size(), " entries, the bias has ", experts);
@@ -47,6 +48,8 @@ inline double mean_load(const char* who, std::size_t experts, std::span<const do
             fail("moe::", who, ": a load is ", count, ", it must be finite and >= 0");
         sum += count;
     }
+    if (!std::isfinite(sum))
+        fail("moe::", who, ": the loads sum to ", sum, ", that must be finite");
     return experts == 0 ? 0 : sum / static_cast<double>(experts);
 }
 

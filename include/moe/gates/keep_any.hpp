@@ -185,10 +185,12 @@ public:
 
     /// The mean over tokens of (sum of c_i); see losses/mask.hpp. Follows weigh() of the same
     /// batch.
+    /// @throws std::invalid_argument if it does not, or grad has other masks
     Loss mask_loss(In<S> logits, const Routing& routing, double weight, Out<S> dlogits,
                    KeepAnyModule& grad, const Call<S>& call) const {
         check_extents(logits);
         const State& state = call.ws.template state<State>();
+        check_of_this_gate(routing, state, grad);
         double sum = 0;
         Index tokens = 0;
         for (Index t = 0; t < logits.rows(); ++t) {
@@ -259,6 +261,17 @@ private:
         if (logits.cols() != num_logits(num_experts_))
             detail::fail(name, ": logits is [", logits.rows(), ", ", logits.cols(),
                          "], the gate wants ", num_logits(num_experts_), " logits per token");
+    }
+    void check_of_this_gate(const Routing& routing, const State& state,
+                            const KeepAnyModule& grad) const {
+        if (routing.num_experts() != num_experts_ || state.kept.size() != routing.num_assignments())
+            detail::fail(
+                "moe::mask_loss: the workspace holds the batch of another gate; give it the gate "
+                "of the layer that filled the workspace");
+        if (!grad.mask_weight.empty() && grad.mask_weight.cols() != num_masks())
+            detail::fail("moe::mask_loss: grad is for ", grad.mask_weight.cols(),
+                         " masks, the gate has ", num_masks(),
+                         "; make grad with zeros_like() of the gate's layer");
     }
     void check_dial(const Context& context, Index tokens) const {
         const Dial& dial = context.dial;

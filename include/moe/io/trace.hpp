@@ -360,14 +360,18 @@ inline std::vector<std::byte> save_trace(const Trace& trace) {
     return detail::TraceWriter(trace).bytes();
 }
 
-/// The way back: equal, bit for bit. Takes memory in proportion to that of the file.
+/// The way back: equal, bit for bit. Takes memory in proportion to that of the file, and up to 32
+/// MB for its highest number of a layer. What is made of the trace takes more: a routing() in
+/// proportion to E, a matrix [layers, E]. A few bytes can name a large E, so look at num_experts()
+/// of a file from strangers first.
 ///
 /// To replay a layer with recorded weights:
 ///
 ///     const Trace trace = load_trace(file);
 ///     layer.bank().apply(x, trace.records()[0].routing(), y, ws);
 ///
-/// @throws FormatError for anything that save_trace() cannot have written
+/// @throws FormatError for anything that save_trace() cannot have written, but that integers may be
+///         wider than need be and the metadata may say more
 inline Trace load_trace(std::span<const std::byte> bytes) {
     return detail::TraceReader(bytes).read();
 }

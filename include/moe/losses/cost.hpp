@@ -114,8 +114,9 @@ Loss cost_loss(const LossInput<S>& in, LossScratch<S>& scratch, const CostBudget
 /// without any has cost 0. So C is the expected cost of one assignment: of a token with k slots
 /// about C k. For equal probabilities it is the mean cost. The linear form lies between the
 /// cheapest and the dearest expert over the budget, and shifts costs by a factor only; the hinge is
-/// 0 and has no gradient within the budget. Without costs, they are the floating-point operations
-/// of a row, 0 for zero, null and copy experts: so easy tokens learn to take those.
+/// 0 and has no gradient within the budget; a NaN shows in all of its gradient. Without costs, they
+/// are the floating-point operations of a row, 0 for zero, null and copy experts: so easy tokens
+/// learn to take those.
 ///
 ///     moe::cost_loss(ws, 0.01, {.budget = 2e6, .form = moe::CostBudget::Form::hinge});
 ///

@@ -149,10 +149,12 @@ void check_noisy_top_k(const Noisy& gate, const TopK& top_k, const Context& cont
         fail(who,
              "the noise of the gate is Gumbel's, it must be normal; take another "
              "GateNoise::kind");
-    if (!gate.is_on(context) || (!is_learned && noise.std == 0))
+    const bool is_quiet = !gate.is_on(context), is_off = !context.training && !noise.inference;
+    if (is_quiet || (!is_learned && noise.std == 0))
         fail(who, "there is no noise in this call, and without it no chance of being selected; ",
-             gate.is_on(context) ? "give the gate a GateNoise::std > 0"
-                                 : "set Context::training, or leave the loss out at inference");
+             is_off     ? "set Context::training, or leave the loss out at inference"
+             : is_quiet ? "GateNoise::factor is 0 at this step: leave the loss out from here on"
+                        : "give the gate a GateNoise::std > 0");
     if (top_k.selection_bias)
         fail(who,
              "the gate has a selection_bias, but the loss is about a choice by logits alone; "
@@ -211,9 +213,10 @@ Loss load_of_gate(const Noisy& gate, const Call<S>& call, Workspace<S>& ws, doub
 /// E (sample).
 ///
 /// An expert that the noise can not keep out, because no more than k are open to the token, has
-/// chance 1 there (k = E: the load is what fastmoe counts, and the value 0); a masked one has 0.
-/// Padding does not count. What was dropped is not asked. One NaN makes all of the value and
-/// gradient NaN. V-MoE's mean over tokens in place of the sum is the same value.
+/// chance 1 there (k = E: the load is what fastmoe counts, and the value 0); with Threshold::kth,
+/// as published, only where fewer than k are. A masked one has 0. Padding does not count. What was
+/// dropped is not asked. One NaN makes all of the value and gradient NaN. V-MoE's mean over tokens
+/// in place of the sum is the same value.
 ///
 ///     published                                threshold    variance
 ///     Shazeer (arXiv:1701.06538) eq. 8-11      of_others    population

@@ -67,6 +67,11 @@ public:
     void add(const Eigen::DenseBase<X>& logits, const Routing& routing, const Context& context,
              const LoadBalance& options = {}) {
         check_extent(routing.num_experts());
+        if (logits.cols() == 0 && num_experts() != 0)
+            detail::fail(
+                name,
+                "the gate of this layer has no logits of experts, which say what tokens "
+                "count (ProductKeyTopK has those of half keys); add its counts and tokens");
         check_extent(logits.cols());
         if (routing.num_tokens() != logits.rows())
             detail::fail(name, "the routing is for ", routing.num_tokens(), " tokens, logits has ",

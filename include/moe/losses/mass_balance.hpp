@@ -2,6 +2,7 @@
 #ifndef MOE_LOSSES_MASS_BALANCE_HPP
 #define MOE_LOSSES_MASS_BALANCE_HPP
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -25,8 +26,10 @@ Loss mass_balance_loss(const LossInput<S>& in, LossScratch<S>& scratch) {
         if (!in.counts(t)) continue;
         table.softmax(experts, in.row(t), s);
         for (Index e = 0; e < experts; ++e) score_sum[e] += static_cast<double>(s[e]);
-        for (const Assignment& a : in.routing.of(t))
-            mass[a.expert] += static_cast<double>(s[a.expert]);
+        std::fill_n(g, experts, S(0));  // m
+        for (const Assignment& a : in.routing.of(t)) g[a.expert] = S(1);
+        for (Index e = 0; e < experts; ++e)
+            if (g[e] != S(0)) mass[e] += static_cast<double>(s[e]);
     }
     const double share = 1 / static_cast<double>(tokens);
     double sum = 0;
@@ -62,7 +65,8 @@ Loss mass_balance_loss(const LossInput<S>& in, LossScratch<S>& scratch) {
 ///
 /// At perfect balance the value is the mean probability of what a token selects: k / E for equal
 /// logits, 1 if all are selected or the choice is sure. E if one expert gets everything. Padding
-/// does not count; dropped assignments do. m is constant in the gradient.
+/// does not count; dropped assignments do. m is constant in the gradient. A NaN shows in the
+/// gradients of other tokens, too, as all share F and P.
 ///
 /// @param logits   [T, E]
 /// @param routing  of the same tokens: what was selected

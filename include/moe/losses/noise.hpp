@@ -35,7 +35,8 @@ Loss with_noisy_gate(const Gate& gate, const Call<S>& call, F&& f) {
 }
 
 /// What a Noisy gate reads of the logits that a workspace holds, the first ones.
-/// @throws std::invalid_argument if there are fewer: it was not this gate that routed
+/// @throws std::invalid_argument if there are fewer, or the batch was routed to other experts: it
+///         was not this gate that routed
 template <class S, class Noisy>
 Eigen::Ref<const Matrix<S>> logits_of_gate(const char* who, const Noisy& gate,
                                            const Workspace<S>& ws) {
@@ -43,6 +44,10 @@ Eigen::Ref<const Matrix<S>> logits_of_gate(const char* who, const Noisy& gate,
     if (ws.logits().cols() < read)
         fail("moe::", who, ": the gate reads ", read, " logits per token, the workspace holds ",
              ws.logits().cols(), "; give it the gate of the layer that filled the workspace");
+    if (ws.routing().num_experts() != gate.num_experts())
+        fail("moe::", who, ": the gate is for ", gate.num_experts(),
+             " experts, the workspace holds a routing to ", ws.routing().num_experts(),
+             "; give it the gate of the layer that filled the workspace");
     return Eigen::Ref<const Matrix<S>>(ws.logits().leftCols(read));
 }
 

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 #include <moe/core/memory.hpp>
@@ -16,11 +17,32 @@
 
 namespace moe::inline MOE_ABI {
 
-/// The logits of one of several layers, and where a loss of all of them adds its gradient.
+namespace detail {
+
+/// Row-major memory of S that lives on: no expression, of which Eigen would make a matrix for a
+/// moment.
+template <class X, class S>
+concept IsViewable =
+    IsMatrix<X> && std::is_same_v<typename std::remove_cvref_t<X>::Scalar, S> &&
+    static_cast<bool>(std::remove_cvref_t<X>::IsRowMajor) &&
+    std::remove_cvref_t<X>::InnerStrideAtCompileTime == 1 &&
+    (std::remove_cvref_t<X>::Flags & Eigen::DirectAccessBit) != 0 &&
+    (std::is_lvalue_reference_v<X> ||
+     !std::is_base_of_v<Eigen::PlainObjectBase<std::remove_cvref_t<X>>, std::remove_cvref_t<X>>);
+
+}  // namespace detail
+
+/// The logits of one of several layers, and where a loss of all of them adds its gradient. It views
+/// both, which must live on and be row-major; an expression does not compile.
 template <class S>
 struct LayerLogits {
-    Eigen::Ref<const Matrix<S>> logits;  // [T, E]
-    Eigen::Ref<Matrix<S>> dlogits;       // [T, E]
+    ConstView<S> logits;  // [T, E]
+    View<S> dlogits;      // [T, E]
+
+    template <detail::IsViewable<S> X, detail::IsViewable<S> Y>
+    LayerLogits(X&& z, Y&& dz)
+        : logits(z.data(), z.rows(), z.cols(), Eigen::OuterStride<>(z.outerStride())),
+          dlogits(dz.data(), dz.rows(), dz.cols(), Eigen::OuterStride<>(dz.outerStride())) {}
 };
 
 namespace detail {
@@ -144,7 +166,7 @@ Loss prior_loss(const PriorInput<S>& in, double weight, PriorScratch<S>& scratch
             S* g = gradient + first;
             const S mean = table.dot(experts, p + first, g);
             for (Index e = 0; e < experts; ++e) g[e] = p[first + e] * (g[e] - mean);
-            Eigen::Ref<Matrix<S>> dz = layer.dlogits;
+            View<S> dz = layer.dlogits;
             table.axpy(experts, factor, g, row_data(dz, t));
             first += experts;
         }

@@ -54,6 +54,18 @@ struct TopAnyLoss {
     }
 };
 
+/// @throws std::invalid_argument if the batch or the gradient is another gate's
+template <class S>
+void check_top_any(const char* who, const TopAnyModule<S>& gate, const Call<S>& call,
+                   const Workspace<S>& ws, const TopAnyModule<S>& grad) {
+    check_gate_extents(who, ws.logits().rows(), ws.logits().cols(), ws.routing(),
+                       gate.num_experts(), call.context);
+    if (!grad.threshold.empty() && grad.threshold.cols() != gate.num_experts())
+        fail(who, ": the threshold of grad has ", grad.threshold.cols(),
+             " entries, the gate is for ", gate.num_experts(),
+             " experts; make grad with zeros_like() of the gate's layer");
+}
+
 /// f(gate, call) of the TopAny gate that is in `gate`.
 /// @param call  of the gate, in its own node
 template <class S, class F>
@@ -79,8 +91,7 @@ Loss activation_balance_loss(const TopAnyModule<S>& gate, const Call<S>& call, W
     const Routing& routing = ws.routing();
     const Context& context = call.context;
     const Index experts = gate.num_experts();
-    check_gate_extents("moe::activation_balance_loss", ws.logits().rows(), ws.logits().cols(),
-                       routing, experts, context);
+    check_top_any("moe::activation_balance_loss", gate, call, ws, grad);
     auto& scratch = ws.template state<Scratch>();
     double* load = scratch.load.assign(2 * experts, 0).data();
     double* share = load + experts;
@@ -117,8 +128,7 @@ Loss activation_loss(const TopAnyModule<S>& gate, const Call<S>& call, Workspace
     using Scratch = TopAnyLoss<S>;
     const Routing& routing = ws.routing();
     const auto logits = ws.logits();
-    check_gate_extents("moe::activation_loss", logits.rows(), logits.cols(), routing,
-                       gate.num_experts(), call.context);
+    check_top_any("moe::activation_loss", gate, call, ws, grad);
     Index tokens = 0, active = 0;
     for (Index t = 0; t < routing.num_tokens(); ++t) {
         tokens += counts_in_losses(call.context, logits, t) ? 1 : 0;
@@ -162,7 +172,7 @@ Loss activation_loss(const TopAnyModule<S>& gate, const Call<S>& call, Workspace
 /// @param weight  published: 1
 /// @param grad    of the same gate, **added** to
 /// @return the value without `weight`; see Loss
-/// @throws std::invalid_argument if the gate is for another number of experts
+/// @throws std::invalid_argument if the gate or grad is for another number of experts
 /// Source: DynMoE (arXiv:2405.14297) and its released code, where it is mean(me * ce) E^2.
 template <class S, class Gate>
 Loss activation_balance_loss(const Gate& gate, Workspace<S>& ws, double weight, Gate& grad) {

@@ -113,8 +113,9 @@ inline LayerEvidence layer_evidence(const LoadStats& load, const RouterStats& ro
         evidence.chosen[e] += load.dropped_per_expert[e];
         evidence.refused += load.dropped_per_expert[e];
     }
-    evidence.nan_tokens =
-        static_cast<Index>(std::ceil(router.nan_fraction * static_cast<double>(load.num_tokens)));
+    if (router.nan_fraction > 0)  // 7 of 25 is 7 again, and a share that is small is not none
+        evidence.nan_tokens = std::max<Index>(
+            1, std::lround(router.nan_fraction * static_cast<double>(load.num_tokens)));
     return evidence;
 }
 

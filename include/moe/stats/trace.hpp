@@ -130,7 +130,7 @@ public:
         Index batch = -1;
         for (std::size_t r = 0; r < records.size(); ++r) {
             const TraceRecord& record = records[r];
-            if (record.batch < batch || record.batch > batch + 1 ||
+            if (record.batch < std::max<Index>(batch, 0) || record.batch > batch + 1 ||
                 record.batch >= static_cast<Index>(batches.size()))
                 return detail::sentence("record ", r, " is of batch ", record.batch, " after ",
                                         batch, ", there are ", batches.size(),
