@@ -12,6 +12,7 @@
 #include <moe/core/random.hpp>
 #include <moe/testing/compare.hpp>
 
+namespace adaptive_experts_test {
 namespace {
 
 using moe::ActivationRecord;
@@ -147,3 +148,4 @@ TEST(UpdateExperts, StartsAgainWithOneExpertWhereNobodyWasEverChosen) {
 }
 
 }  // namespace
+}  // namespace adaptive_experts_test

@@ -7,6 +7,7 @@
 
 #include <gtest/gtest.h>
 
+namespace load_sum_test {
 namespace {
 
 using moe::Dropped;
@@ -79,3 +80,4 @@ TEST(MaxViolation, IsTheBusiestOverTheMeanMinusOne) {
 }
 
 }  // namespace
+}  // namespace load_sum_test

@@ -26,6 +26,7 @@
 #include "gates/laws.hpp"
 #include "support/message.hpp"
 
+namespace quantile_test {
 namespace {
 
 using gates_test::batch;
@@ -279,3 +280,4 @@ TEST(QuantileErrors, AreSentencesAndChangeNothing) {
 }
 
 }  // namespace
+}  // namespace quantile_test

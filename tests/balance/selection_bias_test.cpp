@@ -20,6 +20,7 @@
 
 #include "support/message.hpp"
 
+namespace selection_bias_test {
 namespace {
 
 using moe::Index;
@@ -251,3 +252,4 @@ TEST(SelectionBias, SaysWhenThereIsNoneOrSeveral) {
 }
 
 }  // namespace
+}  // namespace selection_bias_test

@@ -12,6 +12,7 @@
 
 #include "support/message.hpp"
 
+namespace file_test {
 namespace {
 
 using support::message;
@@ -100,3 +101,4 @@ TEST_F(File, LeftByAnotherWriterIsNotTouched) {
 }
 
 }  // namespace
+}  // namespace file_test

@@ -9,6 +9,7 @@
 
 #include "support/message.hpp"
 
+namespace json_test {
 namespace {
 
 using moe::FormatError;
@@ -228,3 +229,4 @@ TEST(Json, StringsItWritesReadBackTheSame) {
 }
 
 }  // namespace
+}  // namespace json_test

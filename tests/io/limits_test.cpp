@@ -12,6 +12,7 @@
 
 #include "raw_file.hpp"
 
+namespace limits_test {
 namespace {
 
 using Limits = moe::SafetensorsLimits;
@@ -98,3 +99,4 @@ TEST(SafetensorsLimits, NestingIsWhatAHeaderNeeds) {
 }
 
 }  // namespace
+}  // namespace limits_test

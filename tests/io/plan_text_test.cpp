@@ -8,6 +8,7 @@
 
 #include "support/message.hpp"
 
+namespace plan_text_test {
 namespace {
 
 using moe::Index;
@@ -98,3 +99,4 @@ TEST(PlanText, IsRefusedIfItWasMeasuredWithAnotherInstructionSet) {
 }
 
 }  // namespace
+}  // namespace plan_text_test

@@ -14,6 +14,7 @@
 
 #include "support/message.hpp"
 
+namespace routing_test {
 namespace {
 
 using moe::Assignment;
@@ -234,3 +235,4 @@ TEST(RoutingFile, SurvivesDamageAnywhere) {
 }
 
 }  // namespace
+}  // namespace routing_test

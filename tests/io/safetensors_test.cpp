@@ -23,6 +23,7 @@
 #include "raw_file.hpp"
 #include "support/message.hpp"
 
+namespace safetensors_test {
 namespace {
 
 using moe::Dtype;
@@ -629,3 +630,4 @@ TEST(SafetensorsDamage, TheHostileCorpusIsRefused) {
 }
 
 }  // namespace
+}  // namespace safetensors_test

@@ -20,6 +20,7 @@
 
 #include "support/message.hpp"
 
+namespace safetensors_writer_test {
 namespace {
 
 using moe::Dtype;
@@ -272,3 +273,4 @@ TEST(SafetensorsWriter, RefusesAHeaderOverTheLimit) {
 }
 
 }  // namespace
+}  // namespace safetensors_writer_test

@@ -16,6 +16,7 @@
 
 #include "support/message.hpp"
 
+namespace tensor_test {
 namespace {
 
 using moe::Dtype;
@@ -178,3 +179,4 @@ TEST(TensorView, RefusesFloatsAsIntegersEvenIfThereAreNone) {
 }
 
 }  // namespace
+}  // namespace tensor_test

@@ -6,6 +6,7 @@
 
 #include <moe/io/text.hpp>
 
+namespace text_test {
 namespace {
 
 using moe::detail::in_quotes;
@@ -54,3 +55,4 @@ TEST(Quoted, CutsAtEightyBytes) {
 }
 
 }  // namespace
+}  // namespace text_test

@@ -9,6 +9,7 @@
 
 #include "losses/example.hpp"
 
+namespace entropy_test {
 namespace {
 
 using moe::Loss;
@@ -91,3 +92,4 @@ TEST(EntropyLoss, MaskedExpertsHaveNoPartAndNoGradient) {
 }
 
 }  // namespace
+}  // namespace entropy_test

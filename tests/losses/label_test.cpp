@@ -22,6 +22,7 @@
 #include "support/allocations.hpp"
 #include "support/message.hpp"
 
+namespace label_test {
 namespace {
 
 using moe::Context;
@@ -292,3 +293,4 @@ TEST(LabelLoss, RefusesLabelsThatLeadNowhere) {
 }
 
 }  // namespace
+}  // namespace label_test

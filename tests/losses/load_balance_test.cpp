@@ -14,6 +14,7 @@
 #include "losses/example.hpp"
 #include "support/message.hpp"
 
+namespace load_balance_test {
 namespace {
 
 using moe::Context;
@@ -351,3 +352,4 @@ TEST(LoadBalanceLoss, RefusesWhatDoesNotFit) {
 }
 
 }  // namespace
+}  // namespace load_balance_test

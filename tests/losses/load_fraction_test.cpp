@@ -182,16 +182,12 @@ TEST(LoadFraction, RefusesWhatDoesNotFitAndAddsNothingThen) {
               "moe::LoadFraction::add: the load is of 9 experts, the sum of 8; make "
               "one for each number of experts");
     EXPECT_EQ(message([&] { load.add(logits.leftCols(7), example::two_best(), {}); }),
-<<<<<<< HEAD
               "moe::LoadFraction::add: the load is of 7 experts, the sum of 8; make "
               "one for each number of experts");
-=======
-              "moe::LoadFraction::add: the load is of 7 experts, the sum of 8");
     EXPECT_EQ(message([&] { load.add(logits.leftCols(0), example::two_best(), {}); }),
               "moe::LoadFraction::add: the gate of this layer has no logits of experts, which say "
               "what tokens count (ProductKeyTopK has those of half keys); add its counts and "
               "tokens");
->>>>>>> wt-r2
     EXPECT_EQ(message([&] { load.add(logits, example::routing(8, {{0}}), {}); }),
               "moe::LoadFraction::add: the routing is for 1 tokens, logits has 4 rows");
     const std::vector<double> few(3, 1.0), bad{1, 1, 1, 1, 1, 1, 1, -2};

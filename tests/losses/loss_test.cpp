@@ -38,6 +38,7 @@
 #include "support/allocations.hpp"
 #include "support/message.hpp"
 
+namespace loss_test {
 namespace {
 
 using moe::Context;
@@ -444,3 +445,4 @@ TEST(LossesOnNoise, GradientsThroughALayerAreExact) {
 }
 
 }  // namespace
+}  // namespace loss_test

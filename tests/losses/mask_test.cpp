@@ -16,6 +16,7 @@
 #include "support/allocations.hpp"
 #include "support/message.hpp"
 
+namespace mask_test {
 namespace {
 
 using moe::Context;
@@ -231,3 +232,4 @@ TEST(MaskLoss, GivesTheSameBitsForAnyThreadCountAndAllocatesOnce) {
 }
 
 }  // namespace
+}  // namespace mask_test

@@ -8,6 +8,7 @@
 
 #include "losses/example.hpp"
 
+namespace z_loss_test {
 namespace {
 
 using moe::Context;
@@ -66,3 +67,4 @@ TEST(ZLoss, MaskedExpertsHaveNoPartAndNoGradient) {
 }
 
 }  // namespace
+}  // namespace z_loss_test

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+namespace color_ramp_test {
 namespace {
 
 using moe::Color;
@@ -28,3 +29,4 @@ TEST(ColorRamp, ClampsAndMeetsItsStops) {
 }
 
 }  // namespace
+}  // namespace color_ramp_test

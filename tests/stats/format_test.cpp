@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+namespace format_test {
 namespace {
 
 namespace detail = moe::detail;
@@ -48,3 +49,4 @@ TEST(Format, EscapesForXml) {
 }
 
 }  // namespace
+}  // namespace format_test

@@ -7,6 +7,7 @@
 
 #include <gtest/gtest.h>
 
+namespace heat_map_test {
 namespace {
 
 using moe::HeatMapOptions;
@@ -76,3 +77,4 @@ TEST(HeatMapScale, ChoosesDigitsByTheLargestValue) {
 }
 
 }  // namespace
+}  // namespace heat_map_test

@@ -10,6 +10,7 @@
 
 #include <moe/testing/random.hpp>
 
+namespace load_test {
 namespace {
 
 using moe::Assignment;
@@ -171,3 +172,4 @@ TEST(ActiveFlops, AreTheMeanOverTokensOfWhatReachesExperts) {
 }
 
 }  // namespace
+}  // namespace load_test

@@ -12,6 +12,7 @@
 
 #include "support/allocations.hpp"
 
+namespace memory_test {
 namespace {
 
 using moe::Index;
@@ -208,3 +209,4 @@ TEST(MemoryBudget, PrintsOneLine) {
 }
 
 }  // namespace
+}  // namespace memory_test

@@ -12,6 +12,7 @@
 
 #include "support/message.hpp"
 
+namespace report_test {
 namespace {
 
 using moe::Dropped;
@@ -155,3 +156,4 @@ TEST(Report, RefusesWrongNamesAndWidths) {
 }
 
 }  // namespace
+}  // namespace report_test

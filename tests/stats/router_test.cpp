@@ -8,6 +8,7 @@
 
 #include <gtest/gtest.h>
 
+namespace router_test {
 namespace {
 
 using moe::Dropped;
@@ -167,3 +168,4 @@ TEST(RouterStats, RefuseWhatDoesNotFit) {
 }
 
 }  // namespace
+}  // namespace router_test

@@ -10,6 +10,7 @@
 
 #include <gtest/gtest.h>
 
+namespace svg_test {
 namespace {
 
 using moe::HeatMapOptions;
@@ -189,3 +190,4 @@ TEST(SvgHeatMap, RefusesEmptyDataAndWrongLabels) {
 }
 
 }  // namespace
+}  // namespace svg_test
