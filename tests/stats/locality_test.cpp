@@ -156,6 +156,7 @@ TEST(SegmentRouting, HasNoSegmentsInSequencesThatAreTooShort) {
     const Trace trace = traces::trace(2, {{0}, {0}, {1}, {1}}, {.sequence_offsets = offsets});
     const auto activations = segment_activations(trace, 0, {.length = 3});
     EXPECT_EQ(activations.num_segments, 0);
+    EXPECT_EQ(activations.segments.size(), 0);  // for whatever length
     EXPECT_EQ(segment_routing(activations).performance, 0);
 }
 
@@ -385,6 +386,11 @@ TEST(Locality, RefusesBadSettings) {
     const std::vector<Index> none{2};
     EXPECT_EQ(message([&] { segment_routing(segment_activations(trace, 0, {.length = 1}), none); }),
               "moe::segment_routing: expert is 2, there are 2");
+    const moe::SegmentActivations broken{
+        .length = 3, .num_segments = 1, .segments = moe::Matrix<double>::Zero(2, 3)};
+    EXPECT_EQ(message([&] { segment_routing(broken); }),
+              "moe::segment_routing: segments is [2, 3] for segments of 3 tokens, it must have one "
+              "column more than that; take what segment_activations() returns");
 }
 
 }  // namespace

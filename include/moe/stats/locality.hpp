@@ -36,9 +36,10 @@ struct Segments {
 /// How often experts are active in segments: an expert is active f times if f of the segment's
 /// tokens use it.
 struct SegmentActivations {
-    Index length = 0;           ///< m
-    Index num_segments = 0;     ///< 0 if no sequence has m tokens
-    Matrix<double> segments{};  ///< [E, m + 1] segments in which expert e is active f times
+    Index length = 0;        ///< m
+    Index num_segments = 0;  ///< 0 if no sequence has m tokens
+    /// [E, m + 1] segments in which expert e is active f times; [E, 0] if there are none
+    Matrix<double> segments{};
 };
 
 /// The best prediction of the form "active all through the segment", for segments in which an
@@ -96,12 +97,13 @@ inline SegmentActivations segment_activations(const Trace& trace, Index layer,
     detail::check_segments("segment_activations", options.length);
     const Index m = options.length, experts = trace.num_experts(layer);
     SegmentActivations result{.length = m};
-    result.segments.setZero(experts, m + 1);
+    result.segments.setZero(experts, 0);
     std::vector<Index> active(detail::at(experts)), since(detail::at(experts)), chosen;
     for (const detail::TokenSequence& tokens :
          detail::token_sequences("segment_activations", trace, layer, options.continued)) {
         const Index count = static_cast<Index>(tokens.size()) - m + 1;  // of segments
         if (count <= 0) continue;
+        if (result.num_segments == 0) result.segments.setZero(experts, m + 1);
         result.num_segments += count;
         std::fill(active.begin(), active.end(), 0);
         std::fill(since.begin(), since.end(), 0);
@@ -134,13 +136,19 @@ inline SegmentActivations segment_activations(const Trace& trace, Index layer,
 ///
 /// Sums are over experts and segments. No other choice of (expert, segment) pairs has a higher F1.
 /// @param experts  a group whose counts are pooled; empty: all
-/// @throws std::invalid_argument if there is no such expert
+/// @throws std::invalid_argument if there is no such expert, or the extents contradict the length
 inline SegmentRouting segment_routing(const SegmentActivations& activations,
                                       std::span<const Index> experts = {}) {
     const Index m = activations.length, rows = activations.segments.rows();
     for (const Index e : experts)
         if (e < 0 || e >= rows)
             detail::fail("moe::segment_routing: expert is ", e, ", there are ", rows);
+    if (activations.num_segments == 0) return {};
+    if (m < 1 || activations.segments.cols() != m + 1)
+        detail::fail("moe::segment_routing: segments is [", rows, ", ", activations.segments.cols(),
+                     "] for segments of ", m,
+                     " tokens, it must have one column more than that; take what "
+                     "segment_activations() returns");
     std::vector<double> segments(detail::at(m + 1));
     const auto pool = [&](Index e) {
         for (Index f = 0; f <= m; ++f) segments[detail::at(f)] += activations.segments(e, f);
