@@ -39,6 +39,26 @@ using moe::testing::same_bits;
 
 constexpr Index dim = 6, experts = 8, tokens = 20;
 
+/// A context that views a temporary does not come about.
+template <class T>
+concept Steers = requires(T&& steer) {
+    static_cast<T&&>(steer).on();
+};
+template <class T>
+concept TurnsOff = requires(T&& steer) {
+    static_cast<T&&>(steer).turn_off(0);
+};
+/// The context of four experts after set(steer).
+template <class F>
+Context on_four(F set, const Context& context) {
+    static Steering steer(4);
+    steer.reset();
+    set(steer);
+    return steer.on(context);
+}
+static_assert(Steers<Steering&> && Steers<const Steering&> && !Steers<Steering>);
+static_assert(TurnsOff<Steering&> && !TurnsOff<Steering>);
+
 using Layer = moe::Layer<double, moe::LinearRouter, moe::TopK, moe::Copy>;
 
 Layer make(moe::Normalize normalize = moe::Normalize::plain) {
@@ -334,25 +354,35 @@ TEST(SteeringErrors, RefuseAContextThatSaysTheSame) {
     const std::vector<Index> offsets{0, 2, 4};
     Steering steer(4);
     EXPECT_NO_THROW(steer.on({.allowed = mask, .forced = mask}));
-    EXPECT_EQ(message([&] { Steering(4).turn_off(1).on({.allowed = mask}); }),
-              "moe::Steering::on: the context has allowed of its own; set it in one place, or per "
-              "token and sequence in the context without this object");
-    EXPECT_NE(message([&] { Steering(4).force(1).on({.forced = mask}); }), "");
-    EXPECT_NE(message([&] { Steering(4).offset(1, 1).on({.logit_offset = numbers}); }), "");
-    EXPECT_NE(message([&] { Steering(4).multiply(1, 2).on({.gate_multiplier = numbers}); }), "");
-    EXPECT_NO_THROW(Steering(4).turn_off(1).on({.forced = mask, .logit_offset = numbers}));
+    EXPECT_EQ(
+        message([&] { on_four([](Steering& four) { four.turn_off(1); }, {.allowed = mask}); }),
+        "moe::Steering::on: the context has allowed of its own; set it in one place, or per "
+        "token and sequence in the context without this object");
+    EXPECT_NE(message([&] { on_four([](Steering& four) { four.force(1); }, {.forced = mask}); }),
+              "");
+    EXPECT_NE(message([&] {
+                  on_four([](Steering& four) { four.offset(1, 1); }, {.logit_offset = numbers});
+              }),
+              "");
+    EXPECT_NE(message([&] {
+                  on_four([](Steering& four) { four.multiply(1, 2); },
+                          {.gate_multiplier = numbers});
+              }),
+              "");
+    EXPECT_NO_THROW(on_four([](Steering& four) { four.turn_off(1); },
+                            {.forced = mask, .logit_offset = numbers}));
 
     Context context{.sequence_offsets = offsets};
     context.dial.logit_offset_per_sequence = per_sequence;  // in logits
     context.dial.gate_multiplier_per_sequence = per_sequence;
-    EXPECT_EQ(message([&] { Steering(4).offset(1, 1).on(context); }),
+    EXPECT_EQ(message([&] { on_four([](Steering& four) { four.offset(1, 1); }, context); }),
               "moe::Steering::on: the context has dial.logit_offset_per_sequence with another "
               "offset_unit than this object; one call has one");
     context.dial.offset_unit = OffsetUnit::row_std;
-    EXPECT_NO_THROW(Steering(4).offset(1, 1).on(context));
-    EXPECT_NO_THROW(Steering(4).multiply(1, 2).on(context));
+    EXPECT_NO_THROW(on_four([](Steering& four) { four.offset(1, 1); }, context));
+    EXPECT_NO_THROW(on_four([](Steering& four) { four.multiply(1, 2); }, context));
     context.dial.multiplier_order = MultiplierOrder::before_normalization;
-    EXPECT_EQ(message([&] { Steering(4).multiply(1, 2).on(context); }),
+    EXPECT_EQ(message([&] { on_four([](Steering& four) { four.multiply(1, 2); }, context); }),
               "moe::Steering::on: the context has dial.gate_multiplier_per_sequence with another "
               "multiplier_order than this object; one call has one");
 }

@@ -86,7 +86,7 @@ public:
     /// that the context wants go where it says.
     /// @throws std::invalid_argument if the context has logit_offset or its gradient already, or
     ///         counts other offsets in standard deviations
-    Context on(const Context& context = {}) {
+    Context on(const Context& context = {}) & {
         if (!context.logit_offset.empty() ||
             (context.gradients != nullptr && !context.gradients->logit_offset.empty()))
             detail::fail(name,

@@ -47,8 +47,8 @@ struct SteeringSettings {
 /// for bit.
 ///
 /// The context of on() views this object: it must live, and stay unchanged, until the last thing
-/// that is done with the call's workspace. Of one that changes nothing, on() gives the same context
-/// back.
+/// that is done with the call's workspace, which is why a temporary has neither on() nor anything
+/// to set. Of one that changes nothing, on() gives the same context back.
 ///
 /// Source: off and forced: arXiv:2502.11096; offsets in standard deviations (lambda = 0.5) and
 /// forced as the hard variant: arXiv:2510.04694; factors (64): arXiv:2505.14681.
@@ -92,24 +92,24 @@ public:
 
     /// @throws std::invalid_argument if there is no such expert, or, to force it, if k are forced
     ///         already
-    Steering& turn_off(Index expert) { return set(expert, State::off); }
-    Steering& force(Index expert) {
+    Steering& turn_off(Index expert) & { return set(expert, State::off); }
+    Steering& force(Index expert) & {
         if (settings_.k > 0 && state(expert) != State::forced && num_forced() >= settings_.k)
             detail::fail(name, "::force: ", num_forced(), " experts are forced already, k is ",
                          settings_.k, "; a token has no place for expert ", expert);
         return set(expert, State::forced);
     }
-    Steering& turn_normal(Index expert) { return set(expert, State::normal); }
+    Steering& turn_normal(Index expert) & { return set(expert, State::normal); }
     /// @param amount  finite, in SteeringSettings::offset_unit; 0: none
     /// @throws std::invalid_argument if it is not finite or there is no such expert
-    Steering& offset(Index expert, double amount) {
+    Steering& offset(Index expert, double amount) & {
         check_finite("offset", amount);
         offsets_[at(expert)] = amount;
         return *this;
     }
     /// @param factor  finite; 1: none
     /// @throws std::invalid_argument if it is not finite or there is no such expert
-    Steering& multiply(Index expert, double factor) {
+    Steering& multiply(Index expert, double factor) & {
         check_finite("multiply", factor);
         factors_[at(expert)] = factor;
         return *this;
@@ -117,16 +117,16 @@ public:
 
     /// The same for those of a list that are in layer number `layer`, which is this one.
     /// @throws std::invalid_argument as above; nothing is changed then
-    Steering& turn_off(std::span<const ExpertScore> experts, Index layer) {
+    Steering& turn_off(std::span<const ExpertScore> experts, Index layer) & {
         return each(experts, layer, [](Steering& s, Index e) { s.turn_off(e); });
     }
-    Steering& force(std::span<const ExpertScore> experts, Index layer) {
+    Steering& force(std::span<const ExpertScore> experts, Index layer) & {
         return each(experts, layer, [](Steering& s, Index e) { s.force(e); });
     }
-    Steering& offset(std::span<const ExpertScore> experts, Index layer, double amount) {
+    Steering& offset(std::span<const ExpertScore> experts, Index layer, double amount) & {
         return each(experts, layer, [amount](Steering& s, Index e) { s.offset(e, amount); });
     }
-    Steering& multiply(std::span<const ExpertScore> experts, Index layer, double factor) {
+    Steering& multiply(std::span<const ExpertScore> experts, Index layer, double factor) & {
         return each(experts, layer, [factor](Steering& s, Index e) { s.multiply(e, factor); });
     }
 
@@ -143,7 +143,7 @@ public:
     /// @throws std::invalid_argument if the context sets for the whole call what is steered here,
     ///         counts what it has per sequence in another way, or sets a k below the number of
     ///         forced experts
-    Context on(const Context& context = {}) const {
+    Context on(const Context& context = {}) const& {
         Context steered = context;
         if (std::find(allowed_.begin(), allowed_.end(), 0) != allowed_.end())
             set_view("allowed", steered.allowed, allowed_);
@@ -168,6 +168,7 @@ public:
         }
         return steered;
     }
+    Context on(const Context& context = {}) const&& = delete;  // would dangle
 
 private:
     static constexpr const char* name = "moe::Steering";
