@@ -23,18 +23,13 @@ __metadata__ has one entry, "golden", a JSON text with the sources of the cases,
 is a tie or nearly one.
 """
 
-import importlib.metadata
-import json
-import platform
 import sys
-import zlib
 
 import numpy as np
-import safetensors.numpy
 import torch
 import torch.nn.functional as F
 
-from generate_routing import FOLDER, Close, Float64, array, draw, module, need, need_order, published, top
+from generate_routing import FOLDER, Float64, array, draw, main, module, need, need_order, published, top
 
 
 SEED = 21
@@ -496,44 +491,5 @@ def shift_add_vit(rng):
     return finish(z, value, ids, noise=noise, expert_weights=alpha)
 
 
-# ---------------------------------------------------------------------------------------------------
-
-
-def make(name, verbose=False):
-    for attempt in range(10000):
-        try:
-            tensors = CASES[name][1](np.random.default_rng([SEED, zlib.crc32(name.encode()), attempt]))
-        except Close:
-            continue
-        if verbose:
-            print(f"{name}: attempt {attempt}", flush=True)
-        return {f"{name}.{key}": np.ascontiguousarray(value) for key, value in tensors.items()}
-    raise RuntimeError(f"{name}: no inputs without a close decision")
-
-
-def main(arguments):
-    if arguments not in ([], ["--check"]):
-        sys.exit(__doc__)
-    torch.set_num_threads(1)
-    tensors = {}
-    for name in CASES:
-        tensors |= make(name, "--check" not in arguments)
-    about = {
-        "sources": {name: source for name, (source, _) in CASES.items()},
-        "seed": str(SEED),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name).split("+")[0] for name in VERSIONS},
-    }
-    data = safetensors.numpy.save(tensors, {"golden": json.dumps(about)})
-    path = FOLDER / "losses.safetensors"
-    if not arguments:
-        path.write_bytes(data)
-        print(f"{path.name}: {len(CASES)} cases, {len(data)} bytes")
-    elif not path.exists() or path.read_bytes() != data:
-        print(f"{path.name} differs")
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], __doc__, FOLDER / "losses.safetensors", CASES, SEED, VERSIONS))

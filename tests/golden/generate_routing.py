@@ -1341,11 +1341,12 @@ def yuan(rng):
 # ---------------------------------------------------------------------------------------------------
 
 
-def make(name, verbose=False):
-    function = CASES[name][1]
+def make(name, cases, seed, verbose):
+    """The tensors of a case, by name, of the first inputs without a close decision."""
+    function = cases[name][1]
     for attempt in range(200000):
         try:
-            tensors = function(np.random.default_rng([SEED, zlib.crc32(name.encode()), attempt]))
+            tensors = function(np.random.default_rng([seed, zlib.crc32(name.encode()), attempt]))
         except Close:
             continue
         if verbose:
@@ -1354,24 +1355,24 @@ def make(name, verbose=False):
     raise RuntimeError(f"{name}: no inputs without a close decision")
 
 
-def main(arguments):
+def main(arguments, usage, path, cases, seed, versions):
+    """Writes the cases to a file, or compares them with it."""
     if arguments not in ([], ["--check"]):
-        sys.exit(__doc__)
+        sys.exit(usage)
     torch.set_num_threads(1)
     tensors = {}
-    for name in CASES:
-        tensors |= make(name, "--check" not in arguments)
+    for name in cases:
+        tensors |= make(name, cases, seed, "--check" not in arguments)
     about = {
-        "sources": {name: source for name, (source, _) in CASES.items()},
-        "seed": str(SEED),
+        "sources": {name: source for name, (source, _) in cases.items()},
+        "seed": str(seed),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name).split("+")[0] for name in VERSIONS},
+        "versions": {name: importlib.metadata.version(name).split("+")[0] for name in versions},
     }
     data = safetensors.numpy.save(tensors, {"golden": json.dumps(about)})
-    path = FOLDER / "routing.safetensors"
     if not arguments:
         path.write_bytes(data)
-        print(f"{path.name}: {len(CASES)} cases, {len(data)} bytes")
+        print(f"{path.name}: {len(cases)} cases, {len(data)} bytes")
     elif not path.exists() or path.read_bytes() != data:
         print(f"{path.name} differs")
         return 1
@@ -1379,4 +1380,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], __doc__, FOLDER / "routing.safetensors", CASES, SEED, VERSIONS))
