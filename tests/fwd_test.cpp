@@ -56,7 +56,8 @@ Kinds kinds_in(const std::filesystem::path& file) {
 }
 
 TEST(Fwd, DeclaresEveryPublicTypeByItsKindAndNoOther) {
-    const Kinds declared = kinds_in("include/moe/fwd.hpp");
+    Kinds declared = kinds_in("include/moe/fwd.hpp");
+    declared.merge(kinds_in("include/moe/stats/fwd.hpp"));
     ASSERT_GT(declared.size(), 90u);
     Kinds defined;
     for (const auto& entry : std::filesystem::recursive_directory_iterator("include/moe")) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include <moe/config.hpp>
+#include <moe/stats/fwd.hpp>
 
 /// Names of the public types, for headers that only mention them. Aliases of Eigen's types (Index,
 /// Matrix, In, Out, View, ...) are in core/types.hpp, which costs Eigen/Core.
@@ -307,57 +308,6 @@ enum class Scored;
 struct TokenUniformity;
 struct TsallisEntropy;
 enum class Variance;
-
-// Statistics
-class LoadSum;
-struct LoadStats;
-struct RouterStats;
-struct MemoryBudget;
-struct ReportOptions;
-struct Color;
-struct HeatMapOptions;
-struct HeatMapPanel;
-
-// Traces and what they tell
-struct ActivationOptions;
-enum class Affinity;
-enum class CoActivation;
-struct DiagnosisOptions;
-struct DropByPosition;
-enum class MeanOver;
-enum class FindingKind;
-struct Figure;
-struct Finding;
-struct FindingReportOptions;
-struct RoutingDivergence;
-struct Segments;
-struct SegmentActivations;
-struct SegmentRouting;
-struct SegmentCache;
-struct SegmentCacheHits;
-class ScoreSum;
-struct ByTokenId;
-struct ByGroup;
-struct ByPosition;
-struct ByBatch;
-struct ByStep;
-struct Specialization;
-struct ExpertsByKey;
-enum class SpecializationSlots;
-struct TableNames;
-class Trace;
-struct LayerDiff;
-struct TraceDiff;
-struct TraceBatch;
-struct TraceRecord;
-
-// Steering
-struct ExpertScore;
-struct LogitOffsetSettings;
-class LogitOffsetOptimizer;
-struct OnlyExpert;
-struct SteeringSettings;
-class Steering;
 
 // Files
 class FormatError;

@@ -162,10 +162,8 @@ public:
         check_names();
         std::vector<TraceBatch> batches = read_batches();
         std::vector<TraceRecord> records = read_records(batches);
-        if (const std::string fault = Trace::fault_of(elements(batches), elements(records));
-            !fault.empty())
-            refuse("contradicts itself: ", fault);
-        return Trace(std::move(batches), std::move(records));
+        return Trace(std::move(batches), std::move(records),
+                     [](const std::string& fault) { refuse("contradicts itself: ", fault); });
     }
 
 private:

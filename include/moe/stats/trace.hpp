@@ -3,6 +3,7 @@
 #define MOE_STATS_TRACE_HPP
 
 #include <algorithm>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -22,6 +23,11 @@
 #include <moe/stats/trace_record.hpp>
 
 namespace moe::inline MOE_ABI {
+namespace detail {
+
+class TraceReader;
+
+}  // namespace detail
 
 /// The routing of many batches in many layers, to be looked at, saved (io/trace.hpp), compared and
 /// replayed.
@@ -48,14 +54,8 @@ public:
     /// @throws std::invalid_argument if something contradicts itself: a batch without records,
     ///         one with two of a layer, a layer whose E changes, what record() would refuse
     Trace(std::vector<TraceBatch> batches, std::vector<TraceRecord> records)
-        : batches_(std::move(batches)), records_(std::move(records)) {
-        if (const std::string fault = fault_of(batches_, records_); !fault.empty())
-            detail::fail("moe::Trace: ", fault);
-        for (TraceRecord& record : records_) {
-            drop_defaults(record);
-            note(record.layer, record.num_experts);
-        }
-    }
+        : Trace(std::move(batches), std::move(records),
+                [](const std::string& fault) { detail::fail("moe::Trace: ", fault); }) {}
 
     /// Adds what one layer did with one batch.
     /// @param layer    any number >= 0; its experts must be as many each time
@@ -119,6 +119,26 @@ public:
             if (record.layer == layer) f(record, batch_of(record));
     }
 
+    /// The same batches and records, bit for bit: a weight that is NaN equals itself.
+    friend bool operator==(const Trace& a, const Trace& b) {
+        return a.batches_ == b.batches_ && a.records_ == b.records_;
+    }
+
+private:
+    friend class detail::TraceReader;
+
+    /// The same, for readers that refuse in their own words.
+    /// @param refuse  refuse(fault) throws; fault is the end of a sentence
+    template <std::invocable<const std::string&> F>
+    Trace(std::vector<TraceBatch> batches, std::vector<TraceRecord> records, F&& refuse)
+        : batches_(std::move(batches)), records_(std::move(records)) {
+        if (const std::string fault = fault_of(batches_, records_); !fault.empty()) refuse(fault);
+        for (TraceRecord& record : records_) {
+            drop_defaults(record);
+            note(record.layer, record.num_experts);
+        }
+    }
+
     /// What keeps parts from being a trace, as the end of a sentence; empty: nothing does. Takes
     /// time in proportion to their size, and no memory for experts.
     static std::string fault_of(std::span<const TraceBatch> batches,
@@ -156,12 +176,6 @@ public:
         return {};
     }
 
-    /// The same batches and records, bit for bit: a weight that is NaN equals itself.
-    friend bool operator==(const Trace& a, const Trace& b) {
-        return a.batches_ == b.batches_ && a.records_ == b.records_;
-    }
-
-private:
     void check(Index layer, const Routing& routing, const Context& context) const {
         if (layer < 0 || layer >= detail::trace_layers)
             detail::fail("moe::Trace::record: layer is ", layer, ", it must lie in [0, ",
