@@ -46,6 +46,10 @@ public:
     explicit Bank(const Config& config, const Groups&... groups) : List(config, groups...) {
         adopt(config);
     }
+    Bank(Deferred, const Config& config, const Groups&... groups)
+        : List(deferred, config, groups...) {
+        adopt(config);
+    }
 
     /// Made of modules that exist already, e.g. frozen ones, or groups that have grown.
     /// @throws std::invalid_argument if they do not fit the config

@@ -20,6 +20,15 @@
 
 namespace moe::inline MOE_ABI::detail {
 
+/// Takes what visit_weights() has to show.
+struct AnyWeights {
+    void operator()(const char*, auto&) const {}
+};
+template <class Group>
+concept HasWeights = requires(Group& group, AnyWeights visit) {
+    group.visit_weights(visit);
+};
+
 /// The groups of a Bank in the order of the arguments, which is that of their experts: the global
 /// number of an expert is its position in that order. What can be said of groups without a batch.
 template <class S, class... Groups>
@@ -121,6 +130,30 @@ public:
                           std::string(name.substr(digits)),
                       matrix, role);
             });
+            if constexpr (HasWeights<decltype(group)>)
+                group.visit_weights([&](const char*, const auto& weights) {
+                    last = std::max(last, offset + weights.count());  // views have no parameters
+                });
+            first += group.num_experts();
+            if (!routed) shared = last;
+        });
+    }
+
+    /// visit(pattern, weights, first) for the matrices of groups that have Weights: that of expert
+    /// e of the group is the parameter called `pattern` with first + e in the place of '#'.
+    /// "experts.#.gate", then "shared.#.gate" of groups without routed experts.
+    void visit_weights(auto&& visit) {
+        Index first = 0, shared = 0;
+        for_each_group_mutable([&](auto& group) {
+            const bool routed = group.num_experts() > 0;
+            const std::string prefix = routed ? "experts.#." : "shared.#.";
+            const Index offset = routed ? first : shared;
+            Index last = offset;
+            if constexpr (HasWeights<decltype(group)>)
+                group.visit_weights([&](const char* name, auto& weights) {
+                    last = std::max(last, offset + weights.count());
+                    visit(prefix + name, weights, offset);
+                });
             first += group.num_experts();
             if (!routed) shared = last;
         });
@@ -138,6 +171,9 @@ protected:
     /// Built from recipes or copied, each from random numbers of its own.
     explicit GroupList(const Config& config, const Groups&... groups)
         : GroupList(config, shape_of(config, 0), std::index_sequence_for<Groups...>{}, groups...) {}
+    GroupList(Deferred, const Config& config, const Groups&... groups)
+        : GroupList(config, deferred_shape_of(config), std::index_sequence_for<Groups...>{},
+                    groups...) {}
 
     /// Routed experts of the groups as they are: users may put other groups in their place.
     Index experts_now() const {
@@ -164,6 +200,12 @@ private:
     GroupList(const Config& config, const Shape& shape, std::index_sequence<I...>,
               const Groups&... groups)
         : groups_{build_group<I>(config, shape, groups)...} {}
+
+    static Shape deferred_shape_of(const Config& config) {
+        Shape shape = shape_of(config, 0);
+        shape.deferred = true;
+        return shape;
+    }
 
     template <std::size_t I, class Group>
     static auto build_group(const Config& config, const Shape& shape, const Group& group) {

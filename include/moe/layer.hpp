@@ -43,6 +43,10 @@ public:
     explicit Layer(const Config& config, const R& router, const G& gate, const Groups&... groups)
         : bank_(config, groups...), head_(config, router, gate, bank_.facts()) {}
 
+    /// A layer whose matrices of experts have no memory yet; see moe::deferred.
+    Layer(Deferred, const Config& config, const R& router, const G& gate, const Groups&... groups)
+        : bank_(deferred, config, groups...), head_(config, router, gate, bank_.facts()) {}
+
     /// A layer of this type from modules that exist already: experts added or removed, say.
     ///
     ///     auto groups = layer.bank().groups();      // change them, the router, the gate; then
@@ -214,6 +218,8 @@ private:
 
 template <class R, class G, class... Groups>
 Layer(Config, R, G, Groups...) -> Layer<float, R, G, Groups...>;
+template <class R, class G, class... Groups>
+Layer(Deferred, Config, R, G, Groups...) -> Layer<float, R, G, Groups...>;
 
 /// A layer of another scalar: make_layer<double>(config, router, gate, experts).
 template <class S, class R, class G, class... Groups>

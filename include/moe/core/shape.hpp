@@ -18,6 +18,13 @@ struct Config {
     std::uint64_t seed = 0;  ///< keys the initial parameters: layers of one network need one each
 };
 
+/// Asks for a layer whose matrices of experts have extents and no memory: moe::load(), moe::bind()
+/// or an assignment to each of its Weights gives them some. Until then calls throw.
+///
+///     moe::Layer layer{moe::deferred, moe::Config{.model_dim = 4096}, moe::LinearRouter{}, ...};
+struct Deferred {};
+inline constexpr Deferred deferred{};
+
 /// Extents a recipe is built for, and that check(shape) of a part compares itself with.
 ///
 /// Experts are built first, then the gate, then the router, so that E is 0 while experts are built
@@ -28,6 +35,7 @@ struct Shape {
     Index output_dim = 0;           ///< columns of y
     Index num_logits = 0;           ///< L, logits per token: E unless the gate wants another number
     bool has_expert_logits = true;  ///< whether the first E of them are the experts' own
+    bool deferred = false;          ///< see moe::deferred; a recipe that ignores it allocates
 };
 
 namespace detail {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include <moe/config.hpp>
+#include <moe/core/block_codes.hpp>
 #include <moe/core/dtype.hpp>
 #include <moe/core/error.hpp>
 #include <moe/core/parameters.hpp>
@@ -40,7 +41,8 @@ struct WeightView {
 };
 
 /// One matrix [rows, cols] per expert of a group: owned, stacked in one allocation, or views of
-/// memory that the caller keeps alive, one per expert, read-only.
+/// memory that an owner or the caller keeps alive, one per expert, read-only; or codes there, which
+/// are decoded when they are packed; or deferred, extents without memory.
 template <class S>
 class Weights {
 public:
@@ -50,7 +52,9 @@ public:
     /// Views, all [rows, cols], of dtypes that WeightView says, which may differ.
     /// @throws std::invalid_argument if extents differ, if a dtype is none of those, if scales are
     ///         missing, not finite or not wanted, or if a view that is not empty has no data
-    explicit Weights(std::vector<WeightView> views) : views_(std::move(views)) {
+    /// @param owner  what keeps the memory alive; null: the caller does
+    explicit Weights(std::vector<WeightView> views, std::shared_ptr<const void> owner = {})
+        : views_(std::move(views)), owner_(std::move(owner)) {
         if (views_.empty()) return;
         rows_ = views_.front().rows;
         cols_ = views_.front().cols;
@@ -63,13 +67,34 @@ public:
                     narrow_tables_ = &detail::all_narrow_tables<std::int8_t>();
         }
     }
+    /// Codes with scales, all [rows, cols]: only freeze() takes them.
+    /// @throws std::invalid_argument if extents differ or codes are not such as BlockCodes says
+    explicit Weights(std::vector<BlockCodes> codes, std::shared_ptr<const void> owner = {})
+        : codes_(std::move(codes)), owner_(std::move(owner)) {
+        for (std::size_t e = 0; e < codes_.size(); ++e) {
+            if (e == 0) rows_ = codes_[0].rows, cols_ = codes_[0].cols;
+            detail::check_block_codes(codes_[e]);
+            check_extents(e, codes_[e].rows, codes_[e].cols);
+        }
+    }
+    /// Extents of matrices that get their memory later.
+    static Weights deferred(Index count, Index rows, Index cols) {
+        Weights weights;
+        weights.deferred_ = count;
+        weights.rows_ = rows;
+        weights.cols_ = cols;
+        return weights;
+    }
     /// A copy of owned weights is stacked again; a copy of views is views.
     Weights(const Weights& other)
-        : rows_(other.rows_),
+        : deferred_(other.deferred_),
+          rows_(other.rows_),
           cols_(other.cols_),
           contiguous_(other.contiguous_),
           narrow_tables_(other.narrow_tables_),
-          views_(other.views_) {
+          views_(other.views_),
+          codes_(other.codes_),
+          owner_(other.owner_) {
         own(static_cast<Index>(other.owned_.size()));
         for (std::size_t e = 0; e < owned_.size(); ++e) {
             if (other.owned_[e].empty()) owned_[e] = {};
@@ -80,6 +105,9 @@ public:
     Weights& operator=(Weights other) noexcept {
         std::swap(owned_, other.owned_);
         std::swap(views_, other.views_);
+        std::swap(codes_, other.codes_);
+        std::swap(owner_, other.owner_);
+        std::swap(deferred_, other.deferred_);
         std::swap(rows_, other.rows_);
         std::swap(cols_, other.cols_);
         std::swap(contiguous_, other.contiguous_);
@@ -88,15 +116,22 @@ public:
     }
     ~Weights() = default;
 
-    Index count() const { return static_cast<Index>(is_bound() ? views_.size() : owned_.size()); }
+    Index count() const {
+        if (is_deferred()) return deferred_;
+        return static_cast<Index>(std::max({owned_.size(), views_.size(), codes_.size()}));
+    }
     Index rows() const { return rows_; }
     Index cols() const { return cols_; }
     bool is_bound() const { return !views_.empty(); }
+    bool is_coded() const { return !codes_.empty(); }
+    /// Whether the matrices have no memory yet.
+    bool is_deferred() const { return deferred_ > 0; }
     /// Whether the elements of every row lie side by side.
     bool has_contiguous_rows() const { return contiguous_; }
 
     /// Expert e's matrix, owned or bound.
-    /// @throws std::invalid_argument, as all that is asked of one expert, if there is no such one
+    /// @throws std::invalid_argument, as all that is asked of one expert, if there is no such one,
+    ///         no memory yet, or only codes
     WeightView operator[](Index e) const {
         const auto i = number(e);
         if (is_bound()) return views_[i];
@@ -106,6 +141,12 @@ public:
                 .cols = cols_,
                 .row_stride = cols_,
                 .col_stride = 1};
+    }
+
+    /// The codes of expert e.
+    const BlockCodes& codes(Index e) const {
+        MOE_ASSERT(is_coded() && 0 <= e && e < count(), "an expert with codes");
+        return codes_[static_cast<std::size_t>(e)];
     }
 
     /// Whether any matrix is a view of narrower elements than S.
@@ -150,15 +191,9 @@ public:
         for (Parameter<S>& matrix : owned_) random.fill_normal(matrix, stddev);
     }
 
-    /// Turns a copy of bound weights into zeros of its own, for gradients.
+    /// Turns a copy of bound or deferred weights into zeros of its own, for gradients.
     void own_gradients() {
-        if (is_bound()) {
-            const Index count = this->count();
-            views_.clear();
-            contiguous_ = true;
-            narrow_tables_ = nullptr;
-            own(count);
-        }
+        if (is_bound() || is_coded() || is_deferred()) *this = Weights(count(), rows_, cols_);
     }
 
     /// visit("<e>.<name>", matrix) for expert e, if it is owned.
@@ -172,6 +207,12 @@ private:
     std::size_t number(Index e) const {
         if (e < 0 || e >= count())
             detail::fail("moe::Weights: there is no matrix of expert ", e, ", there are ", count());
+        if (is_deferred())
+            detail::fail("moe::Weights: the matrix of expert ", e,
+                         " has no memory yet; moe::load or moe::bind gives it some");
+        if (is_coded())
+            detail::fail("moe::Weights: the matrix of expert ", e,
+                         " is codes, which are decoded when they are packed: moe::freeze");
         return static_cast<std::size_t>(e);
     }
     void check_owned() const {
@@ -181,12 +222,15 @@ private:
                 "assign Weights(count, rows, cols) to have matrices to write to");
     }
 
+    void check_extents(std::size_t e, Index rows, Index cols) const {
+        if (rows != rows_ || cols != cols_)
+            detail::fail("moe::Weights: expert ", e, "'s matrix is [", rows, ", ", cols,
+                         "], the first one's is [", rows_, ", ", cols_, "]");
+    }
     /// Of expert e's view.
     void check(std::size_t e) const {
         const WeightView& view = views_[e];
-        if (view.rows != rows_ || view.cols != cols_)
-            detail::fail("moe::Weights: expert ", e, "'s matrix is [", view.rows, ", ", view.cols,
-                         "], the first one's is [", rows_, ", ", cols_, "]");
+        check_extents(e, view.rows, view.cols);
         const bool scaled = view.dtype == Dtype::i8;
         if constexpr (std::is_same_v<S, float>) {
             if (view.dtype != Dtype::f32 && view.dtype != Dtype::bf16 && view.dtype != Dtype::f16 &&
@@ -228,11 +272,14 @@ private:
             owned(e) = Parameter<S>(rows_, cols_, memory.get() + e * each, memory);
     }
 
+    Index deferred_ = 0;  // matrices without memory
     Index rows_ = 0, cols_ = 0;
     bool contiguous_ = true;
     const detail::NarrowTables* narrow_tables_ = nullptr;
     std::vector<Parameter<S>> owned_;
     std::vector<WeightView> views_;
+    std::vector<BlockCodes> codes_;
+    std::shared_ptr<const void> owner_;  // of what is viewed, if it is not the caller
 };
 
 namespace detail {
@@ -245,9 +292,16 @@ Strided<S> strided(const WeightView& w) {
 }
 
 /// f(W) for expert e's matrix W as it lies in memory: a Strided<S> or, where its elements are
-/// narrower, a NarrowStrided for the kernels of `isa`.
+/// narrower, a NarrowStrided for the kernels of `isa`. Codes are decoded for the call.
 template <class S, class F>
 auto with_matrix(const Weights<S>& weights, Index e, Isa isa, F&& f) {
+    if (weights.is_coded()) {
+        Buffer<S> decoded;
+        const Index rows = weights.rows(), cols = weights.cols();
+        S* const to = decoded.resize(checked_product(rows, cols)).data();
+        for (Index i = 0; i < rows; ++i) decode_row(weights.codes(e), i, to + i * cols);
+        return f(Strided<S>{to, cols, 1});
+    }
     if constexpr (std::is_same_v<S, float>)
         if (weights.is_narrow(e)) return f(weights.narrow(e, isa));
     return f(strided<S>(weights[e]));

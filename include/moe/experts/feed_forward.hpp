@@ -59,9 +59,11 @@ public:
     FeedForwardModule() = default;
 
     /// @param biased  whether there are up_bias and down_bias, which plain experts only may have
+    /// @param without_memory  whether gate, up and down get extents only
     /// @throws std::invalid_argument if gated experts are to be biased, or if shape.activation is
     ///         none of the enumerators; std::length_error
-    FeedForwardModule(Index count, const FeedForwardShape& shape, bool biased, Random& random)
+    FeedForwardModule(Index count, const FeedForwardShape& shape, bool biased, Random& random,
+                      bool without_memory = false)
         : shape_(shape), count_(count) {
         if (shape.gated && biased)
             detail::fail(
@@ -71,9 +73,13 @@ public:
             std::end(all_activations))
             detail::fail("moe::FeedForwardModule: activation is ",
                          static_cast<int>(shape.activation), ", which is none of moe::Activation");
-        if (shape.gated) gate = Weights<S>(count, shape.ffn_dim, shape.model_dim);
-        up = Weights<S>(count, shape.ffn_dim, shape.model_dim);
-        down = Weights<S>(count, shape.output_dim, shape.ffn_dim);
+        const auto matrices = [&](Index rows, Index cols) {
+            return without_memory ? Weights<S>::deferred(count, rows, cols)
+                                  : Weights<S>(count, rows, cols);
+        };
+        if (shape.gated) gate = matrices(shape.ffn_dim, shape.model_dim);
+        up = matrices(shape.ffn_dim, shape.model_dim);
+        down = matrices(shape.output_dim, shape.ffn_dim);
         if (biased) up_bias = Weights<S>(count, 1, shape.ffn_dim);
         if (biased) down_bias = Weights<S>(count, 1, shape.output_dim);
         const double in = 1 / std::sqrt(static_cast<double>(shape.model_dim));
@@ -94,7 +100,7 @@ public:
     void check(const Shape& layer) const { shape_.check(layer); }
 
     void forward(In<S> x, const Rows<S>& rows, Out<S> y, const Call<S>& call) const {
-        check_matrices();
+        check_multiplied();
         if (passes_ != nullptr) return passes_->forward(shape_, operands(call), x, rows, y, call);
         detail::feed_forward<S>(shape_, operands(call), x, rows, y, call);
     }
@@ -102,7 +108,7 @@ public:
     void backward(In<S> x, const Rows<S>& rows, In<S> dy, Out<S> dx,
                   const RowGradients<S>& dweights, FeedForwardModule& grad,
                   const Call<S>& call) const {
-        check_matrices();
+        check_multiplied();
         check_gradient(grad);
         const detail::FeedForwardGradients<S> gradients{.gate = &grad.gate,
                                                         .up = &grad.up,
@@ -172,6 +178,12 @@ public:
             down_bias.visit(e, "down_bias", visit);
         }
     }
+    /// visit("gate", gate), ...: the matrices as such, views and those without memory among them
+    void visit_weights(auto&& visit) {
+        if (shape_.gated) visit("gate", gate);
+        visit("up", up);
+        visit("down", down);
+    }
     void own_gradients() {
         for (Weights<S>* weights : {&gate, &up, &down, &up_bias, &down_bias})
             weights->own_gradients();
@@ -199,6 +211,19 @@ private:
         check_matrix("down", down, count_, shape_.output_dim, inner);
         check_bias("up_bias", up_bias, inner);
         check_bias("down_bias", down_bias, shape_.output_dim);
+        if (gate.is_deferred() || up.is_deferred() || down.is_deferred())
+            detail::fail(
+                "moe::FeedForwardModule: the experts have no weights yet, as moe::deferred asked; "
+                "moe::load or moe::bind gives them some");
+    }
+    /// Codes are decoded by freeze(), products do not read them.
+    void check_multiplied() const {
+        check_matrices();
+        if (gate.is_coded() || up.is_coded() || down.is_coded())
+            detail::fail(
+                "moe::FeedForwardModule: the experts' weights are codes with block scales (FP8, "
+                "MXFP4), which are not multiplied as they lie; moe::freeze(layer) decodes and "
+                "packs them, moe::load makes a layer of their values");
     }
     static void check_matrix(const char* name, const Weights<S>& found, Index count, Index rows,
                              Index cols) {

@@ -138,7 +138,7 @@ private:
     bool is_stored(std::size_t i) const { return i < stored_.size() && !stored_[i].empty(); }
 
     /// Packs [k, cols] of every expert.
-    /// @param with_columns  calls its second argument with the right-hand side of an expert
+    /// @param with_columns  calls its second argument once, with the right-hand side of an expert
     template <class F>
     void pack_all(Index k, Index cols, const FreezeOptions& options, Isa chosen,
                   const F& with_columns) {
@@ -148,8 +148,9 @@ private:
         const auto in_parts = [&](Index e, auto& matrix) {
             // Rounding takes about as long as 20 operations.
             const double cost = 20 * static_cast<double>(k) * static_cast<double>(cols);
-            detail::parallel_for(executor, matrix.panels(), cost, [&](Index j, int) {
-                with_columns(e, [&](const auto& b) { matrix.pack(b, j, j + 1); });
+            with_columns(e, [&](const auto& b) {
+                detail::parallel_for(executor, matrix.panels(), cost,
+                                     [&](Index j, int) { matrix.pack(b, j, j + 1); });
             });
         };
         for (Index e = 0; e < count(); ++e) {

@@ -30,7 +30,7 @@ struct Mlp {
                                      .output_dim = shape.output_dim,
                                      .activation = activation,
                                      .gated = false},
-                                    bias, random);
+                                    bias, random, shape.deferred);
     }
 };
 

@@ -173,6 +173,9 @@ public:
         moe::visit_parameters(experts_, visit);
         if (gated()) visit("0.shared_gate", gate_);
     }
+    /// As those of the experts.
+    void visit_weights(auto&& visit) requires requires(Group& group) { group.visit_weights(visit); }
+    { experts_.visit_weights(visit); }
     void own_gradients() {
         if constexpr (requires { experts_.own_gradients(); }) experts_.own_gradients();
     }

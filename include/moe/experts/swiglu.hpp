@@ -25,7 +25,7 @@ struct Swiglu {
                                      .output_dim = shape.output_dim,
                                      .activation = Activation::silu,
                                      .gated = true},
-                                    false, random);
+                                    false, random, shape.deferred);
     }
 };
 

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_IO_BIND_HPP
+#define MOE_IO_BIND_HPP
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <moe/core/block_codes.hpp>
+#include <moe/core/error.hpp>
+#include <moe/core/parameters.hpp>
+#include <moe/core/weights.hpp>
+#include <moe/io/names.hpp>
+#include <moe/io/tensor_plan.hpp>
+#include <moe/layer.hpp>
+
+namespace moe::inline MOE_ABI {
+namespace detail {
+
+/// What keeps a checkpoint's memory alive; null where the caller does.
+template <class Checkpoint>
+std::shared_ptr<const void> owner_of(const Checkpoint& checkpoint) {
+    if constexpr (requires { checkpoint.owner(); })
+        return checkpoint.owner();
+    else
+        return {};
+}
+
+/// Of an owned parameter, where its values go.
+struct ParameterShape {
+    std::string name;
+    Index rows, cols;
+};
+
+/// All parameters of a layer that own their memory.
+template <class Layer>
+std::vector<ParameterShape> owned_parameters(const Layer& layer) {
+    std::vector<ParameterShape> all;
+    visit_parameters(layer, [&](std::string_view name, const auto& matrix, Role) {
+        all.push_back({std::string(name), matrix.rows(), matrix.cols()});
+    });
+    return all;
+}
+
+/// f(pattern, weights, first) for the matrices of experts of a layer, if it has a bank.
+template <class Layer, class F>
+void visit_weights(Layer& layer, F&& f) {
+    if constexpr (requires { layer.bank(); }) layer.bank().visit_weights(f);
+}
+
+/// Reads a layer: matrices of experts that have no memory as `take(weights, tensors)` says, one
+/// PlannedTensor for each expert; all other parameters are copied. Everything is found and checked
+/// before anything is written.
+template <class Layer, class Checkpoint, class Take>
+void read_layer(const Checkpoint& checkpoint, const Names& names, const char* who, Layer& layer,
+                const Take& take) {
+    using S = typename Layer::Scalar;
+    TensorPlan<Checkpoint> plan(checkpoint, names, who);
+    visit_weights(layer, [&](const std::string& pattern, const Weights<S>& weights, Index first) {
+        if (weights.is_bound() || weights.is_coded())
+            fail(who, ": ", pattern,
+                 " are views, which are only read; load into a layer that owns its weights");
+        for (Index e = 0; weights.is_deferred() && e < weights.count(); ++e)
+            plan.want(Names::with_number(pattern, first + e), weights.rows(), weights.cols());
+    });
+    for (ParameterShape& of : owned_parameters(layer))
+        plan.want(std::move(of.name), of.rows, of.cols);
+
+    auto next = plan.find().begin();
+    std::vector<Weights<S>> taken;
+    visit_weights(layer, [&](const std::string&, const Weights<S>& weights, Index) {
+        if (!weights.is_deferred()) return;
+        const auto end = next + weights.count();
+        taken.push_back(take(weights, std::vector<PlannedTensor>(next, end)));
+        next = end;
+    });
+    // Nothing throws from here on.
+    const auto owned = next;
+    moe::visit_parameters(
+        layer, [&](std::string_view, auto& matrix, Role) { (next++)->copy(matrix.data()); });
+    static_cast<void>(owned);
+    auto of = taken.begin();
+    visit_weights(layer, [&](const std::string&, Weights<S>& weights, Index) {
+        if (weights.is_deferred()) weights = std::move(*of++);
+    });
+}
+
+}  // namespace detail
+
+/// A layer of a model whose experts read their weights where a checkpoint has them; nothing of
+/// them is copied. Router, biases, constants and states of gates are copied, as S.
+///
+///     const auto layer = moe::bind(
+///         checkpoint, moe::names::mixtral("model.layers.0.block_sparse_moe"),
+///         moe::Config{.model_dim = 4096}, moe::LinearRouter{}, moe::TopK{.k = 2},
+///         moe::Swiglu{.count = 8, .ffn_dim = 14336});
+///
+/// The same bits as a layer that holds the values in float. It can be trained as far as nothing is
+/// changed that is a view: zeros_like() owns gradients of everything. Weights in codes with block
+/// scales (FP8, MXFP4) are not multiplied as they lie: freeze the layer, which decodes an expert at
+/// a time, or moe::load() it.
+///
+/// @param checkpoint  a SafetensorsView, whose memory must outlive the layer, or a Checkpoint,
+///                    which the layer keeps alive
+/// @param names       where the parameters are; the layer must use every tensor under its prefix
+/// @throws FormatError if a tensor is missing, left over, or of another shape or dtype than names
+///         and recipes say; std::invalid_argument if recipes do not fit each other or the names
+template <class S = float, class Checkpoint, class R, class G, class... Groups>
+Layer<S, R, G, Groups...> bind(const Checkpoint& checkpoint, const Names& names,
+                               const Config& config, const R& router, const G& gate,
+                               const Groups&... groups) {
+    Layer<S, R, G, Groups...> layer{deferred, config, router, gate, groups...};
+    const auto owner = detail::owner_of(checkpoint);
+    detail::read_layer(checkpoint, names, "moe::bind", layer,
+                       [&](const Weights<S>&, const std::vector<detail::PlannedTensor>& tensors) {
+                           if (!tensors.front().is_coded()) {
+                               std::vector<WeightView> views;
+                               for (const auto& tensor : tensors) views.push_back(tensor.view());
+                               return Weights<S>(std::move(views), owner);
+                           }
+                           std::vector<BlockCodes> codes;
+                           for (const auto& tensor : tensors) codes.push_back(tensor.codes());
+                           return Weights<S>(std::move(codes), owner);
+                       });
+    return layer;
+}
+
+/// Copies a checkpoint's values into a layer, whatever they are stored as, rounded once to its
+/// scalar; weights that are deferred get their memory.
+///
+///     moe::Layer layer{moe::deferred, moe::Config{.model_dim = 4096}, ...};
+///     moe::load(checkpoint, moe::names::mixtral("model.layers.0.block_sparse_moe"), layer);
+///
+/// @throws as bind(); the layer is unchanged then
+template <class Checkpoint, class Layer>
+void load(const Checkpoint& checkpoint, const Names& names, Layer& layer) {
+    using S = typename Layer::Scalar;
+    detail::read_layer(
+        checkpoint, names, "moe::load", layer,
+        [](const Weights<S>& weights, const std::vector<detail::PlannedTensor>& tensors) {
+            Weights<S> owned(weights.count(), weights.rows(), weights.cols());
+            for (std::size_t e = 0; e < tensors.size(); ++e)
+                tensors[e].copy(owned.owned(static_cast<Index>(e)).data());
+            return owned;
+        });
+}
+
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_IO_BIND_HPP

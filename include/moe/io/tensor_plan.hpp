@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_IO_TENSOR_PLAN_HPP
+#define MOE_IO_TENSOR_PLAN_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <set>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <moe/core/block_codes.hpp>
+#include <moe/core/dtype.hpp>
+#include <moe/core/error.hpp>
+#include <moe/core/types.hpp>
+#include <moe/core/weights.hpp>
+#include <moe/io/layout.hpp>
+#include <moe/io/names.hpp>
+#include <moe/io/tensor.hpp>
+#include <moe/io/text.hpp>
+
+namespace moe::inline MOE_ABI::detail {
+
+/// Inputs of MXFP4 that share a scale.
+inline constexpr Index mxfp4_block = 32;
+
+/// A matrix or vector of a layer, where a checkpoint has it. Its shape and dtypes are checked.
+struct PlannedTensor {
+    std::string parameter;
+    TensorView tensor, scales;  ///< scales: only where the layout has a coding
+    TensorSlice slice;
+
+    bool is_coded() const { return slice.layout.coding != Coding::plain; }
+
+    /// A view of the elements.
+    /// @throws FormatError if they are not aligned
+    WeightView view() const {
+        const Index size = element_size(tensor.dtype);
+        const std::byte* const data = tensor.bytes.data() + slice.offset() * size;
+        if (reinterpret_cast<std::uintptr_t>(data) % static_cast<std::uintptr_t>(size) != 0)
+            fail<FormatError>("moe::bind: tensor ", in_quotes(tensor.name),
+                              " is at an address that is no multiple of ", size,
+                              " and cannot be read where it lies; moe::load copies it");
+        return {.data = data,
+                .dtype = tensor.dtype,
+                .rows = slice.rows,
+                .cols = slice.cols,
+                .row_stride = slice.row_stride(),
+                .col_stride = slice.col_stride()};
+    }
+
+    /// A view of codes and scales.
+    BlockCodes codes() const {
+        const TensorSlice& s = slice;
+        const bool fp8 = s.layout.coding == Coding::fp8_blocks;
+        const Index block = fp8 ? s.layout.block : mxfp4_block;
+        const Index row_scales = s.cols / block + (s.cols % block != 0 ? 1 : 0);
+        const Index block_rows = fp8 ? block : 1;
+        const Index scale_rows = s.outputs() / block_rows + (s.outputs() % block_rows != 0 ? 1 : 0);
+        const Index first_scale =
+            (s.index * scale_rows + s.first_output() / block_rows) * row_scales;
+        return {.data = tensor.bytes.data() + s.offset() / (fp8 ? 1 : 2),
+                .dtype = tensor.dtype,
+                .rows = s.rows,
+                .cols = s.cols,
+                .row_stride = s.row_stride(),
+                .scales = {.data = scales.bytes.data() + first_scale * element_size(scales.dtype),
+                           .dtype = scales.dtype,
+                           .block_rows = block_rows,
+                           .block_cols = block,
+                           .row_stride = s.output_step() * row_scales}};
+    }
+
+    /// Converts all elements to S, [rows, cols].
+    template <class S>
+    void copy(S* to) const {
+        if (is_coded()) {
+            const BlockCodes all = codes();
+            for (Index i = 0; i < slice.rows; ++i) decode_row(all, i, to + i * slice.cols);
+            return;
+        }
+        const Index row = slice.row_stride(), col = slice.col_stride();
+        const std::byte* const first =
+            tensor.bytes.data() + slice.offset() * element_size(tensor.dtype);
+        with_dtype(tensor.dtype, [&](auto stored) {
+            constexpr Dtype dtype = decltype(stored)::value;
+            for (Index i = 0; i < slice.rows; ++i)
+                for (Index j = 0; j < slice.cols; ++j)
+                    to[i * slice.cols + j] = static_cast<S>(
+                        decode<dtype>(first + (i * row + j * col) * element_size(dtype)));
+        });
+    }
+};
+
+/// Finds the tensors of a layer in a checkpoint: want() each parameter, then find() all of them.
+/// @tparam Checkpoint  SafetensorsView or Checkpoint: find(name), at(name), a range of TensorView
+template <class Checkpoint>
+class TensorPlan {
+public:
+    /// @param who  begins messages
+    TensorPlan(const Checkpoint& checkpoint, const Names& names, const char* who)
+        : checkpoint_(checkpoint), names_(names), who_(who), prefix_(choose_prefix()) {}
+
+    void want(std::string parameter, Index rows, Index cols) {
+        const std::vector<TensorPlace> places = names_.places(parameter, prefix_);
+        for (const TensorPlace& place : places) {
+            const TensorView* const tensor = checkpoint_.find(place.tensor);
+            if (tensor == nullptr || !has_coding(*tensor, place.layout.coding)) continue;
+            PlannedTensor found{
+                .parameter = std::move(parameter),
+                .tensor = *tensor,
+                .scales = {},
+                .slice = {
+                    .layout = place.layout, .rows = rows, .cols = cols, .experts = 1, .index = 0}};
+            if (place.layout.coding != Coding::plain) found.scales = checkpoint_.at(place.scales);
+            if (place.layout.stacking != Stacking::separate) {
+                found.slice.index = place.index;
+                Index& experts = stacked_[found.tensor.name];
+                experts = std::max(experts, place.index + 1);
+            }
+            tensors_.push_back(std::move(found));
+            return;
+        }
+        fail_missing(parameter, places);
+    }
+
+    /// What was wanted, in that order.
+    /// @throws FormatError if a tensor has another shape than its layout says or a dtype without
+    ///         values, or if tensors of the layer are left over
+    const std::vector<PlannedTensor>& find() {
+        for (PlannedTensor& found : tensors_) {
+            if (found.slice.layout.stacking != Stacking::separate)
+                found.slice.experts = stacked_[found.tensor.name];
+            check(found);
+        }
+        check_left_over();
+        return tensors_;
+    }
+
+private:
+    static bool has_coding(const TensorView& tensor, Coding coding) {
+        const bool fp8 = tensor.dtype == Dtype::f8_e4m3;
+        if (coding == Coding::mxfp4) return tensor.dtype == Dtype::u8;
+        return fp8 == (coding == Coding::fp8_blocks);
+    }
+
+    std::size_t choose_prefix() const {
+        for (std::size_t i = 0; i < names_.prefixes().size(); ++i)
+            for (const TensorPlace& place :
+                 names_.places(Names::with_number(names_.table().front().parameter, 0), i))
+                if (checkpoint_.find(place.tensor) != nullptr) return i;
+        return 0;
+    }
+
+    void check(const PlannedTensor& found) const {
+        const TensorSlice& s = found.slice;
+        if (found.is_coded()) return check_coded(found);
+        check_shape(found, found.tensor, s.shape(), s.fits(found.tensor.shape));
+        if (!with_dtype(found.tensor.dtype, [](auto) {}))
+            refuse(found, " of dtype ", in_quotes(found.tensor.dtype_text),
+                   ", which has no values without scales");
+    }
+    void check_coded(const PlannedTensor& found) const {
+        const TensorSlice& s = found.slice;
+        const bool fp8 = s.layout.coding == Coding::fp8_blocks;
+        if (s.layout.orientation != Orientation::out_in || s.layout.stacking == Stacking::rows ||
+            (fp8 && s.layout.part != Part::whole) || (!fp8 && s.cols % mxfp4_block != 0))
+            refuse(found, " coded in blocks that do not follow its layout; see moe::Coding");
+        Extents shape, scales;
+        if (s.layout.stacking == Stacking::leading) {
+            shape.push_back(s.experts);
+            scales.push_back(s.experts);
+        }
+        const Index block = fp8 ? s.layout.block : mxfp4_block;
+        const auto blocks = [](Index n, Index size) { return n / size + (n % size != 0 ? 1 : 0); };
+        shape.push_back(s.outputs());
+        scales.push_back(fp8 ? blocks(s.outputs(), block) : s.outputs());
+        scales.push_back(blocks(s.cols, block));
+        if (fp8) {
+            shape.push_back(s.cols);
+        } else {
+            shape.push_back(s.cols / mxfp4_block);
+            shape.push_back(mxfp4_block / 2);
+        }
+        check_shape(found, found.tensor, shape, found.tensor.shape == shape);
+        check_shape(found, found.scales, scales, found.scales.shape == scales);
+        check_block_codes(found.codes());
+    }
+    void check_shape(const PlannedTensor& found, const TensorView& tensor, const Extents& wanted,
+                     bool fits) const {
+        if (!fits)
+            detail::fail<FormatError>(who_, ": tensor ", in_quotes(tensor.name), " has shape ",
+                                      to_string(tensor.shape), ", ", found.parameter, " [",
+                                      found.slice.rows, ", ", found.slice.cols, "] needs ",
+                                      to_string(wanted));
+    }
+    template <class... Parts>
+    [[noreturn]] void refuse(const PlannedTensor& found, const Parts&... parts) const {
+        detail::fail<FormatError>(who_, ": tensor ", in_quotes(found.tensor.name), " for ",
+                                  found.parameter, " is", parts...);
+    }
+
+    /// A tensor of the layer that nothing asked for would be left out of its results.
+    void check_left_over() const {
+        std::set<std::string_view> used;
+        for (const PlannedTensor& found : tensors_) {
+            used.insert(found.tensor.name);
+            if (found.is_coded()) used.insert(found.scales.name);
+        }
+        const std::string& prefix = names_.prefixes()[prefix_];
+        for (const TensorView& tensor : checkpoint_)
+            if (tensor.name.starts_with(prefix) && !used.contains(tensor.name))
+                detail::fail<FormatError>(
+                    who_, ": the checkpoint has ", in_quotes(tensor.name), " ",
+                    to_string(tensor.shape),
+                    ", which no parameter of the layer is; are its recipes, counts and names those "
+                    "of the model?");
+    }
+
+    [[noreturn]] void fail_missing(const std::string& parameter,
+                                   const std::vector<TensorPlace>& places) const {
+        if (places.empty())
+            detail::fail(who_, ": the names say nothing of ", in_quotes(parameter),
+                         ", which the layer has; are these the names of such a layer?");
+        if (places.size() == 1 && checkpoint_.find(places.front().tensor) == nullptr)
+            checkpoint_.at(places.front().tensor);  // throws, with names that are near
+        std::string tried;
+        for (const TensorPlace& place : places)
+            tried += (tried.empty() ? "" : " or ") + in_quotes(place.tensor);
+        detail::fail<FormatError>(who_, ": the checkpoint has no tensor ", tried, " for ",
+                                  parameter, ", or not of a dtype that its layout names");
+    }
+
+    const Checkpoint& checkpoint_;
+    const Names& names_;
+    const char* who_;
+    std::size_t prefix_;
+    std::vector<PlannedTensor> tensors_;
+    std::map<std::string_view, Index> stacked_;  // experts that a tensor has to hold
+};
+
+}  // namespace moe::inline MOE_ABI::detail
+
+#endif  // MOE_IO_TENSOR_PLAN_HPP

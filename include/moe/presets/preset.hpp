@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT
+#ifndef MOE_PRESETS_PRESET_HPP
+#define MOE_PRESETS_PRESET_HPP
+
+#include <tuple>
+
+#include <moe/core/types.hpp>
+#include <moe/io/bind.hpp>
+#include <moe/presets/model_config.hpp>
+
+namespace moe::inline MOE_ABI {
+
+/// A published model's layers as recipes: what they are made of, and where a checkpoint has them.
+template <class P>
+concept Preset = requires(const P& preset) {
+    preset.config();
+    preset.parts();
+    preset.names(Index{});
+};
+
+/// A layer as the preset describes it, with random weights.
+template <class S = float, Preset P>
+auto make_layer(const P& preset) {
+    return std::apply(
+        [&](const auto&... parts) { return make_layer<S>(preset.config(), parts...); },
+        preset.parts());
+}
+
+/// The same without memory for the experts; see moe::deferred.
+template <class S = float, Preset P>
+auto make_deferred(const P& preset) {
+    return std::apply(
+        [&](const auto&... parts) {
+            return Layer<S, std::remove_cvref_t<decltype(parts)>...>(deferred, preset.config(),
+                                                                     parts...);
+        },
+        preset.parts());
+}
+
+/// Layer number `layer` of a model, as moe::bind() of the preset's recipes and names.
+template <class S = float, class Checkpoint, Preset P>
+auto bind(const Checkpoint& checkpoint, const P& preset, Index layer) {
+    return std::apply(
+        [&](const auto&... parts) {
+            return bind<S>(checkpoint, preset.names(layer), preset.config(), parts...);
+        },
+        preset.parts());
+}
+
+/// The same as a layer that owns its weights.
+template <class S = float, class Checkpoint, Preset P>
+auto load(const Checkpoint& checkpoint, const P& preset, Index layer) {
+    auto loaded = make_deferred<S>(preset);
+    load(checkpoint, preset.names(layer), loaded);
+    return loaded;
+}
+
+}  // namespace moe::inline MOE_ABI
+
+#endif  // MOE_PRESETS_PRESET_HPP
