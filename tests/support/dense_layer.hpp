@@ -111,6 +111,8 @@ inline double activate(Activation activation, double a) {
         }
         case Activation::silu:
             return a / (1 + std::exp(-a));
+        case Activation::quick_gelu:
+            return a / (1 + std::exp(-1.702 * a));
     }
     throw std::invalid_argument("dense: unknown activation");
 }
@@ -134,6 +136,10 @@ inline double activation_slope(Activation activation, double a) {
         case Activation::silu: {
             const double sigmoid = 1 / (1 + std::exp(-a));
             return sigmoid * (1 + a * (1 - sigmoid));
+        }
+        case Activation::quick_gelu: {
+            const double sigmoid = 1 / (1 + std::exp(-1.702 * a));
+            return sigmoid * (1 + 1.702 * a * (1 - sigmoid));
         }
     }
     throw std::invalid_argument("dense: unknown activation");
