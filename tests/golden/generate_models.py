@@ -1,0 +1,565 @@
+# SPDX-License-Identifier: MIT
+"""Writes models/<name>/: small checkpoints of published architectures, and what their MoE layers compute.
+
+    python3 -m venv v
+    v/bin/pip install numpy torch transformers safetensors
+    v/bin/python generate_models.py                  # writes all folders
+    v/bin/python generate_models.py --only mixtral   # one of them
+    v/bin/python generate_models.py --check          # compares them byte by byte, exits with 1 if they differ
+
+Written with Python 3.11.7, numpy 2.4.6, torch 2.15.0 and transformers 5.24.0. A folder holds
+
+    config.json, model*.safetensors, model.safetensors.index.json
+        as save_pretrained of the model's class in transformers wrote them, F32. Every number is one of bfloat16, so
+        that a bfloat16 copy is exact. Models that transformers lacks, and experts in FP8 and MXFP4, are written here,
+        under the published names.
+    expected.safetensors
+        what an MoE layer does with two batches, of 7 tokens and of 1; names begin with "t7." and "t1.":
+            hidden_states, grad_output  [T, D]
+            router_logits               [T, E]  before softmax or sigmoid, without the selection bias
+            expert_ids                  [T, K]  I32, as the model selects, -1 where there is none
+            expert_weights              [T, K]  what an expert's output is multiplied by (Llama-4: its input), scaling
+                                                included, 0 where there is none
+            output, grad_input          [T, D]
+            grad.<name>                 for each tensor of the layer, with name, shape and packing of the checkpoint,
+                                        except selection biases and quantised weights
+        of loss = sum(output * grad_output). Where two layers are recorded, names begin with the layer ("encoder.t7.").
+        __metadata__ has one entry, "golden", a JSON text: model_type, the layers (their index in the checkpoint, the
+        beginning of their tensors' names and of their names here), the order of slots, notes, and "deviation" where
+        transformers is wrong and the numbers are those of the formula.
+
+The blocks run in float32 and eval mode. The formulas below share no code with transformers; they read the written
+checkpoint by its names and are torch's float64. For every batch the script asserts that both agree: same experts,
+every tensor within 2e-6 of its largest element, gradients by autograd. No choice is a tie or nearly one: what is
+compared differs by 1e-3 at least; selection biases and groups change choices.
+"""
+
+import os
+
+# Before the imports: the answers must not depend on the processor or on the number of threads.
+os.environ["ATEN_CPU_CAPABILITY"] = "default"
+os.environ["MKL_CBWR"] = "COMPATIBLE"
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import copy
+import filecmp
+import json
+import pathlib
+import platform
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import safetensors.numpy
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+import transformers
+from transformers.utils import logging
+
+logging.disable_progress_bar()
+FOLDER = pathlib.Path(__file__).resolve().parent / "models"
+SMALLEST_GAP = 1e-3
+TOLERANCE = 2e-6
+CASES = {}
+
+
+def case(function):
+    CASES[function.__name__] = function
+    return function
+
+
+class Close(Exception):
+    """Something is nearly a tie, or a rule had nothing to do: draw again."""
+
+
+def need(condition):
+    if not condition:
+        raise Close
+
+
+# ---------------------------------------------------------------------------------------------------
+# The formulas. T tokens, D model width, F expert width, E experts, K slots; w: the layer's tensors by the rest of
+# their names. A rule returns expert ids and weights [T, K] of logits [T, E].
+
+
+def best(keys, k):
+    """The k best entries of each row, best first."""
+    sorted_keys, order = torch.sort(keys.detach(), dim=1, descending=True)
+    gaps = (sorted_keys[:, :-1] - sorted_keys[:, 1:])[:, :k]
+    need(not (gaps < SMALLEST_GAP).any())
+    return order[:, :k]
+
+
+def softmax_rule(k, normalize=False, scale=1.0, bias=None, least=0.0):
+    """Softmax, the k best, divided by their sum or not. bias: tensor that is added for choosing only."""
+
+    def rule(w, z):
+        s = z.softmax(1)
+        ids = best(s + w[bias].reshape(-1) if bias else s, k)
+        if bias:
+            need_different(ids, best(s, k))
+        u = s.gather(1, ids)
+        return ids, scale * (u / u.sum(1, keepdim=True).clamp(min=least) if normalize else u)
+
+    return rule
+
+
+def top_softmax_rule(k):
+    """Softmax over the k best logits."""
+
+    def rule(w, z):
+        ids = best(z, k)
+        return ids, z.gather(1, ids).softmax(1)
+
+    return rule
+
+
+def keep_groups(keys, values, keep):
+    """-inf in the groups that are not among those of the best values [T, groups]."""
+    groups = best(values, keep)
+    mask = torch.zeros(values.shape, dtype=torch.bool).scatter(1, groups, True)
+    return keys.masked_fill(~mask.repeat_interleave(keys.shape[1] // values.shape[1], 1), -torch.inf)
+
+
+def group_limited_rule(k, groups, keep, scale):
+    """DeepSeek-V2: softmax, the k best of the groups with the best expert."""
+
+    def rule(w, z):
+        s = z.softmax(1)
+        ids = best(keep_groups(s, s.reshape(len(s), groups, -1).amax(2), keep), k)
+        need_different(ids, best(s, k))
+        return ids, scale * s.gather(1, ids)
+
+    return rule
+
+
+def sigmoid_rule(k, bias, groups=1, keep=1, scale=1.0, epsilon=1e-20):
+    """DeepSeek-V3: sigmoid, the k best with the bias, of the groups whose two best sum highest."""
+
+    def rule(w, z):
+        s = z.sigmoid()
+        keys = s + w[bias]
+        chosen = keep_groups(keys, keys.reshape(len(s), groups, -1).topk(2, dim=2)[0].sum(2), keep)
+        ids = best(chosen, k)
+        need_different(ids, best(s, k))
+        if groups > 1:
+            need_different(ids, best(keys, k))
+        u = s.gather(1, ids)
+        return ids, scale * u / (u.sum(1, keepdim=True) + epsilon)
+
+    return rule
+
+
+def need_different(ids, others):
+    """A batch has tokens for which a rule matters."""
+    if len(ids) > 1:
+        need((ids.sort(1)[0] != others.sort(1)[0]).any(1).sum() >= 2)
+
+
+def glu(x, gate, up, down, activation=F.silu):
+    return (activation(x @ gate.T) * (x @ up.T)) @ down.T
+
+
+def separate(names="gate_proj up_proj down_proj", start="experts."):
+    """Experts in tensors of their own."""
+    return lambda w, e, x: glu(x, *(w[f"{start}{e}.{name}.weight"] for name in names.split()))
+
+
+def shared(start, gate=None):
+    def add(w, x):
+        y = glu(x, *(w[f"{start}{name}_proj.weight"] for name in ("gate", "up", "down")))
+        return (x @ w[gate].T).sigmoid() * y if gate else y
+
+    return add
+
+
+@dataclass
+class Layer:
+    index: int
+    prefix: str  # of its tensors in the checkpoint
+    module: str  # its block in the model
+    rule: Callable
+    experts: int
+    expert: Callable  # (w, e, x)
+    router: str = "gate.weight"
+    router_bias: str = ""
+    shared: Callable | None = None
+    input_weighted: bool = False
+    identities: int = 0  # experts after the others that return their input
+    without_gradient: tuple = ()  # ends of names
+    at: str = ""  # where names in expected.safetensors begin
+    run: Callable | None = None  # (module, x) -> logits, ids, weights, y
+    deviation: str = ""
+
+    def route(self, w, x):
+        z = x @ w[self.router].T
+        if self.router_bias:
+            z = z + w[self.router_bias]
+        return z, *self.rule(w, z)
+
+    def forward(self, w, x):
+        z, ids, weights = self.route(w, x)
+        y = torch.zeros_like(x)
+        for e in range(self.experts + self.identities):
+            if not (ids == e).any():
+                continue
+            share = (weights * (ids == e)).sum(1, keepdim=True)
+            if e >= self.experts:
+                y = y + share * x
+            else:
+                y = y + (self.expert(w, e, share * x) if self.input_weighted else share * self.expert(w, e, x))
+        if self.shared:
+            y = y + self.shared(w, x)
+        return z, ids, weights, y
+
+
+# ---------------------------------------------------------------------------------------------------
+# The blocks of transformers.
+
+
+def run_block(model, layer, x):
+    """Logits, ids, weights and the output of a block that hands (x, ids, weights) to its experts."""
+    block, seen = model.get_submodule(layer.module), {}
+    router = getattr(block, "gate", None) or block.router
+
+    def of_router(module, inputs, outputs):
+        seen["logits"] = outputs[0] if isinstance(outputs, tuple) else outputs
+
+    def of_experts(module, inputs):
+        seen["ids"], seen["weights"] = inputs[1:]
+
+    hooks = [router.register_forward_hook(of_router), block.experts.register_forward_pre_hook(of_experts)]
+    y = block(x[None])
+    for hook in hooks:
+        hook.remove()
+    y = y[0] if isinstance(y, tuple) else y
+    return seen["logits"], seen["ids"], seen["weights"], y.reshape(x.shape)
+
+
+def gradients_by_name(model, folder):
+    """The gradients as save_pretrained writes the parameters."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for one, of in zip(other.parameters(), model.parameters(), strict=True):
+            one.copy_(torch.zeros_like(of) if of.grad is None else of.grad)
+    other.save_pretrained(folder)
+    return read(folder)
+
+
+def read(folder):
+    """All tensors of a checkpoint."""
+    files = sorted(pathlib.Path(folder).glob("model*.safetensors"))
+    return {name: tensor for file in files for name, tensor in safetensors.torch.load_file(file).items()}
+
+
+def below(tensors, prefix):
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def to_bfloat16(values):
+    return torch.as_tensor(np.asarray(values, np.float32)).bfloat16().float()
+
+
+def normal(seed, name, shape, scale=1.0, mean=0.0):
+    random = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    return to_bfloat16(mean + scale * random.standard_normal(tuple(shape)))
+
+
+@dataclass
+class Published:
+    """A model of transformers."""
+
+    model: torch.nn.Module
+    layers: list
+    notes: str
+    slots: str = "falling scores"
+    shards: str = "50GB"
+    bias: tuple = (0.3, 0.0)  # deviation and mean of selection biases
+    scales: dict = field(default_factory=dict)  # by a part of the name
+    seed: int = 1
+
+    def fill(self):
+        named = dict(self.model.named_parameters()) | {
+            n: t for n, t in self.model.state_dict().items() if n.endswith("e_score_correction_bias")
+        }
+        routers = (".gate.weight", ".router.weight", ".wg.weight", ".classifier.weight", ".layer.weight")
+        with torch.no_grad():
+            for name, tensor in named.items():
+                scale, mean = 1 / tensor.shape[-1] ** 0.5 if tensor.ndim > 1 else 0.2, 0.0
+                if name.endswith("e_score_correction_bias"):
+                    scale, mean = self.bias
+                elif "norm" in name:
+                    mean = 1.0
+                elif name.endswith(routers):
+                    scale *= 2
+                for part, factor in self.scales.items():
+                    scale *= factor if part in name else 1
+                tensor.copy_(normal(self.seed, name, tensor.shape, scale, mean))
+
+    def write(self, folder):
+        self.model.eval()
+        self.fill()
+        if hasattr(self.model, "set_experts_implementation"):
+            self.model.set_experts_implementation("eager")
+        self.model.save_pretrained(folder, max_shard_size=self.shards)
+        (folder / "generation_config.json").unlink(missing_ok=True)
+        checkpoint = read(folder)
+        for name, tensor in checkpoint.items():
+            assert tensor.dtype == torch.float32 and torch.equal(tensor, to_bfloat16(tensor)), name
+        results = {}
+        for layer in self.layers:
+            w = {name: t.double() for name, t in below(checkpoint, layer.prefix).items()}
+            for tokens in (7, 1):
+                x, dy = draw(layer, w, tokens, self.seed)
+                found = self.run(layer, w, x, dy)
+                results |= {f"{layer.at}t{tokens}.{name}": value for name, value in found.items()}
+        write_expected(folder, results, self.layers, self.seed, self.notes, self.slots)
+
+    def run(self, layer, w, x, dy):
+        """Everything the block computes, compared with the formula."""
+        expected = evaluate(layer, w, x, dy)
+        if layer.deviation:
+            return narrow(expected)
+        self.model.zero_grad()
+        inputs = x.clone().requires_grad_()
+        z, ids, weights, y = (layer.run or run_block)(self.model, layer, inputs)
+        (y * dy).sum().backward()
+        found = {"router_logits": z, "expert_ids": ids, "expert_weights": weights, "output": y}
+        found |= {"grad_input": inputs.grad}
+        with tempfile.TemporaryDirectory() as temporary:
+            grads = below(gradients_by_name(self.model, temporary), layer.prefix)
+        found |= {"grad." + layer.prefix + n: g for n, g in grads.items() if not n.endswith(layer.without_gradient)}
+        compare(found, expected)
+        return narrow({"hidden_states": x, "grad_output": dy} | found)
+
+
+def evaluate(layer, w, x, dy):
+    """Everything the formula says."""
+    x, dy = x.double().requires_grad_(), dy.double()
+    w = {name: tensor.clone().requires_grad_(not name.endswith(layer.without_gradient)) for name, tensor in w.items()}
+    z, ids, weights, y = layer.forward(w, x)
+    (y * dy).sum().backward()
+    results = {"hidden_states": x, "grad_output": dy, "router_logits": z, "expert_ids": ids, "expert_weights": weights}
+    results |= {"output": y, "grad_input": x.grad}
+    for name, tensor in w.items():
+        if tensor.requires_grad:
+            grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+            results["grad." + layer.prefix + name] = grad
+    return results
+
+
+def narrow(results):
+    return {
+        name: value.detach().int() if name == "expert_ids" else value.detach().float()
+        for name, value in results.items()
+    }
+
+
+def compare(found, expected):
+    names = expected.keys() - {"hidden_states", "grad_output"}
+    assert found.keys() == names, found.keys() ^ names
+    found, expected = by_expert(found), by_expert(expected)
+    assert torch.equal(found["expert_ids"].long(), expected["expert_ids"].long())
+    for name in found:
+        error = (found[name].double() - expected[name].double()).abs().max()
+        size = expected[name].abs().max()
+        assert error <= TOLERANCE * size, (name, float(error), float(size))
+
+
+def by_expert(results):
+    """Slots of each token in rising order of experts."""
+    ids, order = results["expert_ids"].sort(dim=1)
+    return results | {"expert_ids": ids, "expert_weights": results["expert_weights"].gather(1, order)}
+
+
+def draw(layer, w, tokens, seed):
+    """A batch in which nothing is close, and most experts have work."""
+    random = np.random.default_rng([seed, tokens, zlib.crc32(layer.prefix.encode())])
+    row = lambda: to_bfloat16(random.standard_normal((1, w[layer.router].shape[1])))
+    for _ in range(20000):
+        rows = []
+        while len(rows) < tokens:
+            x = row()
+            try:
+                layer.route(w, x.double())
+            except Close:
+                continue
+            rows.append(x)
+        x = torch.cat(rows)
+        try:
+            ids = layer.route(w, x.double())[1]
+            used = ids.unique()
+            used = (used >= 0).sum()
+            need(used >= min(layer.experts + layer.identities, -(-3 * ids.numel() // 5)))
+        except Close:
+            continue
+        return x, to_bfloat16(random.standard_normal(x.shape))
+    raise RuntimeError(f"{layer.prefix}: no batch without a close decision")
+
+
+def write_expected(folder, tensors, layers, seed, notes, slots):
+    about = {
+        "model_type": json.loads((folder / "config.json").read_text())["model_type"],
+        "layers": [{"layer": l.index, "prefix": l.prefix, "at": l.at} for l in layers],
+        "slots": slots,
+        "notes": notes,
+        "seed": str(seed),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__.split("+")[0],
+        "transformers": transformers.__version__,
+    }
+    for layer in layers:
+        if layer.deviation:
+            about["deviation"] = layer.deviation
+    for name, value in tensors.items():
+        assert value.isfinite().all() and (value != 0).any() or "grad." in name, name
+    tensors = {name: np.ascontiguousarray(value.numpy()) for name, value in tensors.items()}
+    # One key: the package writes several in the order of a hash table, which differs from run to run.
+    data = safetensors.numpy.save(tensors, {"golden": json.dumps(about)})
+    (folder / "expected.safetensors").write_bytes(data)
+
+
+# ---------------------------------------------------------------------------------------------------
+# The cases. Small attention common to all.
+
+SMALL = dict(
+    vocab_size=16,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    max_position_embeddings=32,
+    pad_token_id=None,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+
+
+def make(name, settings):
+    """A model for causal language modelling, by the name of its classes."""
+    config = getattr(transformers, name + "Config")(**settings)
+    return getattr(transformers, name + "ForCausalLM")(config)
+
+
+@case
+def mixtral():
+    E, k = 9, 3
+    model = make("Mixtral", SMALL | dict(head_dim=8, intermediate_size=11, num_local_experts=E, num_experts_per_tok=k))
+    layer = Layer(
+        1,
+        "model.layers.1.block_sparse_moe.",
+        "model.layers.1.mlp",
+        softmax_rule(k, normalize=True),
+        E,
+        separate("w1 w3 w2"),
+    )
+    return Published(model, [layer], "w1 gates, w3 is linear, w2 leads back.", shards="30KB")
+
+
+@case
+def qwen2_moe():
+    E, k = 9, 3
+    own = dict(
+        intermediate_size=20,
+        moe_intermediate_size=11,
+        shared_expert_intermediate_size=15,
+        num_experts=E,
+        num_experts_per_tok=k,
+        mlp_only_layers=[0],
+    )
+    layer = Layer(
+        1,
+        "model.layers.1.mlp.",
+        "model.layers.1.mlp",
+        softmax_rule(k),
+        E,
+        separate(),
+        shared=shared("shared_expert.", "shared_expert_gate.weight"),
+    )
+    return Published(make("Qwen2Moe", SMALL | own), [layer], "norm_topk_prob is false. Layer 0 is dense.")
+
+
+LATENT = dict(q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4)
+BIAS = "gate.e_score_correction_bias"
+
+
+def deepseek_v3_like(name, own, k, groups, keep, scale, E, notes, **more):
+    own = dict(
+        intermediate_size=20,
+        moe_intermediate_size=9,
+        n_shared_experts=1,
+        n_routed_experts=E,
+        num_experts_per_tok=k,
+        n_group=groups,
+        topk_group=keep,
+        routed_scaling_factor=scale,
+        norm_topk_prob=True,
+        first_k_dense_replace=1,
+        num_key_value_heads=2,
+    ) | own
+    layer = Layer(
+        1,
+        "model.layers.1.mlp.",
+        "model.layers.1.mlp",
+        sigmoid_rule(k, BIAS, groups, keep, scale),
+        E,
+        separate(),
+        shared=shared("shared_experts."),
+        without_gradient=(BIAS,),
+    )
+    return Published(make(name, SMALL | own), [layer], notes, slots="not defined", **more)
+
+
+@case
+def deepseek_v3():
+    notes = "Layer 0 is dense. The bias is mostly negative: masking losing groups with 0 would be seen."
+    return deepseek_v3_like("DeepseekV3", LATENT, 3, 4, 2, 2.5, 12, notes, bias=(0.3, -0.8))
+
+
+# ---------------------------------------------------------------------------------------------------
+
+
+def same_folder(one, other):
+    names = {path.name for path in one.iterdir()}
+    if not other.is_dir() or names != {path.name for path in other.iterdir()}:
+        return False
+    return not any(filecmp.cmpfiles(one, other, names, shallow=False)[1:])
+
+
+def main(arguments):
+    check = "--check" in arguments
+    arguments = [a for a in arguments if a != "--check"]
+    if arguments and (arguments[0] != "--only" or not set(arguments[1:]) <= CASES.keys()):
+        sys.exit(__doc__)
+    torch.set_num_threads(1)
+    torch.backends.mkldnn.set_flags(False)
+    same = True
+    for name in arguments[1:] or CASES:
+        with tempfile.TemporaryDirectory() as temporary:
+            made = pathlib.Path(temporary) / name
+            made.mkdir()
+            torch.manual_seed(0)
+            CASES[name]().write(made)
+            target = FOLDER / name
+            if check:
+                if not same_folder(made, target):
+                    print(f"{name} differs")
+                    same = False
+                continue
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copytree(made, target)
+            print(f"{name}: {sum(path.stat().st_size for path in target.iterdir())} bytes", flush=True)
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
