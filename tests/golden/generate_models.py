@@ -524,6 +524,371 @@ def deepseek_v3():
     return deepseek_v3_like("DeepseekV3", LATENT, 3, 4, 2, 2.5, 12, notes, bias=(0.3, -0.8))
 
 
+@case
+def kimi_k2():
+    notes = "As deepseek_v3, with one group and Kimi-K2's scale; its published model_type is kimi_k2. Layer 0 is dense."
+    return deepseek_v3_like("DeepseekV3", LATENT, 3, 1, 1, 2.827, 9, notes, shards="20KB", seed=2)
+
+
+@case
+def glm4_moe():
+    own = dict(head_dim=8, num_key_value_heads=1)
+    return deepseek_v3_like("Glm4Moe", own, 3, 1, 1, 2.5, 9, "Layer 0 is dense.", seed=3)
+
+
+@case
+def deepseek_v2():
+    E, k = 12, 3
+    own = dict(
+        intermediate_size=20,
+        moe_intermediate_size=7,
+        n_shared_experts=2,
+        n_routed_experts=E,
+        num_experts_per_tok=k,
+        n_group=4,
+        topk_group=2,
+        topk_method="group_limited_greedy",
+        routed_scaling_factor=16.0,
+        norm_topk_prob=False,
+        first_k_dense_replace=1,
+        num_key_value_heads=2,
+    )
+    layer = Layer(
+        1,
+        "model.layers.1.mlp.",
+        "model.layers.1.mlp",
+        group_limited_rule(k, 4, 2, 16.0),
+        E,
+        separate(),
+        shared=shared("shared_experts."),
+    )
+    notes = "Layer 0 is dense. The shared experts are one of twice the width. norm_topk_prob is false, so weights scale."
+    return Published(make("DeepseekV2", SMALL | LATENT | own), [layer], notes, slots="not defined")
+
+
+@case
+def qwen3_moe():
+    E, k = 9, 3
+    own = dict(
+        head_dim=8,
+        intermediate_size=20,
+        moe_intermediate_size=11,
+        num_experts=E,
+        num_experts_per_tok=k,
+        norm_topk_prob=True,
+        decoder_sparse_step=2,
+    )
+    rule = softmax_rule(k, normalize=True)
+    layer = Layer(1, "model.layers.1.mlp.", "model.layers.1.mlp", rule, E, separate())
+    return Published(make("Qwen3Moe", SMALL | own), [layer], "norm_topk_prob is true. Layer 0 is dense.")
+
+
+def packed(gate_up, down, transposed):
+    """Experts in two tensors, the gate's half first; transposed: [E, D, 2 F] and [E, F, D]."""
+
+    def expert(w, e, x):
+        first, last = (w[name][e].T if transposed else w[name][e] for name in (gate_up, down))
+        return glu(x, *first.chunk(2), last)
+
+    return expert
+
+
+@case
+def qwen3_vl_moe():
+    E, k = 9, 3
+    text = dict(
+        head_dim=8,
+        intermediate_size=20,
+        moe_intermediate_size=7,
+        num_experts=E,
+        num_experts_per_tok=k,
+        rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[2, 1, 1]),
+    )
+    vision = dict(
+        depth=1,
+        hidden_size=8,
+        intermediate_size=8,
+        num_heads=2,
+        in_channels=1,
+        patch_size=2,
+        spatial_merge_size=1,
+        temporal_patch_size=1,
+        out_hidden_size=16,
+        num_position_embeddings=4,
+        deepstack_visual_indexes=[0],
+    )
+    config = transformers.Qwen3VLMoeConfig(text_config=SMALL | text, vision_config=vision)
+    model = transformers.Qwen3VLMoeForConditionalGeneration(config)
+    prefix = "model.language_model.layers.1.mlp."
+    layer = Layer(
+        1,
+        prefix,
+        prefix[:-1],
+        softmax_rule(k, normalize=True),
+        E,
+        packed("experts.gate_up_proj", "experts.down_proj", True),
+    )
+    notes = "gate_up_proj is [E, D, 2 F], the gate's columns first; down_proj is [E, F, D]. Weights are always normalised."
+    return Published(model, [layer], notes)
+
+
+@case
+def qwen3_next():
+    E, k = 9, 3
+    own = dict(
+        head_dim=8,
+        intermediate_size=20,
+        moe_intermediate_size=7,
+        shared_expert_intermediate_size=9,
+        num_experts=E,
+        num_experts_per_tok=k,
+        layer_types=["linear_attention", "full_attention"],
+        mlp_only_layers=[0],
+        linear_conv_kernel_dim=2,
+        linear_key_head_dim=4,
+        linear_value_head_dim=4,
+        linear_num_key_heads=1,
+        linear_num_value_heads=2,
+    )
+    layer = Layer(
+        1,
+        "model.layers.1.mlp.",
+        "model.layers.1.mlp",
+        softmax_rule(k, normalize=True),
+        E,
+        separate(),
+        shared=shared("shared_expert.", "shared_expert_gate.weight"),
+    )
+    return Published(make("Qwen3Next", SMALL | own), [layer], "norm_topk_prob is true. Layer 0 is dense.")
+
+
+@case
+def olmoe():
+    E, k = 11, 3
+    own = dict(intermediate_size=7, num_experts=E, num_experts_per_tok=k, norm_topk_prob=False)
+    layer = Layer(1, "model.layers.1.mlp.", "model.layers.1.mlp", softmax_rule(k), E, separate())
+    return Published(make("Olmoe", SMALL | own), [layer], "norm_topk_prob is false.")
+
+
+def clamped_glu(w, e, x):
+    """gpt-oss: gate and up interleaved, both clamped, three biases."""
+    u = x @ w["experts.gate_up_proj"][e] + w["experts.gate_up_proj_bias"][e]
+    a, c = u[:, ::2].clamp(max=7.0), u[:, 1::2].clamp(-7.0, 7.0)
+    h = a * (1.702 * a).sigmoid() * (c + 1)
+    return h @ w["experts.down_proj"][e] + w["experts.down_proj_bias"][e]
+
+
+def gpt_oss_like(D, F, E, k):
+    own = dict(hidden_size=D, head_dim=8, intermediate_size=F, num_local_experts=E, num_experts_per_tok=k)
+    layer = Layer(
+        1,
+        "model.layers.1.mlp.",
+        "model.layers.1.mlp",
+        top_softmax_rule(k),
+        E,
+        clamped_glu,
+        router="router.weight",
+        router_bias="router.bias",
+    )
+    return make("GptOss", SMALL | own | dict(layer_types=["sliding_attention", "full_attention"])), layer
+
+
+@case
+def gpt_oss():
+    model, layer = gpt_oss_like(16, 7, 9, 3)
+    notes = "gate_up_proj is [E, D, 2 F], columns gate, up, gate, up; down_proj is [E, F, D]. Some inputs are clamped."
+    scales = {"experts.gate_up_proj": 4.0, "router.bias": 5.0, "experts.gate_up_proj_bias": 1.0}
+    return Published(model, [layer], notes, scales=scales)
+
+
+def run_llama4(model, layer, x):
+    block, seen = model.get_submodule(layer.module), {}
+    hook = block.router.register_forward_hook(lambda module, inputs, outputs: seen.update(scores=outputs[0]))
+    y, logits = block(x[None])
+    hook.remove()
+    ids = (seen["scores"] != 0).nonzero()[:, 1:]
+    return logits, ids, seen["scores"].gather(1, ids), y
+
+
+@case
+def llama4():
+    E = 9
+    text = dict(
+        head_dim=8,
+        intermediate_size=7,
+        intermediate_size_mlp=20,
+        num_local_experts=E,
+        num_experts_per_tok=1,
+        interleave_moe_layer_step=2,
+        pad_token_id=0,
+    )
+    vision = dict(
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_channels=1,
+        intermediate_size=16,
+        vision_output_dim=16,
+        image_size=4,
+        patch_size=2,
+        projector_input_dim=16,
+        projector_output_dim=16,
+    )
+    config = transformers.Llama4Config(text_config=SMALL | text, vision_config=vision)
+    model = transformers.Llama4ForConditionalGeneration(config)
+
+    def rule(w, z):
+        ids = best(z, 1)
+        return ids, z.gather(1, ids).sigmoid()
+
+    layer = Layer(
+        1,
+        "language_model.model.layers.1.feed_forward.",
+        "language_model.model.layers.1.feed_forward",
+        rule,
+        E,
+        packed("experts.gate_up_proj", "experts.down_proj", True),
+        router="router.weight",
+        shared=shared("shared_expert."),
+        input_weighted=True,
+        run=run_llama4,
+    )
+    notes = (
+        "The weight multiplies the expert's input. gate_up_proj is [E, D, 2 F], the gate's columns first; down_proj is "
+        "[E, F, D]. Layer 0 is dense."
+    )
+    return Published(model, [layer], notes, slots="one")
+
+
+def dbrx_expert(w, e, x):
+    rows = len(w["experts.mlp.w1"]) // len(w["router.layer.weight"])
+    w1, v1, w2 = (w[f"experts.mlp.{name}"][rows * e : rows * (e + 1)] for name in ("w1", "v1", "w2"))
+    return glu(x, w1, v1, w2.T)
+
+
+@case
+def dbrx():
+    E, k = 9, 3
+    config = transformers.DbrxConfig(
+        d_model=16,
+        n_heads=2,
+        n_layers=2,
+        max_seq_len=32,
+        vocab_size=16,
+        attn_config=dict(kv_n_heads=1, clip_qkv=8, rope_theta=500000),
+        ffn_config=dict(
+            ffn_hidden_size=7, moe_num_experts=E, moe_top_k=k, moe_jitter_eps=0.01, moe_loss_weight=0.05
+        ),
+    )
+    layer = Layer(
+        1,
+        "transformer.blocks.1.ffn.",
+        "transformer.blocks.1.ffn",
+        softmax_rule(k, normalize=True),
+        E,
+        dbrx_expert,
+        router="router.layer.weight",
+    )
+    notes = "w1 gates, v1 is linear, both [E F, D] expert by expert; w2 is [E F, D] too and used as h w2."
+    return Published(transformers.DbrxForCausalLM(config), [layer], notes)
+
+
+def sparse_mixer_rule(jitter):
+    """Phi-3.5-MoE at inference: twice the best, weighed by a softmax over those within 2 jitter of it."""
+
+    def rule(w, z):
+        ids, weights, left = [], [], z
+        for _ in range(2):
+            chosen = best(left, 1)
+            v = left.detach().gather(1, chosen)
+            distance = (v - z.detach()) / torch.maximum(z.detach().abs(), v)
+            need((distance - 2 * jitter).abs().min() >= SMALLEST_GAP)
+            s = left.masked_fill(distance > 2 * jitter, -torch.inf).softmax(1)
+            ids.append(chosen)
+            weights.append(s.gather(1, chosen))
+            left = left.scatter(1, chosen, -torch.inf)
+        weights = torch.cat(weights, 1)
+        if len(z) > 1:
+            need((weights.amin(1) < 0.8).sum() >= 3)
+        return torch.cat(ids, 1), weights
+
+    return rule
+
+
+@case
+def phimoe():
+    E = 9
+    own = dict(
+        intermediate_size=11, num_local_experts=E, num_experts_per_tok=2, router_jitter_noise=0.15, attention_bias=True
+    )
+    layer = Layer(
+        1,
+        "model.layers.1.block_sparse_moe.",
+        "model.layers.1.mlp",
+        sparse_mixer_rule(0.15),
+        E,
+        separate("w1 w3 w2"),
+    )
+    notes = (
+        "w1 gates, w3 is linear, w2 leads back. router_jitter_noise is 0.15 instead of the published 0.01, so that "
+        "weights differ from 1."
+    )
+    return Published(make("Phimoe", SMALL | own), [layer], notes, slots="first and second choice")
+
+
+@case
+def jamba():
+    E, k = 9, 3
+    own = dict(
+        intermediate_size=9,
+        num_experts=E,
+        num_experts_per_tok=k,
+        expert_layer_period=2,
+        expert_layer_offset=1,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        use_mamba_kernels=False,
+        mamba_d_state=2,
+        mamba_d_conv=2,
+        mamba_expand=1,
+        mamba_dt_rank=2,
+        pad_token_id=0,
+    )
+    layer = Layer(
+        1,
+        "model.layers.1.feed_forward.",
+        "model.layers.1.feed_forward",
+        softmax_rule(k),
+        E,
+        separate(),
+        router="router.weight",
+    )
+    return Published(make("Jamba", SMALL | own), [layer], "Weights are not normalised. Layer 0 is dense.")
+
+
+@case
+def granitemoe():
+    E, k = 9, 3
+    own = dict(intermediate_size=7, num_local_experts=E, num_experts_per_tok=k, residual_multiplier=0.22)
+    prefix = "model.layers.1.block_sparse_moe."
+    layer = Layer(
+        1,
+        prefix,
+        prefix[:-1],
+        top_softmax_rule(k),
+        E,
+        packed("input_linear.weight", "output_linear.weight", False),
+        router="router.layer.weight",
+    )
+    notes = "input_linear is [E, 2 F, D], the gate's rows first; output_linear is [E, D, F]. residual_multiplier is the caller's."
+    return Published(make("GraniteMoe", SMALL | own), [layer], notes)
+
+
+def run_granite_shared(model, layer, x):
+    z, ids, weights, y = run_block(model, layer, x)
+    return z, ids, weights, y + model.get_submodule(layer.module).shared_mlp(x)
+
+
 # ---------------------------------------------------------------------------------------------------
 
 
