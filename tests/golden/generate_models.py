@@ -194,6 +194,7 @@ class Layer:
     input_weighted: bool = False
     identities: int = 0  # experts after the others that return their input
     without_gradient: tuple = ()  # ends of names
+    only: tuple = ("",)  # beginnings of names after the prefix
     at: str = ""  # where names in expected.safetensors begin
     run: Callable | None = None  # (module, x) -> logits, ids, weights, y
     deviation: str = ""
@@ -259,8 +260,14 @@ def read(folder):
     return {name: tensor for file in files for name, tensor in safetensors.torch.load_file(file).items()}
 
 
-def below(tensors, prefix):
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def rewrite(folder, tensors):
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def tensors_of(layer, checkpoint):
+    starts = tuple(layer.prefix + only for only in layer.only)
+    return {name.removeprefix(layer.prefix): t for name, t in checkpoint.items() if name.startswith(starts)}
 
 
 def to_bfloat16(values):
@@ -281,6 +288,10 @@ class Published:
     notes: str
     slots: str = "falling scores"
     shards: str = "50GB"
+    relayout: Callable | None = None  # checkpoint -> checkpoint, of weights and of gradients
+    quantise: Callable | None = None  # checkpoint -> checkpoint, undone by decode
+    decode: Callable = lambda checkpoint: checkpoint
+    config: dict = field(default_factory=dict)  # what this adds to config.json
     bias: tuple = (0.3, 0.0)  # deviation and mean of selection biases
     scales: dict = field(default_factory=dict)  # by a part of the name
     seed: int = 1
@@ -310,22 +321,42 @@ class Published:
             self.model.set_experts_implementation("eager")
         self.model.save_pretrained(folder, max_shard_size=self.shards)
         (folder / "generation_config.json").unlink(missing_ok=True)
-        checkpoint = read(folder)
-        for name, tensor in checkpoint.items():
+        for name, tensor in read(folder).items():
             assert tensor.dtype == torch.float32 and torch.equal(tensor, to_bfloat16(tensor)), name
+        if self.relayout:
+            rewrite(folder, self.relayout(read(folder)))
+            self.reload(folder)
+        if self.quantise:
+            stored = self.quantise(read(folder))
+            rewrite(folder, self.decode(stored))
+            self.reload(folder)
+            rewrite(folder, stored)
+            path = folder / "config.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | self.config, indent=2, sort_keys=True) + "\n")
+        checkpoint = self.decode(read(folder))
         results = {}
         for layer in self.layers:
-            w = {name: t.double() for name, t in below(checkpoint, layer.prefix).items()}
+            w = {name: tensor.double() for name, tensor in tensors_of(layer, checkpoint).items()}
             for tokens in (7, 1):
                 x, dy = draw(layer, w, tokens, self.seed)
                 found = self.run(layer, w, x, dy)
                 results |= {f"{layer.at}t{tokens}.{name}": value for name, value in found.items()}
         write_expected(folder, results, self.layers, self.seed, self.notes, self.slots)
 
+    def reload(self, folder):
+        """What transformers reads from the folder."""
+        self.model, report = type(self.model).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        assert not any(report.values()), report
+        self.model.eval().set_experts_implementation("eager")
+
     def run(self, layer, w, x, dy):
         """Everything the block computes, compared with the formula."""
         expected = evaluate(layer, w, x, dy)
         if layer.deviation:
+            z, ids, weights = layer.run(self.model, layer, x)
+            weights = weights * float(expected["expert_weights"][0].sum())
+            found = {"router_logits": z, "expert_ids": ids, "expert_weights": weights}
+            compare(found, {name: expected[name] for name in found})
             return narrow(expected)
         self.model.zero_grad()
         inputs = x.clone().requires_grad_()
@@ -334,7 +365,8 @@ class Published:
         found = {"router_logits": z, "expert_ids": ids, "expert_weights": weights, "output": y}
         found |= {"grad_input": inputs.grad}
         with tempfile.TemporaryDirectory() as temporary:
-            grads = below(gradients_by_name(self.model, temporary), layer.prefix)
+            grads = gradients_by_name(self.model, temporary)
+        grads = tensors_of(layer, self.relayout(grads) if self.relayout else grads)
         found |= {"grad." + layer.prefix + n: g for n, g in grads.items() if not n.endswith(layer.without_gradient)}
         compare(found, expected)
         return narrow({"hidden_states": x, "grad_output": dy} | found)
@@ -420,7 +452,7 @@ def write_expected(folder, tensors, layers, seed, notes, slots):
         if layer.deviation:
             about["deviation"] = layer.deviation
     for name, value in tensors.items():
-        assert value.isfinite().all() and (value != 0).any() or "grad." in name, name
+        assert value.isfinite().all() and ("grad." in name or "ids" in name or (value != 0).any()), name
     tensors = {name: np.ascontiguousarray(value.numpy()) for name, value in tensors.items()}
     # One key: the package writes several in the order of a hash table, which differs from run to run.
     data = safetensors.numpy.save(tensors, {"golden": json.dumps(about)})
@@ -593,8 +625,7 @@ def packed(gate_up, down, transposed):
     return expert
 
 
-@case
-def qwen3_vl_moe():
+def qwen3_vl_like(transposed, notes, **more):
     E, k = 9, 3
     text = dict(
         head_dim=8,
@@ -626,10 +657,31 @@ def qwen3_vl_moe():
         prefix[:-1],
         softmax_rule(k, normalize=True),
         E,
-        packed("experts.gate_up_proj", "experts.down_proj", True),
+        packed("experts.gate_up_proj", "experts.down_proj", transposed),
     )
-    notes = "gate_up_proj is [E, D, 2 F], the gate's columns first; down_proj is [E, F, D]. Weights are always normalised."
-    return Published(model, [layer], notes)
+    return Published(model, [layer], notes + " Weights are always normalised.", **more)
+
+
+def transpose_experts(checkpoint):
+    return {n: t.mT if ".language_model." in n and ".experts." in n else t for n, t in checkpoint.items()}
+
+
+@case
+def qwen3_vl_moe():
+    notes = (
+        "gate_up_proj is [E, D, 2 F], the gate's columns first, and down_proj [E, F, D], as published; see "
+        "qwen3_vl_moe_saved for what transformers writes."
+    )
+    return qwen3_vl_like(True, notes, relayout=transpose_experts)
+
+
+@case
+def qwen3_vl_moe_saved():
+    notes = (
+        "save_pretrained of transformers 5.24.0 writes gate_up_proj as [E, 2 F, D] and down_proj as [E, D, F], which "
+        "is not the published layout (it transposes only when shapes differ from its own)."
+    )
+    return qwen3_vl_like(False, notes)
 
 
 @case
@@ -887,6 +939,375 @@ def granitemoe():
 def run_granite_shared(model, layer, x):
     z, ids, weights, y = run_block(model, layer, x)
     return z, ids, weights, y + model.get_submodule(layer.module).shared_mlp(x)
+
+
+@case
+def granitemoeshared():
+    E, k = 9, 3
+    own = dict(
+        intermediate_size=7,
+        shared_intermediate_size=9,
+        num_local_experts=E,
+        num_experts_per_tok=k,
+        residual_multiplier=0.22,
+    )
+
+    def add(w, x):
+        return glu(x, *w["shared_mlp.input_linear.weight"].chunk(2), w["shared_mlp.output_linear.weight"])
+
+    moe = "block_sparse_moe."
+    layer = Layer(
+        1,
+        "model.layers.1.",
+        "model.layers.1",
+        top_softmax_rule(k),
+        E,
+        packed(moe + "input_linear.weight", moe + "output_linear.weight", False),
+        router=moe + "router.layer.weight",
+        shared=add,
+        only=(moe, "shared_mlp."),
+        run=run_granite_shared,
+    )
+    notes = (
+        "The output is block_sparse_moe plus shared_mlp, as the decoder layer adds them. Gate rows come first in both "
+        "input_linear. residual_multiplier is the caller's."
+    )
+    return Published(make("GraniteMoeShared", SMALL | own), [layer], notes)
+
+
+@case
+def hunyuan_v1_moe():
+    E, k = 9, 3
+    own = dict(intermediate_size=7, num_experts=E, moe_topk=k, head_dim=8, pad_token_id=0)
+    layer = Layer(
+        1,
+        "model.layers.1.mlp.",
+        "model.layers.1.mlp",
+        softmax_rule(k, normalize=True),
+        E,
+        separate(),
+        router="gate.wg.weight",
+        shared=shared("shared_mlp."),
+    )
+    notes = "transformers gives the experts and the shared MLP the same width, intermediate_size."
+    return Published(make("HunYuanMoEV1", SMALL | own), [layer], notes)
+
+
+@case
+def longcat_flash():
+    E, zero, k = 8, 3, 4
+    own = dict(
+        ffn_hidden_size=10,
+        expert_ffn_hidden_size=7,
+        n_routed_experts=E,
+        zero_expert_num=zero,
+        moe_topk=k,
+        routed_scaling_factor=6.0,
+        num_layers=2,
+        head_dim=4,
+        num_key_value_heads=2,
+    )
+    settings = {key: value for key, value in SMALL.items() if key != "num_hidden_layers"}
+    bias = "router.e_score_correction_bias"
+    layer = Layer(
+        1,
+        "model.layers.1.mlp.",
+        "model.layers.1.mlp",
+        softmax_rule(k, scale=6.0, bias=bias),
+        E,
+        separate(),
+        router="router.classifier.weight",
+        identities=zero,
+        without_gradient=(bias,),
+    )
+    notes = f"Experts {E} to {E + zero - 1} return their input."
+    model = make("LongcatFlash", settings | LATENT | own)
+    return Published(model, [layer], notes, slots="not defined", bias=(0.1, 0.0))
+
+
+@case
+def ernie4_5_moe():
+    E, k = 9, 3
+    own = dict(
+        intermediate_size=20,
+        moe_intermediate_size=7,
+        moe_num_experts=E,
+        moe_k=k,
+        moe_num_shared_experts=2,
+        moe_layer_start_index=1,
+        pad_token_id=0,
+    )
+    bias = "moe_statics.e_score_correction_bias"
+    layer = Layer(
+        1,
+        "model.layers.1.mlp.",
+        "model.layers.1.mlp",
+        softmax_rule(k, normalize=True, bias=bias, least=1e-12),
+        E,
+        separate(),
+        shared=shared("shared_experts."),
+        without_gradient=(bias,),
+    )
+    notes = "Layer 0 is dense. The bias is [1, E]. The shared experts are one of twice the width."
+    return Published(make("Ernie4_5_Moe", SMALL | own), [layer], notes, slots="falling biased scores", bias=(0.1, 0.0))
+
+
+@case
+def minimax():
+    E, k = 9, 3
+    own = dict(
+        head_dim=8,
+        intermediate_size=7,
+        num_local_experts=E,
+        num_experts_per_tok=k,
+        layer_types=["linear_attention", "full_attention"],
+        block_size=4,
+    )
+    layer = Layer(
+        1,
+        "model.layers.1.block_sparse_moe.",
+        "model.layers.1.mlp",
+        softmax_rule(k, normalize=True),
+        E,
+        separate("w1 w3 w2"),
+    )
+    notes = "MiniMax-Text-01. w1 gates, w3 is linear, w2 leads back."
+    return Published(make("MiniMax", SMALL | own), [layer], notes)
+
+
+@case
+def minimax_m2():
+    E, k = 9, 3
+    own = dict(head_dim=8, intermediate_size=7, num_local_experts=E, num_experts_per_tok=k)
+    bias = "e_score_correction_bias"
+    layer = Layer(
+        1,
+        "model.layers.1.block_sparse_moe.",
+        "model.layers.1.mlp",
+        sigmoid_rule(k, bias, epsilon=0.0),
+        E,
+        separate("w1 w3 w2"),
+        without_gradient=(bias,),
+    )
+    notes = "w1 gates, w3 is linear, w2 leads back. Nothing is added to the sum before dividing."
+    return Published(make("MiniMaxM2", SMALL | own), [layer], notes, slots="not defined")
+
+
+def run_switch(model, layer, x):
+    block, seen = model.get_submodule(layer.module), {}
+    hook = block.router.register_forward_hook(lambda module, inputs, outputs: seen.update(outputs=outputs))
+    y = block(x[None])
+    hook.remove()
+    chosen, weights, logits = (value[0] for value in seen["outputs"])
+    assert (chosen.sum(1) == 1).all()
+    return logits, chosen.argmax(1, keepdim=True), weights, y[0]
+
+
+def relu_experts(first, last):
+    """Plain experts, with biases where the checkpoint has them."""
+
+    def expert(w, e, x):
+        for name in (first, last):
+            start = f"experts.expert_{e}.{name}."
+            x = x @ w[start + "weight"].T
+            if start + "bias" in w:
+                x = x + w[start + "bias"]
+            x = x.relu() if name == first else x
+        return x
+
+    return expert
+
+
+@case
+def switch_transformers():
+    E = 8
+    config = transformers.SwitchTransformersConfig(
+        vocab_size=16,
+        d_model=16,
+        d_kv=8,
+        d_ff=9,
+        num_layers=2,
+        num_decoder_layers=2,
+        num_sparse_encoder_layers=1,
+        num_sparse_decoder_layers=1,
+        num_heads=2,
+        num_experts=E,
+        relative_attention_num_buckets=4,
+    )
+    model = transformers.SwitchTransformersForConditionalGeneration(config)
+    layers = [
+        Layer(
+            1,
+            f"{side}.block.1.layer.{part}.mlp.",
+            f"{side}.block.1.layer.{part}.mlp",
+            softmax_rule(1),
+            E,
+            relu_experts("wi", "wo"),
+            router="router.classifier.weight",
+            at=side + ".",
+            run=run_switch,
+        )
+        for side, part in (("encoder", 1), ("decoder", 2))
+    ]
+    notes = "expert_capacity is 64: no token is dropped. Layer 0 is dense."
+    return Published(model, layers, notes, slots="one")
+
+
+def top_two_rule(scale):
+    """NLLB-MoE: the two best logits, their softmax probabilities divided by their sum."""
+
+    def rule(w, z):
+        s = z.softmax(1)
+        ids = best(s, 2)
+        u = s.gather(1, ids)
+        return ids, scale * u / u.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).eps)
+
+    return rule
+
+
+def run_nllb_router(model, layer, x):
+    """Logits, ids and weights; the experts that transformers calls are wrong."""
+    router = model.get_submodule(layer.module).router
+    _, gates, logits = router(x)
+    weights, ids = gates.topk(2, dim=1)
+    return logits, ids, weights
+
+
+@case
+def nllb_moe():
+    E, dropout = 8, 0.2
+    sizes = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in dict(layers=2, ffn_dim=9, attention_heads=2, sparse_step=2).items()
+    }
+    config = transformers.NllbMoeConfig(
+        vocab_size=16, d_model=16, max_position_embeddings=32, num_experts=E, moe_token_dropout=dropout, **sizes
+    )
+    model = transformers.NllbMoeForConditionalGeneration(config)
+    layers = [
+        Layer(
+            1,
+            f"model.{side}.layers.1.ffn.",
+            f"model.{side}.layers.1.ffn",
+            top_two_rule(1 - dropout),
+            E,
+            relu_experts("fc1", "fc2"),
+            router="router.classifier.weight",
+            at=side + ".",
+            run=run_nllb_router,
+            deviation="NllbMoeSparseMLP of transformers 5.24.0 takes the mask of first choices for expert ids: expert 1 "
+            "works for every first choice, expert 0 for every second. Output and gradients are those of the formula; "
+            "logits, ids and weights (before moe_token_dropout) agree with the block's router.",
+        )
+        for side in ("encoder", "decoder")
+    ]
+    notes = (
+        "Weights are scaled by 1 - moe_token_dropout at inference. moe_eval_capacity_token_fraction is 1: no token is "
+        "dropped. Layer 0 is dense."
+    )
+    return Published(model, layers, notes)
+
+
+# Quantised experts.
+
+
+def block_scaled(weight):
+    """float8_e4m3fn and a factor for each block of 128 x 128."""
+    rows, columns = weight.shape
+    padded = F.pad(weight, (0, -columns % 128, 0, -rows % 128))
+    blocks = padded.reshape(-(-rows // 128), 128, -(-columns // 128), 128)
+    scale = blocks.abs().amax((1, 3)) / 448
+    codes = (blocks / scale[:, None, :, None]).reshape(padded.shape)[:rows, :columns]
+    return codes.to(torch.float8_e4m3fn), scale
+
+
+def to_fp8(checkpoint):
+    stored = {}
+    for name, tensor in checkpoint.items():
+        if tensor.ndim == 2 and "_proj" in name:
+            stored[name], stored[name + "_scale_inv"] = block_scaled(tensor)
+        else:
+            stored[name] = tensor
+    return stored
+
+
+def from_fp8(stored):
+    dense = {}
+    for name, tensor in stored.items():
+        if name + "_scale_inv" in stored:
+            i, j = torch.meshgrid(*(torch.arange(n) // 128 for n in tensor.shape), indexing="ij")
+            dense[name] = tensor.float() * stored[name + "_scale_inv"][i, j]
+        elif not name.endswith("_scale_inv"):
+            dense[name] = tensor
+    return dense
+
+
+@case
+def deepseek_v3_fp8():
+    notes = (
+        "Projections are float8_e4m3fn, weight = code * weight_scale_inv[row // 128, column // 128]; numbers are those "
+        "of the decoded weights. Layer 0 is dense."
+    )
+    own = LATENT | dict(hidden_size=144, moe_intermediate_size=7, n_shared_experts=19, intermediate_size=10)
+    made = deepseek_v3_like("DeepseekV3", own, 3, 4, 2, 2.5, 8, notes, bias=(0.3, -0.8), seed=4)
+    made.layers[0].without_gradient += ("_proj.weight",)
+    made.quantise, made.decode = to_fp8, from_fp8
+    made.config = {
+        "quantization_config": dict(
+            activation_scheme="dynamic", fmt="e4m3", quant_method="fp8", weight_block_size=[128, 128]
+        )
+    }
+    return made
+
+
+FOUR_BITS = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+
+
+def to_mxfp4(checkpoint):
+    """[E, in, out] to blocks [E, out, in / 32, 16] and scales [E, out, in / 32]."""
+    stored = {}
+    for name, tensor in checkpoint.items():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            stored[name] = tensor
+            continue
+        blocks = tensor.mT.unflatten(2, (-1, 32))
+        scale = blocks.abs().amax(3).log2().floor() - 2
+        units = blocks / 2.0 ** scale[..., None]
+        codes = (units.abs()[..., None] - FOUR_BITS).abs().argmin(-1) + 8 * (units < 0)
+        stored[name + "_blocks"] = (codes[..., ::2] | codes[..., 1::2] << 4).to(torch.uint8)
+        stored[name + "_scales"] = (scale + 127).to(torch.uint8)
+    return stored
+
+
+def from_mxfp4(stored):
+    table, dense = torch.cat([FOUR_BITS, -FOUR_BITS]), {}
+    for name, tensor in stored.items():
+        if name.endswith("_blocks"):
+            codes = torch.stack([tensor & 15, tensor >> 4], dim=-1).flatten(3).int()
+            scales = stored[name.replace("_blocks", "_scales")].float()
+            dense[name.removesuffix("_blocks")] = (table[codes] * 2.0 ** (scales - 127)[..., None]).flatten(2).mT
+        elif not name.endswith("_scales"):
+            dense[name] = tensor
+    return dense
+
+
+@case
+def gpt_oss_mxfp4():
+    model, layer = gpt_oss_like(32, 64, 8, 3)
+    layer.without_gradient = ("experts.gate_up_proj", "experts.down_proj")
+    notes = (
+        "blocks are [E, out, in / 32, 16] with the first of two numbers in the low half of a byte, rows of gate_up "
+        "gate, up, gate, up; numbers are those of the decoded weights. Some inputs are clamped."
+    )
+    scales = {"experts.gate_up_proj": 4.0, "router.bias": 5.0}
+    config = {
+        "quantization_config": dict(
+            modules_to_not_convert=["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"],
+            quant_method="mxfp4",
+        )
+    }
+    return Published(model, [layer], notes, scales=scales, quantise=to_mxfp4, decode=from_mxfp4, config=config)
 
 
 # ---------------------------------------------------------------------------------------------------
