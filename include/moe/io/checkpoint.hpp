@@ -124,6 +124,9 @@ public:
     Checkpoint& operator=(const Checkpoint&) = default;
     ~Checkpoint() = default;
 
+    /// What keeps mapped files alive: whoever holds it may keep views of tensors.
+    std::shared_ptr<const void> owner() const { return contents_; }
+
     /// All tensors of all files, by name.
     Index size() const { return static_cast<Index>(contents_->tensors.size()); }
     const TensorView* begin() const { return contents_->tensors.data(); }

@@ -51,8 +51,8 @@ void store(const SavedMatrix& matrix, std::span<T> tensor) {
         for (Index j = 0; j < w.cols; ++j) {
             const auto value = read_element<double>(
                 w.dtype, data + (i * w.row_stride + j * w.col_stride) * element_size(w.dtype));
-            tensor[static_cast<std::size_t>(s.offset() + i * s.row_stride() +
-                                            j * s.col_stride())] = static_cast<T>(value);
+            tensor[static_cast<std::size_t>(s.offset() + i * s.row_stride() + j * s.col_stride())] =
+                static_cast<T>(value);
         }
 }
 

@@ -188,7 +188,7 @@ private:
         }
         check_shape(found, found.tensor, shape, found.tensor.shape == shape);
         check_shape(found, found.scales, scales, found.scales.shape == scales);
-        check_block_codes(found.codes());
+        check_block_codes(who_, found.codes());
     }
     void check_shape(const PlannedTensor& found, const TensorView& tensor, const Extents& wanted,
                      bool fits) const {
