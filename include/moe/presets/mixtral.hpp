@@ -25,6 +25,13 @@ inline Names mixtral(const std::string& prefix) {
              {"experts.#.down", "experts.#.w2.weight"}}};
 }
 
+/// MiniMax-M2.
+inline Names minimax_m2(const std::string& prefix) {
+    constexpr Layout vector{.orientation = Orientation::vector};
+    return {prefix + ".", detail::joined({mixtral(prefix).table(),
+                                          {{"gate.bias", "e_score_correction_bias", vector}}})};
+}
+
 }  // namespace names
 
 namespace presets {
@@ -72,6 +79,30 @@ struct MiniMax {
     Config config() const { return {.model_dim = model_dim}; }
     auto parts() const { return Mixtral{model_dim, ffn_dim, num_experts, k}.parts(); }
     Names names(Index layer) const { return Mixtral{}.names(layer); }
+};
+
+/// MiniMax-M2: sigmoid scores, a bias chooses 8 of 256, renormalised.
+struct MiniMaxM2 {
+    static constexpr const char* name = "minimax_m2";
+
+    Index model_dim = 3072;
+    Index ffn_dim = 1536;
+    Index num_experts = 256;
+    Index k = 8;
+
+    static MiniMaxM2 of(const ModelConfig& config, Index = 0) {
+        const Mixtral same = Mixtral::of(config);
+        return {same.model_dim, same.ffn_dim, same.num_experts, same.k};
+    }
+    Config config() const { return {.model_dim = model_dim}; }
+    auto parts() const {
+        return std::tuple{LinearRouter{},
+                          TopK{.k = k, .score = Score::sigmoid, .selection_bias = true},
+                          Swiglu{.count = num_experts, .ffn_dim = ffn_dim}};
+    }
+    Names names(Index layer) const {
+        return names::minimax_m2(detail::layer_path(layer, "block_sparse_moe"));
+    }
 };
 
 }  // namespace presets

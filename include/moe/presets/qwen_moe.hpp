@@ -31,10 +31,12 @@ inline Names qwen2_moe(const std::string& prefix) {
                                           detail::projections("shared.0", "shared_expert")})};
 }
 
-/// Qwen3-VL-MoE: all experts in one tensor, [in, out], the columns of gate before those of up.
-/// @param prefix  "model.language_model.layers.0.mlp"
-inline Names qwen3_vl_moe(const std::string& prefix) {
-    constexpr Layout stacked{.orientation = Orientation::in_out, .stacking = Stacking::leading};
+/// Qwen3-VL-MoE: all experts in one tensor, gate before up.
+/// @param prefix       "model.language_model.layers.0.mlp"
+/// @param orientation  in_out as published, out_in as version 5 of transformers saves it
+inline Names qwen3_vl_moe(const std::string& prefix,
+                          Orientation orientation = Orientation::in_out) {
+    const Layout stacked{.orientation = orientation, .stacking = Stacking::leading};
     Layout gate = stacked, up = stacked;
     gate.part = Part::first_half;
     up.part = Part::second_half;
@@ -132,7 +134,7 @@ struct Qwen3Moe {
     Names names(Index layer) const { return names::qwen3_moe(detail::layer_path(layer, "mlp")); }
 };
 
-/// The language model of Qwen3-VL-30B-A3B: Qwen3-MoE in a packed layout.
+/// The language model of Qwen3-VL-30B-A3B: Qwen3-MoE, always renormalised, in a packed layout.
 struct Qwen3VlMoe {
     static constexpr const char* name = "qwen3_vl_moe";
 
@@ -140,15 +142,20 @@ struct Qwen3VlMoe {
     Index ffn_dim = 768;
     Index num_experts = 128;
     Index k = 8;
+    Orientation orientation = Orientation::in_out;  ///< see names::qwen3_vl_moe
 
-    static Qwen3VlMoe of(const ModelConfig& config, Index layer = 0) {
-        const Qwen3Moe same = Qwen3Moe::of(config.inside("text_config"), layer);
-        return {same.model_dim, same.ffn_dim, same.num_experts, same.k};
+    /// The layout goes by transformers_version, which every config.json has.
+    static Qwen3VlMoe of(const ModelConfig& whole, Index layer = 0) {
+        const Qwen3Moe same = Qwen3Moe::of(whole.inside("text_config"), layer);
+        const bool published = whole.text("transformers_version", "4.").starts_with("4.");
+        return {same.model_dim, same.ffn_dim, same.num_experts, same.k,
+                published ? Orientation::in_out : Orientation::out_in};
     }
     Config config() const { return {.model_dim = model_dim}; }
     auto parts() const { return Qwen3Moe{model_dim, ffn_dim, num_experts, k}.parts(); }
     Names names(Index layer) const {
-        return names::qwen3_vl_moe(detail::layer_path(layer, "mlp", "model.language_model"));
+        return names::qwen3_vl_moe(detail::layer_path(layer, "mlp", "model.language_model"),
+                                   orientation);
     }
 };
 
