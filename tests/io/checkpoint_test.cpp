@@ -19,6 +19,7 @@
 #include <moe/io/file.hpp>
 #include <moe/io/safetensors_writer.hpp>
 
+#include "fuzz/checkpoint_parts.hpp"
 #include "raw_file.hpp"
 #include "support/message.hpp"
 
@@ -298,6 +299,19 @@ TEST(CheckpointIndex, WithAnyByteChangedIsRefusedOrMeansTheSame) {
     // 256 of each byte: what metadata says is free, and the unchanged value is accepted everywhere.
     EXPECT_GT(accepted, sound_index.size());
     EXPECT_LT(accepted, 20 * sound_index.size());
+}
+
+TEST(CheckpointIndex, OfTheHostileCorpusIsRefused) {
+    std::size_t hostile = 0, sound = 0;
+    for (const auto& entry : std::filesystem::directory_iterator("tests/fuzz/checkpoint")) {
+        const std::string name = entry.path().filename().string();
+        const moe_test::CheckpointParts parts(moe::read_file(entry.path().string()));
+        const std::string error = message<FormatError>([&] { parts.open(); });
+        EXPECT_EQ(error.empty(), name.starts_with("sound_")) << name << ": " << error;
+        ++(error.empty() ? sound : hostile);
+    }
+    EXPECT_GE(hostile, 30u);
+    EXPECT_GE(sound, 5u);
 }
 
 // ---- On disk
