@@ -414,6 +414,16 @@ TEST_F(CheckpointFolder, WithoutAModelIsRefused) {
                      "moe::Checkpoint: cannot open \"\""));
 }
 
+TEST_F(CheckpointFolder, WithAnIndexThatCannotBeOpenedIsRefusedEvenIfThereIsAModel) {
+    write("model.safetensors", file_of({"a"}));
+    const std::filesystem::path index = path("model.safetensors.index.json");
+    std::error_code error;
+    std::filesystem::create_symlink(index, index, error);  // a link to itself
+    if (error) GTEST_SKIP() << "needs links";
+    const std::string text = message<std::runtime_error>([&] { Checkpoint::open(path()); });
+    EXPECT_EQ(text.find("moe::Checkpoint: cannot open \"" + index.string() + "\": "), 0u) << text;
+}
+
 TEST_F(CheckpointFolder, WithAnEmptyFileIsRefused) {
     write("model.safetensors", {});
     EXPECT_EQ(message<FormatError>([&] { Checkpoint::open(path()); }),
