@@ -14,6 +14,7 @@
 #include <moe/balance/selection_bias.hpp>
 #include <moe/bank.hpp>
 #include <moe/config.hpp>
+#include <moe/core/block_codes.hpp>
 #include <moe/core/concepts.hpp>
 #include <moe/core/context.hpp>
 #include <moe/core/dtype.hpp>
