@@ -118,17 +118,14 @@ public:
         check_free(place->tensor, parts);
         if (place->layout.stacking == Stacking::separate) return;
         const Index experts = std::max(parts.front().slice.experts, place->index + 1);
-        for (SavedMatrix& part : parts) part.slice.experts = experts;
+        for (SavedMatrix& each : parts) each.slice.experts = experts;
     }
 
     void write(SafetensorsWriter& writer) const {
+        for (const auto& [name, parts] : tensors_)
+            for (const SavedMatrix& part : parts) check_shape(name, part, parts.front());
         for (const auto& [name, parts] : tensors_) {
             const Extents shape = parts.front().slice.shape();
-            for (const SavedMatrix& part : parts)
-                if (!(part.slice.shape() == shape))
-                    fail("moe::save: tensor ", in_quotes(name), " would be ",
-                         to_string(part.slice.shape()), " for ", part.parameter, " and ",
-                         to_string(shape), " for ", parts.front().parameter);
             switch (parts.front().dtype) {
                 case Dtype::f64:
                     write<double>(name, shape, parts, writer);
@@ -146,6 +143,14 @@ public:
     }
 
 private:
+    static void check_shape(const std::string& name, const SavedMatrix& part,
+                            const SavedMatrix& first) {
+        const Extents one = part.slice.shape(), other = first.slice.shape();
+        if (!(one == other))
+            fail("moe::save: tensor ", in_quotes(name), " would be ", to_string(one), " for ",
+                 part.parameter, " and ", to_string(other), " for ", first.parameter);
+    }
+
     /// The last part must not go where another one is.
     static void check_free(const std::string& tensor, const std::vector<SavedMatrix>& parts) {
         const SavedMatrix& last = parts.back();
