@@ -256,6 +256,31 @@ TEST(Glu, GivesTheBitsOfTheDecodedWeights) {
     }
 }
 
+TEST(Glu, GivesTheSameBitsInLowPrecisionWhoeverComputesThem) {
+    const expert_group::Batch<float> batch({.tokens = 40, .output_dim = out});
+    Recipe recipe = bounded;
+    recipe.ffn_dim = 141;
+    const auto group = make<float>(recipe);
+    for (const moe::FreezeOptions& options :
+         {moe::FreezeOptions{.storage = moe::Storage::bf16, .compute = moe::Compute::bf16},
+          moe::FreezeOptions{.storage = moe::Storage::int8, .compute = moe::Compute::int8}}) {
+        SCOPED_TRACE(moe::name(options.compute));
+        const auto frozen = group.freeze(options);
+        const auto expected = expert_group::run(frozen, batch).y;
+        EXPECT_TRUE(same_bits(expert_group::run(frozen, batch, {.split = 1}).y, expected));
+        for (const moe::Isa isa : moe::supported_isas()) {
+            const moe::ScopedIsa forced(isa);
+            EXPECT_TRUE(same_bits(expert_group::run(group.freeze(options), batch).y, expected))
+                << moe::name(isa);
+        }
+        for (const int threads : {2, 3}) {
+            moe::ThreadPool pool(threads);
+            moe::Workspace<float> ws(pool);
+            EXPECT_TRUE(same_bits(expert_group::run(frozen, batch, ws).y, expected)) << threads;
+        }
+    }
+}
+
 TEST(Glu, GivesTheSameBitsWhateverIsKeptOrWhoeverOwnsItsBiases) {
     const expert_group::Batch<float> batch(extents);
     const auto group = make<float>(bounded);
