@@ -213,7 +213,7 @@ TEST(Glu, GivesTheSameBitsFrozenWhicheverBiasesThereAre) {
     for (const auto& [tokens, ffn] :
          {std::array<Index, 2>{11, 23}, {11, 16}, {110, 300}, {20, 1100}}) {
         const expert_group::Batch<float> batch({.tokens = tokens, .output_dim = out});
-        for (int biases = 0; biases < 8; ++biases) {
+        for (int biases = ffn == 23 ? 0 : 7; biases < 8; ++biases) {
             SCOPED_TRACE(std::to_string(ffn) + " " + std::to_string(biases));
             Recipe recipe = bounded;
             recipe.ffn_dim = ffn;
@@ -232,7 +232,6 @@ TEST(Glu, GivesTheSameBitsFrozenWhicheverBiasesThereAre) {
             }
             EXPECT_TRUE(
                 same_bits(expert_group::run(std::move(group).freeze({}), batch).y, expected));
-            if (ffn > 23 && biases == 0) break;
         }
     }
 }
