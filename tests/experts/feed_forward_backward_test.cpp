@@ -162,6 +162,11 @@ TEST(FeedForwardBackward, RefusesGradientsOfOtherExtents) {
     EXPECT_EQ(refusal(),
               "moe::FeedForwardModule::backward: down_bias of the gradient holds 2 matrices "
               "[1, 9], the experts have 0 of [0, 0]; make it with zeros_like(layer)");
+    grad.down_bias = {};
+    grad.gate_bias = moe::Weights<double>(2, 1, 37);
+    EXPECT_EQ(refusal(),
+              "moe::FeedForwardModule::backward: gate_bias of the gradient holds 2 matrices "
+              "[1, 37], the experts have 0 of [0, 0]; make it with zeros_like(layer)");
 }
 
 }  // namespace
