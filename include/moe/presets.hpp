@@ -2,8 +2,11 @@
 #ifndef MOE_PRESETS_HPP
 #define MOE_PRESETS_HPP
 
-/// Published models, one header for each family.
+/// Published models, one header for each family, and what reads and writes their checkpoints.
 
+#include <moe/io/bind.hpp>
+#include <moe/io/checkpoint.hpp>
+#include <moe/io/save.hpp>
 #include <moe/presets/dbrx.hpp>
 #include <moe/presets/deepseek_moe.hpp>
 #include <moe/presets/deepseek_v3.hpp>
