@@ -263,7 +263,7 @@ private:
             return;
         detail::fail("moe::FeedForwardModule: ", name, " holds ", found.count(), " matrices [",
                      found.rows(), ", ", found.cols(), "], these experts need ", count, " of [",
-                     rows, ", ", cols, "], one for each expert of Swiglu or Mlp");
+                     rows, ", ", cols, "], one for each expert of Swiglu, Glu or Mlp");
     }
     void check_bias(const char* name, const Weights<S>& found, Index cols) const {
         check_matrix(name, found, found.count() == 0 ? 0 : count_, 1, cols);
