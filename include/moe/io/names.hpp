@@ -27,8 +27,9 @@ namespace moe::inline MOE_ABI {
 /// '#' stands for the number of an expert, in the layer's counting in `parameter`; in `tensor` it
 /// is that number less `first`. A parameter may be named with its number, too: "shared.0.gate".
 struct TensorName {
-    std::string parameter;  ///< of the layer: visit_parameters() says them
-    std::string tensor;     ///< behind the prefix of the layer; "../" leaves its last part first
+    std::string
+        parameter;       ///< of the layer: visit_parameters() says them; "": the tensor is no use
+    std::string tensor;  ///< behind the prefix of the layer; "../" leaves its last part first
     Layout layout{};
     std::string scales{};  ///< the tensor of their scales, for MXFP4 and F8_E4M3
     Index first = 0;       ///< the expert whose number in the checkpoint is 0,
@@ -102,6 +103,16 @@ public:
             places.push_back({whole(entry.tensor), whole(entry.scales), entry.layout, index});
         }
         return places;
+    }
+
+    /// The tensors that are there and that no parameter is, by whole names.
+    /// @param prefix  a number of prefixes()
+    std::vector<std::string> unused(std::size_t prefix = 0) const {
+        std::vector<std::string> names;
+        for (const TensorName& entry : table_)
+            if (entry.parameter.empty())
+                names.push_back(joined(prefixes_.at(prefix), entry.tensor));
+        return names;
     }
 
     /// "experts.3.gate" for "experts.#.gate" and 3.

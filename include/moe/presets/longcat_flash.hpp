@@ -41,6 +41,7 @@ struct LongcatFlash {
     double scale = 6;
 
     static LongcatFlash of(const ModelConfig& config, Index = 0) {
+        config.expect("hidden_act", "silu");
         return {.model_dim = config.integer("hidden_size"),
                 .ffn_dim = config.integer("expert_ffn_hidden_size"),
                 .num_experts = config.integer("n_routed_experts"),
