@@ -25,7 +25,7 @@ namespace moe::inline MOE_ABI {
 ///       .part = Part::second_half}}
 ///
 /// '#' stands for the number of an expert, in the layer's counting in `parameter`; in `tensor` it
-/// is that number less `first`.
+/// is that number less `first`. A parameter may be named with its number, too: "shared.0.gate".
 struct TensorName {
     std::string parameter;  ///< of the layer: visit_parameters() says them
     std::string tensor;     ///< behind the prefix of the layer; "../" leaves its last part first
@@ -59,7 +59,8 @@ public:
     /// @param prefix  goes in front of every tensor's name as it is, with its dot
     Names(std::string prefix, std::vector<TensorName> table)
         : Names(std::vector<std::string>{std::move(prefix)}, std::move(table)) {}
-    /// @throws std::invalid_argument without prefix or table, or if a '#' has no counterpart
+    /// @throws std::invalid_argument without prefix or table, if a '#' has no counterpart, or if a
+    ///         number is out of range
     Names(std::vector<std::string> prefixes, std::vector<TensorName> table)
         : prefixes_(std::move(prefixes)), table_(std::move(table)) {
         if (prefixes_.empty() || table_.empty())
@@ -74,6 +75,10 @@ public:
                              detail::in_quotes(entry.tensor),
                              stacked ? ", one tensor for all experts: only the first may hold '#'"
                                      : "; both must hold '#', or neither");
+            if (entry.layout.block < 1 || entry.first < 0 || entry.count < 1)
+                detail::fail("moe::Names: ", detail::in_quotes(entry.parameter), " has block ",
+                             entry.layout.block, ", first ", entry.first, " and count ",
+                             entry.count, ", they must be at least 1, 0 and 1");
         }
     }
 
@@ -86,10 +91,11 @@ public:
         const auto [pattern, number] = split(parameter);
         std::vector<TensorPlace> places;
         for (const TensorName& entry : table_) {
-            if (entry.parameter != pattern || number < entry.first ||
-                number - entry.first >= entry.count)
+            const bool one = entry.parameter == parameter;  // by its own name, without '#'
+            if (!one && (entry.parameter != pattern || number < entry.first ||
+                         number - entry.first >= entry.count))
                 continue;
-            const Index index = number - entry.first;
+            const Index index = one ? 0 : number - entry.first;
             const auto whole = [&](const std::string& name) {
                 return name.empty() ? name : joined(prefixes_.at(prefix), with_number(name, index));
             };
