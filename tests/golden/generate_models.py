@@ -195,6 +195,7 @@ class Layer:
     input_weighted: bool = False
     identities: int = 0  # experts after the others that return their input
     without_gradient: tuple = ()  # ends of names
+    without_meaning: tuple = ()  # ends of names that a checkpoint need not have
     only: tuple = ("",)  # beginnings of names after the prefix
     at: str = ""  # where names in expected.safetensors begin
     run: Callable | None = None  # (module, x) -> logits, ids, weights, y
@@ -1052,6 +1053,7 @@ def longcat_flash():
     )
     settings = {key: value for key, value in SMALL.items() if key != "num_hidden_layers"}
     bias = "router.e_score_correction_bias"
+    unused = tuple(f"experts.{e}.{part}_proj.weight" for e in range(E, E + zero) for part in ("gate", "up"))
     layer = Layer(
         1,
         "model.layers.1.mlp.",
@@ -1061,7 +1063,8 @@ def longcat_flash():
         separate(),
         router="router.classifier.weight",
         identities=zero,
-        without_gradient=(bias, *(f"experts.{e}.{part}_proj.weight" for e in range(E, E + zero) for part in ("gate", "up"))),
+        without_gradient=(bias, *unused),
+        without_meaning=unused,
     )
     notes = (
         f"Experts {E} to {E + zero - 1} return their input; that transformers writes gate_proj and up_proj for them "
@@ -1349,7 +1352,7 @@ def gpt_oss_mxfp4():
         "blocks are [E, out, in / 32, 16] with the first of two numbers in the low half of a byte, rows of gate_up "
         "gate, up, gate, up; numbers are those of the decoded weights. Some inputs are clamped."
     )
-    scales = {"experts.gate_up_proj": 4.0, "router.bias": 5.0}
+    scales = {"experts.gate_up_proj": 12.0, "router.bias": 5.0}
     config = {
         "quantization_config": dict(
             modules_to_not_convert=["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"],
