@@ -27,6 +27,7 @@ inline Names moe_plus_plus(const std::string& prefix) {
             {{"router.hidden.weight", "gate.wg.0.weight"},
              {"router.output.weight", "gate.wg.2.weight"},
              {"router.residual", "gate.gate_map.weight"},
+             {"", "gate.gate_map.weight"},  // the first layer has it and does not use it
              {"experts.#.gate", "experts.experts.#.up_proj.weight", gate},
              {"experts.#.up", "experts.experts.#.up_proj.weight", up},
              {"experts.#.down", "experts.experts.#.down_proj.weight"},
@@ -50,11 +51,13 @@ struct MoePlusPlus {
     Index num_constants = 2;
     bool is_first = false;  ///< the first layer hears none
 
+    /// num_experts, a list of one entry, counts all of a layer: as in the published code, two are
+    /// constants, one a copy and one the null expert.
     static MoePlusPlus of(const ModelConfig& config, Index layer = 0) {
+        constexpr Index others = 4;
         return {.model_dim = config.integer("hidden_size"),
                 .ffn_dim = config.integer("intermediate_size"),
-                .num_experts = config.integer("num_ffn_experts"),
-                .num_constants = config.integer("num_constant_experts", 2),
+                .num_experts = config.integer_of_layer("num_experts", 0) - others,
                 .is_first = layer == 0};
     }
     Config config() const { return {.model_dim = model_dim, .input_scale = 2}; }

@@ -44,6 +44,7 @@ struct UniMoe {
     Index num_fixed = 2;
     Index fixed_ffn_dim = 1120;
     double p = 0.7;
+    double jitter = 0.01;  ///< router_jitter_noise, in inference, too
 
     static UniMoe of(const ModelConfig& config, Index = 0) {
         return {.model_dim = config.integer("hidden_size"),
@@ -53,11 +54,13 @@ struct UniMoe {
                 .num_null = config.integer("mlp_dynamic_null_expert_num"),
                 .num_fixed = config.integer("mlp_fixed_expert_num"),
                 .fixed_ffn_dim = config.integer("shared_intermediate_size"),
-                .p = config.number("mlp_dynamic_top_p")};
+                .p = config.number("mlp_dynamic_top_p"),
+                .jitter = config.number("router_jitter_noise", 0.01)};
     }
     Config config() const { return {.model_dim = model_dim}; }
     auto parts() const {
-        return std::tuple{LinearRouter{}, DynamicCapacity{.p = p, .num_fixed = num_fixed},
+        return std::tuple{LinearRouter{},
+                          DynamicCapacity{.p = p, .num_fixed = num_fixed, .jitter = jitter},
                           Swiglu{.count = num_experts, .ffn_dim = ffn_dim}, Zero{.count = num_null},
                           Swiglu{.count = num_fixed, .ffn_dim = fixed_ffn_dim}};
     }
