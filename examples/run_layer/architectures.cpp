@@ -41,6 +41,8 @@ constexpr Architecture is(std::string_view model_type) {
 namespace presets = moe::presets;
 
 constexpr Architecture architectures[] = {
+    is<presets::MoePlusPlus>("MoE++"),
+    is<presets::UniMoe>("UniMoEV2_qwen2_vl"),
     is<presets::Dbrx>("dbrx"),
     is<presets::DeepseekMoe>("deepseek"),
     is<presets::DeepseekV2>("deepseek_v2"),
@@ -60,7 +62,6 @@ constexpr Architecture architectures[] = {
     is<presets::MiniMax>("minimax"),
     is<presets::MiniMaxM2>("minimax_m2"),
     is<presets::Mixtral>("mixtral"),
-    is<presets::MoePlusPlus>("MoE++"),
     is<presets::NllbMoe>("nllb-moe"),
     is<presets::Olmoe>("olmoe"),
     is<presets::Phimoe>("phimoe"),
@@ -69,7 +70,6 @@ constexpr Architecture architectures[] = {
     is<presets::Qwen3Next>("qwen3_next"),
     is<presets::Qwen3VlMoe>("qwen3_vl_moe"),
     is<presets::SwitchTransformers>("switch_transformers"),
-    is<presets::UniMoe>("UniMoEV2_qwen2_vl"),
 };
 
 const Architecture& find_architecture(const std::string& model_type) {

@@ -72,7 +72,7 @@ const std::vector<std::string> names = {"dbrx",
                                         "uni_moe_2"};
 
 /// Of 8 bits per weight; the models are so narrow that nothing averages out.
-constexpr double int8_tolerance = 0.03;
+constexpr double int8_tolerance = 0.05;
 
 /// A file in this program's temporary folder.
 std::string temporary(const std::string& name) { return ::testing::TempDir() + "/models_" + name; }
@@ -198,9 +198,8 @@ protected:
         moe::SafetensorsWriter input;
         for (const char* const name : {"hidden_states", "grad_output"})
             input.add(name, model.read(batch.at + name));
-        if (batch.at.starts_with("1.")) {  // MoE++
+        if (batch.at.starts_with("1."))  // MoE++
             input.add("previous_logits", model.read("0." + batch.at.substr(2) + "router_logits"));
-        }
         if (passed_.size() != 0 && batch.at.starts_with("0."))
             input.add("grad_router_logits", passed_);
         write(in, input);
@@ -270,9 +269,11 @@ TEST_P(EveryModel, choosesComputesAndLearnsAsPublished) {
 TEST_P(EveryModel, computesTheSameFromBfloat16AsViewsAndPacked) {
     const Model model(GetParam());
     const std::string copy = bf16_copy(model.folder(), GetParam());
+    // A code of FP8 times a scale has more bits than bfloat16.
+    const double bf16_tolerance = GetParam() == "deepseek_v3_fp8" ? 1.0 / 256 : 1e-5;
     for (const Batch& batch : model.batches())
         for (const auto& [options, tolerance] :
-             {std::pair{"", 1e-5}, std::pair{"--storage bf16", 1e-5},
+             {std::pair{"", 1e-5}, std::pair{"--storage bf16", bf16_tolerance},
               std::pair{"--storage int8", int8_tolerance}}) {
             SCOPED_TRACE(batch.at + options);
             const auto bytes = outputs(model, batch, copy, options);
@@ -291,6 +292,176 @@ TEST(Models, areThoseListedHere) {
     for (const auto& entry : fs::directory_iterator(models))
         found.insert(entry.path().filename().string());
     EXPECT_EQ(found, std::set<std::string>(names.begin(), names.end()));
+}
+
+/// What the program says of wrong input, and with which status it ends.
+class RunLayer : public ::testing::Test {
+protected:
+    void SetUp() override {
+        if (program.empty()) GTEST_SKIP() << "run_layer is not built: it needs nlohmann-json";
+        fs::remove(output_);
+    }
+
+    /// A folder with a model's config.json, `text` in it replaced, and all tensors that `keep`.
+    template <class Keep>
+    std::string changed(const std::string& name, const std::string& text, const std::string& by,
+                        const Keep& keep) {
+        const std::string folder = temporary("changed");
+        fs::create_directories(folder);
+        const auto bytes = moe::read_file((models / name / "config.json").string());
+        std::string config(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+        if (!text.empty()) config.replace(config.find(text), text.size(), by);
+        moe::write_file(folder + "/config.json", std::as_bytes(std::span(config)));
+        const Checkpoint checkpoint = Checkpoint::open((models / name).string());
+        moe::SafetensorsWriter writer;
+        for (const moe::TensorView& tensor : checkpoint)
+            if (keep(tensor.name)) writer.add_view(tensor);
+        write(folder + "/model.safetensors", writer);
+        return folder;
+    }
+    std::string changed(const std::string& name, const std::string& text, const std::string& by) {
+        return changed(name, text, by, [](std::string_view) { return true; });
+    }
+
+    /// A file with one tensor of ones.
+    std::string input(const std::string& name, Index rows, Index cols) {
+        const std::string path = temporary("input.safetensors");
+        moe::SafetensorsWriter writer;
+        writer.add(name, Matrix<float>::Ones(rows, cols));
+        write(path, writer);
+        return path;
+    }
+    Result run_model(const std::string& folder, const std::string& in, int layer = 1,
+                     const std::string& options = "") {
+        return run("--model " + folder + " --layer " + std::to_string(layer) + " --input " + in +
+                   " --output " + output_ + " " + options);
+    }
+
+    /// Status 1, one sentence at the end that says `part`, and nothing written.
+    void expect_refused(const Result& result, const std::string& part) {
+        EXPECT_EQ(result.status, 1) << result.text;
+        const std::size_t sentence = result.text.find("run_layer: ");
+        ASSERT_NE(sentence, result.text.npos) << result.text;
+        EXPECT_NE(result.text.find(part, sentence), result.text.npos) << result.text;
+        EXPECT_EQ(result.text.find('\n', sentence), result.text.size() - 1) << result.text;
+        EXPECT_FALSE(fs::exists(output_));
+    }
+
+    const std::string output_ = temporary("output.safetensors");
+    const std::string mixtral_ = (models / "mixtral").string();
+};
+
+TEST_F(RunLayer, explainsItselfWhenCalledWrongly) {
+    const std::string all = "--model m --layer 1 --input i --output o ";
+    for (const auto& [arguments, message] : std::vector<std::pair<std::string, std::string>>{
+             {"", "--model is missing"},
+             {"--model m --input i --output o", "--layer is missing"},
+             {"--model m --layer 1 --output o", "--input is missing"},
+             {"--model m --layer 1 --input i", "--output is missing"},
+             {"--model", "--model wants a value"},
+             {all + "--modle m", "unknown option --modle"},
+             {all + "--layer 1x", "--layer is 1x, it must be a whole number >= 0"},
+             {all + "--layer -1", "--layer is -1, it must be a whole number >= 0"},
+             {all + "--threads 0", "--threads is 0, it must be a whole number >= 1"},
+             {all + "--storage int4", "--storage is int4, it must be fp32, bf16 or int8"},
+             {all + "--storage bf16 --backward", "packed layers have no backward"}}) {
+        const Result result = run(arguments);
+        EXPECT_EQ(result.status, 2) << arguments;
+        EXPECT_TRUE(result.text.starts_with("run_layer: " + message)) << result.text;
+        EXPECT_NE(result.text.find("\nusage: run_layer --model DIR"), result.text.npos);
+    }
+    const Result help = run("--help");
+    EXPECT_EQ(help.status, 0);
+    EXPECT_TRUE(help.text.starts_with("usage: run_layer --model DIR")) << help.text;
+}
+
+TEST_F(RunLayer, refusesModelsThatItDoesNotKnow) {
+    const std::string in = input("hidden_states", 2, 16);
+    expect_refused(run_model("no/such/folder", in), "no/such/folder/config.json");
+    const Result unknown = run_model(changed("mixtral", "\"mixtral\"", "\"gpt2\""), in);
+    expect_refused(
+        unknown,
+        "the architecture \"gpt2\" is not known; known are MoE++, UniMoEV2_qwen2_vl, dbrx, ");
+    expect_refused(run_model(changed("mixtral", "\"model_type\"", "\"type\""), in),
+                   "\"model_type\" is missing");
+    expect_refused(run_model(changed("mixtral", "\"num_local_experts\"", "\"experts\""), in),
+                   "\"num_local_experts\" is missing");
+    expect_refused(run_model(changed("mixtral", "{", "[{"), in), "config.json is no JSON object");
+}
+
+TEST_F(RunLayer, saysWhichLayersHaveExperts) {
+    const std::string in = input("hidden_states", 2, 16);
+    expect_refused(run_model((models / "qwen2_moe").string(), in, 0),
+                   "layer 0 has no experts in this model; layers that have some: 1");
+    expect_refused(run_model(mixtral_, in, 7),
+                   "layer 7 has no experts in this model; layers that have some: 0 to 1");
+    expect_refused(run_model((models / "nllb_moe").string(), in, 2),
+                   "layer 2 has no experts in this model; layers that have some: 1, 3");
+    const auto none = [](std::string_view name) { return name == "model.embed_tokens.weight"; };
+    expect_refused(run_model(changed("mixtral", "", "", none), in),
+                   "layer 1 has no experts in this model, nor has any other");
+}
+
+TEST_F(RunLayer, refusesCheckpointsThatAreNotWhole) {
+    const std::string in = input("hidden_states", 2, 16);
+    const std::string lost = "model.layers.1.block_sparse_moe.experts.4.w3.weight";
+    const std::string folder =
+        changed("mixtral", "", "", [&](std::string_view name) { return name != lost; });
+    expect_refused(run_model(folder, in), lost);
+    expect_refused(
+        run_model(changed("mixtral", "\"num_local_experts\": 9", "\"num_local_experts\": 8"), in),
+        "[9, 16]");
+    const std::string file = folder + "/model.safetensors";
+    fs::resize_file(file, fs::file_size(file) - 1);
+    expect_refused(run_model(folder, in), "model.safetensors");
+    fs::remove(file);
+    expect_refused(run_model(folder, in), "has neither model.safetensors.index.json nor");
+}
+
+TEST_F(RunLayer, refusesInputThatDoesNotFit) {
+    expect_refused(run_model(mixtral_, "no_such_file"), "no_such_file");
+    expect_refused(run_model(mixtral_, mixtral_ + "/config.json"), "");
+    expect_refused(run_model(mixtral_, input("hidden_state", 2, 16)), "\"hidden_states\"");
+    expect_refused(run_model(mixtral_, input("hidden_states", 2, 15)),
+                   "the input's hidden_states is [2, 15], it must be [2, 16]");
+    expect_refused(run_model(mixtral_, input("hidden_states", 2, 16), 1, "--backward"),
+                   "\"grad_output\"");
+    expect_refused(run_model((models / "moe_plus_plus").string(), input("hidden_states", 2, 16)),
+                   "the input has no previous_logits");
+    const std::string in = input("hidden_states", 2, 16);
+    const Result result = run("--model " + mixtral_ + " --layer 1 --input " + in +
+                              " --output no/such/folder/output.safetensors");
+    expect_refused(result, "no/such/folder/output.safetensors");
+}
+
+TEST_F(RunLayer, takesNoTokensAndNarrowTypes) {
+    EXPECT_EQ(run_model(mixtral_, input("hidden_states", 0, 16)).status, 0);
+    const auto empty = moe::read_file(output_);
+    EXPECT_EQ(moe::SafetensorsView(empty).at("output").shape, (moe::Extents{0, 16}));
+
+    const std::string path = temporary("narrow.safetensors");
+    moe::SafetensorsWriter writer;
+    writer.add("hidden_states", Matrix<Eigen::half>::Constant(3, 16, Eigen::half(0.5f)));
+    write(path, writer);
+    EXPECT_EQ(run_model(mixtral_, path).status, 0);
+    const auto bytes = moe::read_file(output_);
+    const auto y = moe::SafetensorsView(bytes).copy<float>("output");
+    EXPECT_TRUE(moe::testing::same_bits(y.row(0), y.row(2)));
+}
+
+TEST_F(RunLayer, writesTheRoutingAndPrintsTheLoad) {
+    const std::string routing = temporary("routing.safetensors");
+    const Result result = run_model(mixtral_, input("hidden_states", 5, 16), 1,
+                                    "--stats --threads 2 --routing " + routing);
+    EXPECT_EQ(result.status, 0) << result.text;
+    EXPECT_NE(result.text.find("5 tokens, 9 experts, 3.00 experts per token"), result.text.npos)
+        << result.text;
+    EXPECT_NE(result.text.find("model-00002-of-00002.safetensors (2 of 2)"), result.text.npos);
+    const moe::Routing read = moe::load_routing(moe::read_file(routing));
+    const auto bytes = moe::read_file(output_);
+    const auto ids = moe::SafetensorsView(bytes).integers("expert_ids");
+    ASSERT_EQ(read.num_tokens(), 5);
+    for (const moe::Assignment& a : read.assignments()) EXPECT_EQ(a.expert, ids(a.token, a.slot));
 }
 
 }  // namespace
