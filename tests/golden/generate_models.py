@@ -344,6 +344,7 @@ class Published:
             rewrite(folder, self.decode(stored))
             self.reload(folder)
             rewrite(folder, stored)
+        if self.config:
             path = folder / "config.json"
             path.write_text(json.dumps(json.loads(path.read_text()) | self.config, indent=2, sort_keys=True) + "\n")
         checkpoint = self.decode(read(folder))
@@ -720,7 +721,8 @@ def qwen3_vl_moe():
         "gate_up_proj is [E, D, 2 F], the gate's columns first, and down_proj [E, F, D], as published; see "
         "qwen3_vl_moe_saved for what transformers writes."
     )
-    return qwen3_vl_like(True, notes, relayout=transpose_experts)
+    # Programs tell the layouts apart by the version.
+    return qwen3_vl_like(True, notes, relayout=transpose_experts, config=dict(transformers_version="4.57.0"))
 
 
 @case

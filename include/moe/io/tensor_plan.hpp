@@ -235,11 +235,10 @@ private:
             used.insert(found.tensor.name);
             if (found.is_coded()) used.insert(found.scales.name);
         }
-        const std::vector<std::string> unused = names_.unused(prefix_);
-        used.insert(unused.begin(), unused.end());
         const std::string& prefix = names_.prefixes()[prefix_];
         for (const TensorView& tensor : checkpoint_)
-            if (tensor.name.starts_with(prefix) && !used.contains(tensor.name))
+            if (tensor.name.starts_with(prefix) && !used.contains(tensor.name) &&
+                !names_.is_unread(tensor.name, prefix_))
                 detail::fail<FormatError>(
                     who_, ": the checkpoint has ", in_quotes(tensor.name), " ",
                     to_string(tensor.shape),

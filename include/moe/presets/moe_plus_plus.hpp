@@ -49,8 +49,7 @@ struct MoePlusPlus {
     Index ffn_dim = 4096;
     Index num_experts = 16;  ///< that compute
     Index num_constants = 2;
-    bool is_first = false;  ///< the first layer hears none
-
+    bool is_first = false;   ///< the first layer hears none
     double input_scale = 2;  ///< of what experts see; 1 with moe_feature_no_mul_topk
 
     /// num_experts counts all experts, those that do not compute included; the code has a list.
