@@ -24,8 +24,8 @@ Written with Python 3.11.7, numpy 2.4.6, torch 2.15.0 and transformers 5.24.0. A
             output, grad_input          [T, D]
             grad.<name>                 for each tensor of the layer, with name, shape and packing of the checkpoint,
                                         except selection biases and quantised weights
-        of loss = sum(output * grad_output). Where two layers are recorded, names begin with the layer ("encoder.t7.").
-        K is the most that a token of the batch has.
+        of loss = sum(output * grad_output). K is the most experts that a token of the batch has. Where two layers are
+        recorded, names begin with the layer ("encoder.t7.").
         __metadata__ has one entry, "golden", a JSON text: model_type, the layers (their index in the checkpoint, the
         beginning of their tensors' names and of their names here), the order of slots, notes, and "deviation" where
         transformers is wrong and the numbers are those of the formula.
