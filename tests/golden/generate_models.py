@@ -1643,7 +1643,7 @@ def main(arguments):
                 continue
             shutil.rmtree(target, ignore_errors=True)
             target.parent.mkdir(exist_ok=True)
-            shutil.copytree(made, target)
+            shutil.copytree(made, target, copy_function=shutil.copyfile)
             print(f"{name}: {sum(path.stat().st_size for path in target.iterdir())} bytes", flush=True)
     return 0 if same else 1
 
