@@ -43,7 +43,8 @@ def differences(folder):
     for layer in case.layers:
         for name, tensor in expected.items():
             # The published checkpoint has none of them, but transformers wants them.
-            if name.endswith(layer.without_meaning) and name.split("experts.")[0] + "experts.0.up_proj.weight" in written:
+            of_expert_0 = name.split("experts.")[0] + "experts.0.up_proj.weight"
+            if name.endswith(layer.without_meaning) and of_expert_0 in written:
                 written.setdefault(name, tensor)
         ours, theirs = models.tensors_of(layer, written), models.tensors_of(layer, expected)
         for name in sorted(ours.keys() ^ theirs.keys()):
