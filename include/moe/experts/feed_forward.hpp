@@ -159,6 +159,11 @@ public:
                                     std::move(down_bias), options.compute);
     }
 
+    /// The same group for inference, for panels that were packed before: PackedFeedForward::bind().
+    PackedFeedForward<S> without_panels() const {
+        return PackedFeedForward<S>(deferred, count_, shape_, up_bias, down_bias);
+    }
+
     /// @throws std::invalid_argument unless each matrix of grad is absent or of the same extents
     void check_gradient(const FeedForwardModule& grad) const {
         check_gradient("gate", grad.gate, gate);
@@ -183,6 +188,8 @@ public:
         if (shape_.gated) visit("gate", gate);
         visit("up", up);
         visit("down", down);
+        if (up_bias.count() > 0) visit("up_bias", up_bias);
+        if (down_bias.count() > 0) visit("down_bias", down_bias);
     }
     void own_gradients() {
         for (Weights<S>* weights : {&gate, &up, &down, &up_bias, &down_bias})
