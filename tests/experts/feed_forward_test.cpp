@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include <moe/experts/feed_forward.hpp>
 
+#include <cmath>
+#include <iterator>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -348,21 +351,24 @@ constexpr moe::FeedForwardShape plain_shape{.model_dim = 9,
                                             .activation = moe::Activation::relu,
                                             .gated = false};
 
-TEST(FeedForwardExperts, RefuseBiasesWhereThereIsAGate) {
+TEST(FeedForwardExperts, RefuseBoundsWhereThereIsNoGate) {
     Random random(1);
-    moe::FeedForwardShape shape = plain_shape;
-    EXPECT_NO_THROW(moe::FeedForwardModule<float>(2, shape, true, random));
-    shape.gated = true;
-    EXPECT_NO_THROW(moe::FeedForwardModule<float>(2, shape, false, random));
-    EXPECT_EQ(message([&] { moe::FeedForwardModule<float>(2, shape, true, random); }),
-              "moe::FeedForwardModule: gated experts have no gate bias yet and so no biases; leave "
-              "biased false, or gated");
+    for (const auto& [limit, offset] : {std::pair{7.0, 0.0}, {HUGE_VAL, 1.0}}) {
+        moe::FeedForwardShape shape = plain_shape;
+        shape.limit = limit;
+        shape.up_offset = offset;
+        EXPECT_EQ(message([&] { moe::FeedForwardModule<float>(2, shape, true, random); }),
+                  "moe::FeedForwardModule: limit and up_offset are for gated experts; leave them, "
+                  "or set gated");
+        shape.gated = true;
+        EXPECT_NO_THROW(moe::FeedForwardModule<float>(2, shape, true, random));
+    }
 }
 
 TEST(FeedForwardExperts, RefuseAnActivationThatIsNone) {
     Random random(1);
     moe::FeedForwardShape shape = plain_shape;
-    for (const int number : {-1, 5}) {
+    for (const int number : {-1, static_cast<int>(std::size(moe::all_activations))}) {
         shape.activation = static_cast<moe::Activation>(number);
         EXPECT_EQ(message([&] { moe::FeedForwardModule<float>(2, shape, false, random); }),
                   "moe::FeedForwardModule: activation is " + std::to_string(number) +
@@ -405,6 +411,14 @@ TEST(FeedForwardExperts, RefuseMatricesOfOtherExtents) {
     group = biased;
     group.gate = Weights(3, 7, 9);
     expect_refused(group, sentence("gate holds 3 matrices [7, 9]", "0 of [7, 9]"));
+    group = biased;
+    group.gate_bias = Weights(3, 1, 7);
+    expect_refused(group,
+                   "moe::FeedForwardModule: experts without a gate have no gate_bias; assign {} to "
+                   "it, or use moe::Glu");
+    group = gated;
+    group.gate_bias = Weights(3, 1, 6);
+    expect_refused(group, sentence("gate_bias holds 3 matrices [1, 6]", "3 of [1, 7]"));
     group = biased;
     group.down_bias = {};
     EXPECT_EQ(message([&] { expert_group::run(group, batch); }), "") << "a bias may be left out";

@@ -218,6 +218,75 @@ TEST(Json, ErrorsSayWhereAndWhatWasFound) {
               "test byte 3: not valid UTF-8, found byte value 255");
 }
 
+// Skips the first element of an array and returns the second, which shows that it skipped just
+// that.
+std::uint64_t behind(const std::string& value, int nesting = 8) {
+    const std::string text = "[" + value + ",7]";
+    JsonReader reader(text, "test", nesting);
+    reader.begin_array();
+    EXPECT_TRUE(reader.next_element());
+    reader.skip_value();
+    EXPECT_TRUE(reader.next_element());
+    const std::uint64_t next = reader.unsigned_integer();
+    EXPECT_FALSE(reader.next_element());
+    reader.finish();
+    return next;
+}
+
+TEST(Json, SkipsAValueOfAnyKind) {
+    for (const char* value :
+         {"0", "-0", "12", "-3.25", "0.5e10", "1E+2", "1e-2", "123456789012345678901234567890",
+          "true", "false", "null", "\"\"", R"("\u00e9\"]")", "[]", "{}", " [ ] ", "[1,[2],{}]",
+          R"({"a":[true,{"b":null}],"a":-1.5})", "\n{\t\"\" : \"\"\r}"})
+        EXPECT_EQ(behind(value), 7u) << value;
+}
+
+TEST(Json, SkipsNothingThatIsDamaged) {
+    for (const char* value : {"",           "-",
+                              "+1",         "01",
+                              "-01",        ".5",
+                              "1.",         "1.e2",
+                              "1e",         "1e+",
+                              "--1",        "0x1",
+                              "1 2",        "NaN",
+                              "Infinity",   "-Infinity",
+                              "tru",        "truer",
+                              "True",       "nul",
+                              "nulll",      "fals",
+                              "'a'",        "\"a",
+                              "\"\\x\"",    "[",
+                              "[1,]",       "[,1]",
+                              "{",          "}",
+                              "{1:2}",      R"({"a"})",
+                              R"({"a":})",  R"({"a":1,})",
+                              "[}",         "{]",
+                              R"(["a":1])", R"({"a":\ud800})"})
+        EXPECT_THROW(behind(value), FormatError) << value;
+}
+
+TEST(Json, SkipsNestedValuesToItsLimitAndNoFurther) {
+    for (const int limit : {2, 8}) {
+        const auto depth = static_cast<std::size_t>(limit) - 1;  // within the array that is open
+        EXPECT_EQ(behind(std::string(depth, '[') + std::string(depth, ']'), limit), 7u);
+        EXPECT_THROW(behind(std::string(depth + 1, '[') + std::string(depth + 1, ']'), limit),
+                     FormatError);
+        EXPECT_THROW(behind(std::string(100'000, '['), limit), FormatError);
+    }
+}
+
+TEST(Json, WhiteSpaceMayFollowAText) {
+    for (const std::string_view text : {"1", "1\n", "1 \r\n\t "}) {
+        JsonReader reader(text, "test");
+        reader.skip_value();
+        reader.finish_text();
+    }
+    for (const std::string_view text : {std::string_view("1\0", 2), std::string_view("1\n,")}) {
+        JsonReader reader(text, "test");
+        reader.skip_value();
+        EXPECT_THROW(reader.finish_text(), FormatError);
+    }
+}
+
 TEST(Json, StringsItWritesReadBackTheSame) {
     std::string all;
     for (int c = 0; c < 0x80; ++c) all += static_cast<char>(c);

@@ -132,7 +132,8 @@ TEST(TensorView, DoesNotConvertEightBitFloats) {
     const std::vector<std::byte> bytes(2);
     const TensorView tensor{"t", Dtype::f8_e4m3, {2}, bytes, ""};
     EXPECT_EQ(message<FormatError>([&] { tensor.copy<float>(); }),
-              "moe::TensorView: tensor \"t\" is F8_E4M3, which has no conversion");
+              "moe::TensorView: tensor \"t\" is F8_E4M3, whose values need scales: decode_row() "
+              "reads them as moe::BlockCodes");
 }
 
 TEST(TensorView, CopiesItsOwnTypeBitForBit) {

@@ -224,11 +224,9 @@ void elementwise(Isa isa) {
     print("top_k", "f32", isa, top_k);
 
     const std::pair<Activation, std::string> activations[] = {
-        {Activation::relu, "relu"},
-        {Activation::relu_squared, "relu_squared"},
-        {Activation::gelu, "gelu"},
-        {Activation::gelu_tanh, "gelu_tanh"},
-        {Activation::silu, "silu"}};
+        {Activation::relu, "relu"}, {Activation::relu_squared, "relu_squared"},
+        {Activation::gelu, "gelu"}, {Activation::gelu_tanh, "gelu_tanh"},
+        {Activation::silu, "silu"}, {Activation::quick_gelu, "quick_gelu"}};
     for (const auto& [act, name] : activations) {
         Hash value, slope, gate, gate_backward;
         t.activate(act, n, x.data(), y.data());

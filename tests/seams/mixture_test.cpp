@@ -227,8 +227,7 @@ auto plain(Activation activation, bool bias) {
 }
 
 TEST(Mixture, OfEveryActivationIsTheDenseMixture) {
-    for (const Activation activation : {Activation::relu, Activation::relu_squared,
-                                        Activation::gelu, Activation::gelu_tanh, Activation::silu})
+    for (const Activation activation : moe::all_activations)
         for (const bool bias : {false, true}) {
             SCOPED_TRACE(static_cast<int>(activation));
             expect_dense(plain<float>(activation, bias));
@@ -237,9 +236,7 @@ TEST(Mixture, OfEveryActivationIsTheDenseMixture) {
 }
 
 TEST(Mixture, OfEveryActivationHasExactGradients) {
-    for (const Activation activation :
-         {Activation::relu, Activation::relu_squared, Activation::gelu, Activation::gelu_tanh,
-          Activation::silu}) {
+    for (const Activation activation : moe::all_activations) {
         SCOPED_TRACE(static_cast<int>(activation));
         expect_exact(plain<double>(activation, true));
     }

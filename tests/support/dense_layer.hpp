@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <limits>
 #include <numbers>
 #include <stdexcept>
 #include <utility>
@@ -31,7 +32,8 @@ enum class Kind { feed_forward, zero, copy, constant };
 
 /// An expert, or the gradient at one. Matrices that its kind does not have are empty.
 ///
-///     feed_forward, gated:  y = down (act(gate x) * (up x + up_bias)) + down_bias
+///     feed_forward, gated:  y = down (act(min(g, limit)) * (clamp(u, -limit, limit) + up_offset))
+///                               + down_bias,  g = gate x + gate_bias, u = up x + up_bias
 ///     feed_forward, plain:  y = down act(up x + up_bias) + down_bias
 ///     zero:                 y = 0
 ///     copy:                 y = x
@@ -42,17 +44,21 @@ struct Expert {
     Matrix gate;       // [F, D]
     Matrix up;         // [F, D]
     Matrix down;       // [O, F]
+    Matrix gate_bias;  // [1, F]
     Matrix up_bias;    // [1, F]
     Matrix down_bias;  // [1, O]
     Matrix mix;        // [2, D]
     Matrix value;      // [1, D]
+    double limit = std::numeric_limits<double>::infinity();
+    double up_offset = 0;
 
     bool is_gated() const { return gate.size() > 0; }
 
     /// visit(name, matrix) for each matrix, empty ones included
     void visit(auto&& visit) {
-        visit("gate", gate), visit("up", up), visit("down", down), visit("up_bias", up_bias);
-        visit("down_bias", down_bias), visit("mix", mix), visit("value", value);
+        visit("gate", gate), visit("up", up), visit("down", down);
+        visit("gate_bias", gate_bias), visit("up_bias", up_bias), visit("down_bias", down_bias);
+        visit("mix", mix), visit("value", value);
     }
 };
 
@@ -111,6 +117,8 @@ inline double activate(Activation activation, double a) {
         }
         case Activation::silu:
             return a / (1 + std::exp(-a));
+        case Activation::quick_gelu:
+            return a / (1 + std::exp(-1.702 * a));
     }
     throw std::invalid_argument("dense: unknown activation");
 }
@@ -134,6 +142,10 @@ inline double activation_slope(Activation activation, double a) {
         case Activation::silu: {
             const double sigmoid = 1 / (1 + std::exp(-a));
             return sigmoid * (1 + a * (1 - sigmoid));
+        }
+        case Activation::quick_gelu: {
+            const double sigmoid = 1 / (1 + std::exp(-1.702 * a));
+            return sigmoid * (1 + 1.702 * a * (1 - sigmoid));
         }
     }
     throw std::invalid_argument("dense: unknown activation");
@@ -188,17 +200,25 @@ inline Vector blend(const Expert& expert, const Vector& x) {
 
 /// What the down projection of a feed-forward expert reads.
 struct Hidden {
-    Vector gate, up;  // before the activation
+    Vector gate, up;  // before the bounds and the activation
     Vector h;
 };
+
+inline double bounded_gate(const Expert& expert, const Hidden& hidden, Index f) {
+    return std::min(at(hidden.gate, f), expert.limit);
+}
+inline double bounded_up(const Expert& expert, const Hidden& hidden, Index f) {
+    return std::clamp(at(hidden.up, f), -expert.limit, expert.limit) + expert.up_offset;
+}
 
 inline Hidden hidden(const Expert& expert, const Vector& x) {
     Hidden result;
     result.up = affine(expert.up, x, expert.up_bias);
-    if (expert.is_gated()) result.gate = affine(expert.gate, x);
+    if (expert.is_gated()) result.gate = affine(expert.gate, x, expert.gate_bias);
     for (Index f = 0; f < length(result.up); ++f)
         result.h.push_back(expert.is_gated()
-                               ? activate(expert.activation, at(result.gate, f)) * at(result.up, f)
+                               ? activate(expert.activation, bounded_gate(expert, result, f)) *
+                                     bounded_up(expert, result, f)
                                : activate(expert.activation, at(result.up, f)));
     return result;
 }
@@ -246,17 +266,19 @@ inline Vector expert_backward(const Expert& expert, const Vector& x, const Vecto
         Vector dgate = zeros(length(mid.gate));
         for (Index f = 0; f < length(mid.h); ++f) {
             if (expert.is_gated()) {
-                const double gate = at(mid.gate, f);
-                at(dup, f) = at(dh, f) * activate(expert.activation, gate);
-                at(dgate, f) =
-                    at(dh, f) * at(mid.up, f) * activation_slope(expert.activation, gate);
+                const double gate = bounded_gate(expert, mid, f);
+                if (std::fabs(at(mid.up, f)) <= expert.limit)
+                    at(dup, f) = at(dh, f) * activate(expert.activation, gate);
+                if (at(mid.gate, f) <= expert.limit)
+                    at(dgate, f) = at(dh, f) * bounded_up(expert, mid, f) *
+                                   activation_slope(expert.activation, gate);
             } else {
                 at(dup, f) = at(dh, f) * activation_slope(expert.activation, at(mid.up, f));
             }
         }
         affine_backward(expert.up, x, dup, grad.up, grad.up_bias, dx);
-        Matrix none;
-        if (expert.is_gated()) affine_backward(expert.gate, x, dgate, grad.gate, none, dx);
+        if (expert.is_gated())
+            affine_backward(expert.gate, x, dgate, grad.gate, grad.gate_bias, dx);
     }
     return dx;
 }
@@ -365,9 +387,12 @@ Expert feed_forward_of(const Group& group, Index e) {
     };
     Expert expert;
     expert.activation = group.shape().activation;
+    expert.limit = group.shape().limit;
+    expert.up_offset = group.shape().up_offset;
     expert.gate = matrix(group.gate);
     expert.up = matrix(group.up);
     expert.down = matrix(group.down);
+    expert.gate_bias = matrix(group.gate_bias);
     expert.up_bias = matrix(group.up_bias);
     expert.down_bias = matrix(group.down_bias);
     return expert;

@@ -86,8 +86,8 @@ TEST_P(DenseLayerActivation, SlopeIsTheDerivative) {
 
 INSTANTIATE_TEST_SUITE_P(All, DenseLayerActivation,
                          testing::Values(Activation::relu, Activation::relu_squared,
-                                         Activation::gelu, Activation::gelu_tanh,
-                                         Activation::silu));
+                                         Activation::gelu, Activation::gelu_tanh, Activation::silu,
+                                         Activation::quick_gelu));
 
 TEST(DenseLayer, GradientsOfUnlikeExpertsAgreeWithDifferences) {
     check_all({random_swiglu(Activation::silu), dense::zero(), dense::copy(), random_constant(),
@@ -108,6 +108,7 @@ TEST(DenseLayer, ActivationsHaveTheirPublishedValues) {
     EXPECT_NEAR(dense::activate(Activation::gelu_tanh, 1), 0.8411919906082768, 1e-15);
     EXPECT_NEAR(dense::activate(Activation::silu, 1), 0.7310585786300049, 1e-15);
     EXPECT_NEAR(dense::activate(Activation::silu, -1), -0.2689414213699951, 1e-15);
+    EXPECT_NEAR(dense::activate(Activation::quick_gelu, 2), 1.9356586231442083, 1e-15);
     EXPECT_EQ(dense::activation_slope(Activation::relu, 0), 0);
 }
 

@@ -13,15 +13,16 @@ namespace moe::inline MOE_ABI {
 ///     gelu          a Phi(a) = a (1 + erf(a / sqrt 2)) / 2
 ///     gelu_tanh     a (1 + tanh(sqrt(2 / pi) (a + 0.044715 a^3))) / 2
 ///     silu          a sigmoid(a)
+///     quick_gelu    a sigmoid(1.702 a)
 ///
 /// A new one goes here, into kernels/body.inl (the formula and both switches),
 /// kernels/plain.hpp (act, slope), kernels/reference.hpp (exact::evaluate),
 /// tests/support/dense_layer.hpp, tests/kernels/bits_main.cpp and polynomials_test.cpp, and
 /// README.md.
-enum class Activation { relu, relu_squared, gelu, gelu_tanh, silu };
+enum class Activation { relu, relu_squared, gelu, gelu_tanh, silu, quick_gelu };
 inline constexpr Activation all_activations[] = {Activation::relu, Activation::relu_squared,
                                                  Activation::gelu, Activation::gelu_tanh,
-                                                 Activation::silu};
+                                                 Activation::silu, Activation::quick_gelu};
 
 }  // namespace moe::inline MOE_ABI
 

@@ -167,6 +167,46 @@ constexpr float decode_f16(std::uint16_t bits) {
     return std::bit_cast<float>(sign | (113 - shift) << 23 | ((fraction << shift) & 0x3ffu) << 13);
 }
 
+// Narrower numbers mean something only together with scales: see core/block_codes.hpp.
+
+/// The float equal to an OCP E4M3 (the one without infinities, torch's float8_e4m3fn): exact, up to
+/// 448, denormals included; 0x7f and 0xff are NaN.
+constexpr float decode_f8_e4m3(std::uint8_t bits) {
+    const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x80u) << 24;
+    const std::uint32_t exponent = (bits >> 3) & 0xfu;
+    const std::uint32_t fraction = bits & 7u;
+    if (exponent == 0xf && fraction == 7) return std::bit_cast<float>(sign | 0x7ff00000u);
+    if (exponent != 0)  // the exponent's bias grows from 7 to 127
+        return std::bit_cast<float>(sign | (exponent + 120) << 23 | fraction << 20);
+    if (fraction == 0) return std::bit_cast<float>(sign);
+    // A denormal, fraction * 2^-9, is a normal float: move its leading one to bit 3.
+    const auto shift = static_cast<std::uint32_t>(std::countl_zero(fraction)) - 28;
+    return std::bit_cast<float>(sign | (121 - shift) << 23 | ((fraction << shift) & 7u) << 20);
+}
+
+/// The float equal to an OCP E5M2, which is the upper half of an IEEE half: exact, infinities and
+/// denormals included.
+constexpr float decode_f8_e5m2(std::uint8_t bits) {
+    return decode_f16(static_cast<std::uint16_t>(bits << 8));
+}
+
+/// The float equal to an OCP E8M0, a scale: 2^(bits - 127), of which the first is a denormal; 255
+/// is NaN.
+constexpr float decode_e8m0(std::uint8_t bits) {
+    if (bits == 0) return 0x1p-127f;
+    return std::bit_cast<float>(bits == 255 ? 0x7fc00000u : static_cast<std::uint32_t>(bits) << 23);
+}
+
+/// The float equal to an OCP E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6, and with bit 3 their negatives, -0
+/// among them. The upper four bits are ignored.
+constexpr float decode_e2m1(std::uint8_t bits) {
+    const std::uint32_t sign = static_cast<std::uint32_t>(bits & 8u) << 28;
+    const std::uint32_t exponent = (bits >> 1) & 3u;
+    const std::uint32_t fraction = bits & 1u;
+    if (exponent == 0) return std::bit_cast<float>(sign | (fraction == 0 ? 0u : 0x3f000000u));
+    return std::bit_cast<float>(sign | (exponent + 126) << 23 | fraction << 22);
+}
+
 namespace detail {
 
 template <class T>

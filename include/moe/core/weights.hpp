@@ -73,7 +73,7 @@ public:
         : codes_(std::move(codes)), owner_(std::move(owner)) {
         for (std::size_t e = 0; e < codes_.size(); ++e) {
             if (e == 0) rows_ = codes_[0].rows, cols_ = codes_[0].cols;
-            detail::check_block_codes(codes_[e]);
+            detail::check_block_codes("moe::Weights", codes_[e]);
             check_extents(e, codes_[e].rows, codes_[e].cols);
         }
     }

@@ -37,13 +37,14 @@ struct FeedForwardPasses {
 
 }  // namespace detail
 
-/// A group of equal feed-forward experts, the module of the recipes Swiglu and Mlp:
+/// A group of equal feed-forward experts, the module of the recipes Swiglu, Glu and Mlp:
 ///
-///     gated:  y = down (act(gate x) * (up x))
-///     plain:  y = down act(up x + up_bias) + down_bias
+///     gated:  y = down (act(g) * u) + down_bias,  g = gate x + gate_bias,  u = up x + up_bias
+///     plain:  y = down act(u) + down_bias
 ///
-/// gate, up: [F, D], down: [O, F]. All experts of the group are computed together; no copy of the
-/// tokens and no [N, O] matrix of expert outputs is made.
+/// gate, up: [F, D], down: [O, F]; each bias may be absent; g and u may be bounded, see Glu. All
+/// experts of the group are computed together; no copy of the tokens and no [N, O] matrix of expert
+/// outputs is made.
 ///
 /// The matrices may be exchanged for others of the same extents, for views of a checkpoint for
 /// instance, each of any dtype that WeightView says; biases are of type S. Every call looks at the
@@ -58,17 +59,17 @@ public:
     /// Holds nothing; a gradient like this is not wanted.
     FeedForwardModule() = default;
 
-    /// @param biased  whether there are up_bias and down_bias, which plain experts only may have
+    /// @param biased          whether there are biases
     /// @param without_memory  whether gate, up and down get extents only
-    /// @throws std::invalid_argument if gated experts are to be biased, or if shape.activation is
+    /// @throws std::invalid_argument if plain experts are to be bounded, or if shape.activation is
     ///         none of the enumerators; std::length_error
     FeedForwardModule(Index count, const FeedForwardShape& shape, bool biased, Random& random,
                       bool without_memory = false)
         : shape_(shape), count_(count) {
-        if (shape.gated && biased)
+        if (!shape.gated && shape.is_bounded())
             detail::fail(
-                "moe::FeedForwardModule: gated experts have no gate bias yet and so no "
-                "biases; leave biased false, or gated");
+                "moe::FeedForwardModule: limit and up_offset are for gated experts; leave them, or "
+                "set gated");
         if (std::find(std::begin(all_activations), std::end(all_activations), shape.activation) ==
             std::end(all_activations))
             detail::fail("moe::FeedForwardModule: activation is ",
@@ -80,6 +81,7 @@ public:
         if (shape.gated) gate = matrices(shape.ffn_dim, shape.model_dim);
         up = matrices(shape.ffn_dim, shape.model_dim);
         down = matrices(shape.output_dim, shape.ffn_dim);
+        if (biased && shape.gated) gate_bias = Weights<S>(count, 1, shape.ffn_dim);
         if (biased) up_bias = Weights<S>(count, 1, shape.ffn_dim);
         if (biased) down_bias = Weights<S>(count, 1, shape.output_dim);
         const double in = 1 / std::sqrt(static_cast<double>(shape.model_dim));
@@ -88,8 +90,8 @@ public:
         down.fill_normal(random, 1 / std::sqrt(static_cast<double>(shape.ffn_dim)));
     }
 
-    Weights<S> gate, up, down;      // [F, D], [F, D], [O, F] per expert
-    Weights<S> up_bias, down_bias;  // [1, F], [1, O] per expert, or none
+    Weights<S> gate, up, down;                 // [F, D], [F, D], [O, F] per expert
+    Weights<S> gate_bias, up_bias, down_bias;  // [1, F], [1, F], [1, O] per expert, or none
 
     const FeedForwardShape& shape() const { return shape_; }
     Index num_experts() const { return count_; }
@@ -113,6 +115,7 @@ public:
         const detail::FeedForwardGradients<S> gradients{.gate = &grad.gate,
                                                         .up = &grad.up,
                                                         .down = &grad.down,
+                                                        .gate_bias = &grad.gate_bias,
                                                         .up_bias = &grad.up_bias,
                                                         .down_bias = &grad.down_bias};
         if (passes_ != nullptr)
@@ -146,16 +149,17 @@ public:
     PackedFeedForward<S> freeze(const FreezeOptions& options) const& {
         check_freeze(options);
         return PackedFeedForward<S>(shape_, pack_up(options), FrozenWeights<S>(down, options),
-                                    up_bias, down_bias, options.compute);
+                                    hidden_bias(), down_bias, options.compute);
     }
     /// Releases gate and up as soon as they are packed, before down is.
     PackedFeedForward<S> freeze(const FreezeOptions& options) && {
         check_freeze(options);
+        Weights<S> bias = hidden_bias();
         FrozenWeights<S> in = pack_up(options);
         gate = {}, up = {};
         FrozenWeights<S> out(down, options);
         down = {};
-        return PackedFeedForward<S>(shape_, std::move(in), std::move(out), std::move(up_bias),
+        return PackedFeedForward<S>(shape_, std::move(in), std::move(out), std::move(bias),
                                     std::move(down_bias), options.compute);
     }
 
@@ -169,16 +173,18 @@ public:
         check_gradient("gate", grad.gate, gate);
         check_gradient("up", grad.up, up);
         check_gradient("down", grad.down, down);
+        check_gradient("gate_bias", grad.gate_bias, gate_bias);
         check_gradient("up_bias", grad.up_bias, up_bias);
         check_gradient("down_bias", grad.down_bias, down_bias);
     }
 
-    /// <e>.gate, <e>.up, <e>.down, <e>.up_bias, <e>.down_bias
+    /// <e>.gate, <e>.up, <e>.down, <e>.gate_bias, <e>.up_bias, <e>.down_bias
     void visit_parameters(auto&& visit) {
         for (Index e = 0; e < count_; ++e) {
             gate.visit(e, "gate", visit);
             up.visit(e, "up", visit);
             down.visit(e, "down", visit);
+            gate_bias.visit(e, "gate_bias", visit);
             up_bias.visit(e, "up_bias", visit);
             down_bias.visit(e, "down_bias", visit);
         }
@@ -192,7 +198,7 @@ public:
         if (down_bias.count() > 0) visit("down_bias", down_bias);
     }
     void own_gradients() {
-        for (Weights<S>* weights : {&gate, &up, &down, &up_bias, &down_bias})
+        for (Weights<S>* weights : {&gate, &up, &down, &gate_bias, &up_bias, &down_bias})
             weights->own_gradients();
     }
 
@@ -202,6 +208,7 @@ private:
         return {.gate = {.unpacked = &gate, .column_rows = column_rows},
                 .up = {.unpacked = &up, .column_rows = column_rows},
                 .down = {.unpacked = &down, .column_rows = column_rows},
+                .gate_bias = &gate_bias,
                 .up_bias = &up_bias,
                 .down_bias = &down_bias};
     }
@@ -210,12 +217,36 @@ private:
         return shape_.gated ? FrozenWeights<S>(gate, up, options) : FrozenWeights<S>(up, options);
     }
 
-    /// Five comparisons of extents.
+    /// The biases that are added to what pack_up() gives: those of gate and up as the columns of
+    /// GateUp. What is missing is -0, which leaves alone all that it is added to.
+    Weights<S> hidden_bias() const {
+        if (!shape_.gated || gate_bias.count() + up_bias.count() == 0) return up_bias;
+        Weights<S> both(count_, 1, gate_up_columns(shape_.ffn_dim));
+        for (Index e = 0; e < count_; ++e) {
+            const S* const g = detail::bias_row(gate_bias, e);
+            const S* const u = detail::bias_row(up_bias, e);
+            S* const to = both.owned(e).data();
+            std::fill_n(to, both.cols(), S(-0.0));
+            for (Index j = 0; j < shape_.ffn_dim; ++j) {
+                const Index at = j / gate_up_run * 2 * gate_up_run + j % gate_up_run;
+                if (g != nullptr) to[at] = g[j];
+                if (u != nullptr) to[at + gate_up_run] = u[j];
+            }
+        }
+        return both;
+    }
+
+    /// Six comparisons of extents.
     void check_matrices() const {
         const Index inner = shape_.ffn_dim, gates = shape_.gated ? count_ : 0;
         check_matrix("gate", gate, gates, inner, shape_.model_dim);
         check_matrix("up", up, count_, inner, shape_.model_dim);
         check_matrix("down", down, count_, shape_.output_dim, inner);
+        if (!shape_.gated && gate_bias.count() > 0)
+            detail::fail(
+                "moe::FeedForwardModule: experts without a gate have no gate_bias; assign {} to "
+                "it, or use moe::Glu");
+        check_bias("gate_bias", gate_bias, inner);
         check_bias("up_bias", up_bias, inner);
         check_bias("down_bias", down_bias, shape_.output_dim);
         if (gate.is_deferred() || up.is_deferred() || down.is_deferred())
@@ -242,9 +273,6 @@ private:
                      rows, ", ", cols, "], one for each expert of Swiglu or Mlp");
     }
     void check_bias(const char* name, const Weights<S>& found, Index cols) const {
-        if (shape_.gated && found.count() > 0)
-            detail::fail("moe::FeedForwardModule: gated experts have no ", name,
-                         "; assign {} to it, or use moe::Mlp");
         check_matrix(name, found, found.count() == 0 ? 0 : count_, 1, cols);
         if (!found.has_contiguous_rows())
             detail::fail("moe::FeedForwardModule: a view in ", name,

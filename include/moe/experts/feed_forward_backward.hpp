@@ -12,10 +12,11 @@ namespace moe::inline MOE_ABI::detail {
 /// Where parameter gradients are added; matrices that are not wanted are empty.
 template <class S>
 struct FeedForwardGradients {
-    Weights<S>*gate, *up, *down, *up_bias, *down_bias;
+    Weights<S>*gate, *up, *down, *gate_bias, *up_bias, *down_bias;
 };
 
-// With h = act(g) * u for one row, w its weight and dy what comes from above:
+// With h = act(g) * u for one row (g and u bounded first where experts are, see GateBounds), w its
+// weight and dy what comes from above:
 //
 //     dh' = dy down                d(w) = <dh', h> + <dy, down_bias>, which is <dy, expert output>
 //     dh  = w dh'                  (dg, du) = through act(g) * u
@@ -64,19 +65,13 @@ void feed_forward_nonlinearity(const FeedForwardShape& shape,
         S* const h = state.hidden.data() + state.at(rows, i);
         S* const dh = state.dgate.data() + state.at(rows, i);
         S* const du = state.dup.data() + state.at(rows, i);
-        if (shape.gated)
-            table.gate(shape.activation, n, g, u, h);
-        else
-            table.activate(shape.activation, n, u, h);
+        activate_row(table, shape, n, g, u, h);
         dweights.weights[row] = table.dot(n, dh, h);
         if (down_bias != nullptr)
             dweights.weights[row] +=
                 table.dot(shape.output_dim, dy.data() + rows.to[row] * dy.outerStride(), down_bias);
         table.scale(n, rows.weights[row], dh, dh);
-        if (shape.gated)
-            table.gate_backward(shape.activation, n, g, u, dh, dh, du);
-        else
-            table.activate_backward(shape.activation, n, u, dh, du);
+        activate_row_backward(table, shape, n, g, u, dh, du);
     }
 }
 
@@ -136,14 +131,19 @@ void add_down_bias_gradient(const Rows<S>& rows, In<S> dy, const FeedForwardItem
     }
 }
 
-/// d(up_bias) += du for columns [begin, end) of one expert's, if there is one.
+/// d(gate_bias) += dg and d(up_bias) += du for columns [begin, end) of one expert's, where there
+/// are such.
 template <class S>
-void add_up_bias_gradient(const Rows<S>& rows, const FeedForwardState<S>& state,
-                          const FeedForwardItem& item, const FeedForwardGradients<S>& grad) {
-    S* const gradient = grad.up_bias->gradient(rows.first_expert + item.expert);
-    for (Index r = rows.begin(item.expert); r < rows.end(item.expert) && gradient != nullptr; ++r)
-        kernels<S>().axpy(item.end - item.begin, S(1),
-                          state.dup.data() + state.at(rows, r) + item.begin, gradient + item.begin);
+void add_hidden_bias_gradients(const Rows<S>& rows, const FeedForwardState<S>& state,
+                               const FeedForwardItem& item, const FeedForwardGradients<S>& grad) {
+    const Index expert = rows.first_expert + item.expert, width = item.end - item.begin;
+    for (const auto& [source, gradient] :
+         {std::pair{state.dgate.data(), grad.gate_bias->gradient(expert)},
+          std::pair{state.dup.data(), grad.up_bias->gradient(expert)}})
+        for (Index r = rows.begin(item.expert); r < rows.end(item.expert) && gradient != nullptr;
+             ++r)
+            kernels<S>().axpy(width, S(1), source + state.at(rows, r) + item.begin,
+                              gradient + item.begin);
 }
 
 /// The gradients of input weights from their parts, where they are wanted.
@@ -207,7 +207,7 @@ void feed_forward_dgate_dup(const FeedForwardShape& shape, In<S> x, const Rows<S
                         Strided<S>{x_block, x_stride, 1}, gradient + item.begin * dim, dim, true,
                         x_block + block * x_stride);
     }
-    add_up_bias_gradient(rows, state, item, grad);
+    add_hidden_bias_gradients(rows, state, item, grad);
 }
 
 /// The last phase of a part, of either backward: the rest depends on nothing else, so that it is

@@ -34,8 +34,9 @@ void bf16_inputs(const FeedForwardShape& shape, In<S> x, const Rows<S>& rows,
         });
 }
 
-/// h' = (act(gate x') * (up x'))', or (act(up x' + bias))', for the columns of one item.
-/// @param keep  whether gate and up are written down too
+/// h' = (act(g) * u)' with g = gate x' + gate_bias, u = up x' + up_bias, or act(u)', for the
+/// columns of one item.
+/// @param keep  whether g and u are written down too
 template <class S>
 void bf16_hidden(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands,
                  const Rows<S>& rows, bool keep, FeedForwardBf16State<S>& state,
@@ -53,7 +54,8 @@ void bf16_hidden(const FeedForwardShape& shape, const FeedForwardOperands<S>& op
     S* const up_block = scratch.floats.data();
     S* const gate_block = up_block + block * width;
     S* const hidden = up_block + block * bf16_columns;
-    const S* const bias = bias_row(*operands.up_bias, expert);
+    const S* const up_bias = bias_row(*operands.up_bias, expert);
+    const S* const gate_bias = shape.gated ? bias_row(*operands.gate_bias, expert) : nullptr;
     const auto pack = [&](const ExpertMatrices<S>& weights, Index begin, Index columns,
                           std::byte* to) {
         with_matrix(*weights.unpacked, expert, isa(), [&](const auto& w) {
@@ -75,8 +77,9 @@ void bf16_hidden(const FeedForwardShape& shape, const FeedForwardOperands<S>& op
             for (Index i = 0; i < count; ++i) {
                 S* const u = up_block + i * width;
                 S* const g = gate_block + i * width;
-                activate_row(table, shape, columns, bias == nullptr ? bias : bias + begin, g, u,
-                             hidden);
+                add_bias(table, up_bias, begin, columns, u);
+                add_bias(table, gate_bias, begin, columns, g);
+                activate_row(table, shape, columns, g, u, hidden);
                 bf16.encode(columns, hidden,
                             state.inner_row(rows, first + i) + begin * bf16.row_bytes);
                 if (!keep) continue;
@@ -144,7 +147,8 @@ void bf16_in(const FeedForwardShape& shape, const FeedForwardOperands<S>& operan
 
 /// The forward pass with Compute::bf16, weights in the scalar of the layer. With ' for rounded:
 ///
-///     h = act(gate' x') * (up' x') or act(up' x' + up_bias),  y = down' h' + down_bias
+///     g = gate' x' + gate_bias,  u = up' x' + up_bias,  h = act(g) u or act(u)
+///     y = down' h' + down_bias
 ///
 /// The bits of feed_forward_stored() for the same weights stored as bf16. Weights are rounded as
 /// they are packed, a few columns at a time: each matrix once in a part of the rows.

@@ -223,7 +223,7 @@ void bf16_dgate_dup(const FeedForwardShape& shape, const Rows<S>& rows,
     };
     add(state.plain.dgate, *grad.gate);
     add(state.plain.dup, *grad.up);
-    add_up_bias_gradient(rows, state.plain, item, grad);
+    add_hidden_bias_gradients(rows, state.plain, item, grad);
 }
 
 /// x and h of a part as right-hand sides of weight gradients.

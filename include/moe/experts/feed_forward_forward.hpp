@@ -44,21 +44,22 @@ template <class S>
 struct FeedForwardOperands {
     ExpertMatrices<S> gate;  ///< none if up holds it, as GateUp
     ExpertMatrices<S> up, down;
-    const Weights<S>* up_bias = nullptr;
+    const Weights<S>* gate_bias = nullptr;
+    const Weights<S>* up_bias = nullptr;  ///< of gate too, as GateUp, if up holds it
     const Weights<S>* down_bias = nullptr;
 
     bool is_frozen() const { return up.frozen != nullptr; }
     bool is_gate_up() const { return is_frozen() && up.frozen->is_gate_up(); }
 };
 
-/// hidden = act(gate x) * (up x), or act(up x + bias), for the columns of one item.
-/// @param keep  whether gate and up are written down too
+/// hidden = act(g) * u with g = gate x + gate_bias, u = up x + up_bias, or act(u), for the columns
+/// of one item.
+/// @param keep  whether g and u are written down too
 template <class S>
 void feed_forward_hidden(const FeedForwardShape& shape, const FeedForwardOperands<S>& operands,
                          In<S> x, const Rows<S>& rows, bool keep, FeedForwardState<S>& state,
                          const FeedForwardItem& item, Buffer<S>& scratch) {
     const bool together = operands.is_gate_up(), separate = shape.gated && !together;
-    MOE_ASSERT(!together || operands.up_bias->count() == 0, "KernelTable::gate_up knows no biases");
     const KernelTable<S>& table = operands.up.table();
     const Index expert = rows.first_expert + item.expert, dim = shape.model_dim;
     const Index x_stride = FeedForwardState<S>::row_stride(dim);
@@ -72,7 +73,8 @@ void feed_forward_hidden(const FeedForwardShape& shape, const FeedForwardOperand
     S* const packing = gate_block + block * both;
     const WeightOperand<S> up = operands.up.transposed(expert);
     const WeightOperand<S> gate = separate ? operands.gate.transposed(expert) : up;
-    const S* const bias = bias_row(*operands.up_bias, expert);
+    const S* const up_bias = bias_row(*operands.up_bias, expert);
+    const S* const gate_bias = separate ? bias_row(*operands.gate_bias, expert) : nullptr;
 
     for (Index first = rows.begin(item.expert); first < rows.end(item.expert); first += block) {
         const Index count = std::min(block, rows.end(item.expert) - first);
@@ -95,13 +97,16 @@ void feed_forward_hidden(const FeedForwardShape& shape, const FeedForwardOperand
                 const Index row = first + i;
                 S* const hidden = state.hidden.data() + state.at(rows, row) + begin;
                 if (together) {
-                    table.gate_up(shape.activation, columns, gate_block + i * both, hidden);
+                    S* const gu = gate_block + i * both;
+                    add_bias(table, up_bias, each * begin, gate_up_columns(columns), gu);
+                    activate_gate_up_row(table, shape, columns, gu, hidden);
                     continue;
                 }
                 S* const u = up_block + i * width;
                 S* const g = gate_block + i * width;
-                activate_row(table, shape, columns, bias == nullptr ? bias : bias + begin, g, u,
-                             hidden);
+                add_bias(table, up_bias, begin, columns, u);
+                add_bias(table, gate_bias, begin, columns, g);
+                activate_row(table, shape, columns, g, u, hidden);
                 if (!keep) continue;
                 const Index at = state.kept_at(row) + begin;
                 std::copy_n(u, columns, state.up.data() + at);

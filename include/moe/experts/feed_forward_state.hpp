@@ -3,6 +3,7 @@
 #define MOE_EXPERTS_FEED_FORWARD_STATE_HPP
 
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include <moe/core/error.hpp>
@@ -24,6 +25,14 @@ struct FeedForwardShape {
     Index output_dim = 0;  ///< O
     Activation activation = Activation::silu;
     bool gated = true;
+    /// Of gated experts: act(min(g, limit)) * (clamp(u, -limit, limit) + up_offset). See Glu.
+    double limit = std::numeric_limits<double>::infinity();
+    double up_offset = 0;
+
+    /// Whether g and u are changed before they are multiplied.
+    bool is_bounded() const {
+        return limit < std::numeric_limits<double>::infinity() || up_offset != 0;
+    }
 
     /// 2 per multiply-add: D F (twice if gated) into the hidden layer, F O out of it.
     double flops_per_row() const {

@@ -81,9 +81,9 @@ struct FeedForwardStoredState {
 /// Experts whose weights are all stored, none as fp32.
 template <class S>
 struct StoredFeedForward {
-    const FrozenWeights<S>*up, *down;  ///< up holds gate too, as GateUp, if there is one
-    const Weights<S>*up_bias, *down_bias;
-    RowEncoding x, hidden;  ///< of inputs and of hidden rows
+    const FrozenWeights<S>*up, *down;      ///< up holds gate too, as GateUp, if there is one
+    const Weights<S>*up_bias, *down_bias;  ///< up_bias of gate too, as GateUp
+    RowEncoding x, hidden;                 ///< of inputs and of hidden rows
 };
 
 /// Whether a call encodes one input for each row of an expert, as it must where inputs are weighted
@@ -109,13 +109,12 @@ void encode_inputs(const RowEncoding& encoding, const KernelTable<S>& table, In<
     }
 }
 
-/// hidden = act(gate x) * (up x), or act(up x + bias), for the columns of one item.
+/// hidden = act(g) * u with g = gate x + gate_bias, u = up x + up_bias, or act(u), for the columns
+/// of one item.
 template <class S>
 void stored_hidden(const FeedForwardShape& shape, const StoredFeedForward<S>& experts, bool by_row,
                    const Rows<S>& rows, const FeedForwardItem& item, FeedForwardStoredState& state,
                    FeedForwardStoredState::Scratch& scratch) {
-    MOE_ASSERT(!shape.gated || experts.up_bias->count() == 0,
-               "KernelTable::gate_up knows no biases");
     const KernelTable<S>& table = experts.up->kernels();
     const Index expert = rows.first_expert + item.expert, base = rows.offsets.front();
     const StoredMatrix& up = experts.up->stored(expert);
@@ -152,11 +151,12 @@ void stored_hidden(const FeedForwardShape& shape, const StoredFeedForward<S>& ex
             for (Index i = 0; i < count; ++i) {
                 float* const row = products + i * product_stride;
                 float* const to = state.hidden.data() + (first - base + i) * hidden_stride + begin;
+                add_bias(table, bias, each * begin,
+                         shape.gated ? gate_up_columns(columns) : columns, row);
                 if (shape.gated)
-                    table.gate_up(shape.activation, columns, row, to);
+                    activate_gate_up_row(table, shape, columns, row, to);
                 else
-                    activate_row(table, shape, columns, bias == nullptr ? bias : bias + begin, row,
-                                 row, to);
+                    activate_row(table, shape, columns, row, row, to);
             }
         }
     }

@@ -28,7 +28,7 @@ inline constexpr FeedForwardPasses<S> bf16_passes{.compute = Compute::bf16,
 
 }  // namespace detail
 
-/// Recipe: the experts of Swiglu or Mlp, in layers of float, trained with products in bf16.
+/// Recipe: the experts of Swiglu, Glu or Mlp, in layers of float, trained with products in bf16.
 ///
 ///     moe::InBf16{moe::Swiglu{.count = 8, .ffn_dim = 512}}
 ///
@@ -59,9 +59,10 @@ struct InBf16 {
     template <class S>
     auto build(const Shape& shape, Random& random) const {
         using Group = detail::built_t<Experts, S>;
-        static_assert(std::is_same_v<Group, FeedForwardModule<S>>,
-                      "moe: moe::InBf16 takes moe::Swiglu or moe::Mlp; of other recipes it is the "
-                      "innermost: moe::Shared{moe::InBf16{moe::Swiglu{...}}}");
+        static_assert(
+            std::is_same_v<Group, FeedForwardModule<S>>,
+            "moe: moe::InBf16 takes moe::Swiglu, moe::Glu or moe::Mlp; of other recipes it is the "
+            "innermost: moe::Shared{moe::InBf16{moe::Swiglu{...}}}");
         Group group = detail::built<Experts, S>(experts, shape, random);
         if constexpr (std::is_same_v<Group, FeedForwardModule<float>>)
             group.use(detail::bf16_passes<S>);

@@ -11,10 +11,10 @@ namespace moe::inline MOE_ABI {
 ///
 ///     y = down act(up x + up_bias) + down_bias        up: [F, D], down: [O, F]
 ///
-/// act is one of Activation: relu, relu_squared, gelu, gelu_tanh, silu. ReLU without biases is
-/// Switch (arXiv:2101.03961), ReLU with biases NLLB, GELU most vision models, relu_squared Primer
-/// (arXiv:2109.08668). Initial weights are normal with variance 1 / D (up) and 1 / F (down), biases
-/// 0.
+/// act is one of Activation: relu, relu_squared, gelu, gelu_tanh, silu, quick_gelu. ReLU without
+/// biases is Switch (arXiv:2101.03961), ReLU with biases NLLB, GELU most vision models,
+/// relu_squared Primer (arXiv:2109.08668). Initial weights are normal with variance 1 / D (up) and
+/// 1 / F (down), biases 0.
 struct Mlp {
     Index count = 1;    ///< experts
     Index ffn_dim = 0;  ///< F, required

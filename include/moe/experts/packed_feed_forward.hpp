@@ -28,6 +28,7 @@ public:
 
     PackedFeedForward() = default;
     /// @param up       of gate and up if shape.gated
+    /// @param up_bias  of gate and up as the columns of GateUp if shape.gated; or none
     /// @param compute  that fits the storage of every expert
     PackedFeedForward(const FeedForwardShape& shape, FrozenWeights<S> up, FrozenWeights<S> down,
                       Weights<S> up_bias, Weights<S> down_bias, Compute compute)

@@ -11,7 +11,8 @@ namespace moe::inline MOE_ABI {
 ///     y = down (silu(gate x) * (up x))        gate, up: [F, D], down: [O, F], no biases
 ///
 /// Source: Shazeer, "GLU variants improve transformer" (arXiv:2002.05202).
-/// Initial weights are normal with variance 1 / D (gate, up) and 1 / F (down).
+/// With another activation, biases or bounds it is Glu. Initial weights are normal with variance 1
+/// / D (gate, up) and 1 / F (down).
 struct Swiglu {
     Index count = 1;    ///< experts
     Index ffn_dim = 0;  ///< F, required

@@ -57,14 +57,15 @@ inline void append_json_string(std::string& out, std::string_view value) {
 }
 
 /// Reads the part of JSON that a safetensors header is made of: objects, strings, and arrays of
-/// unsigned integers. The caller asks for what must come next and gets it or a sentence:
+/// unsigned integers; the rest it can skip. The caller asks for what must come next and gets it or
+/// a sentence:
 ///
 ///     reader.begin_object();
 ///     while (reader.next_key(key, scratch)) value = reader.unsigned_integer();
 ///     reader.finish();
 ///
-/// Numbers never pass through floating point; a sign, fraction, exponent or leading zero is an
-/// error. Values of other kinds (true, null, ...) are errors by never being asked for. The reader
+/// Numbers never pass through floating point; a sign, fraction, exponent or leading zero of one
+/// that is asked for is an error, as is every value of another kind (true, null, ...). The reader
 /// sees one key at a time: whether a key came twice is the caller's to check. It allocates only
 /// for strings that hold escapes.
 class JsonReader {
@@ -135,10 +136,45 @@ public:
         return value;
     }
 
+    /// Reads past one value of any kind, which must be well formed and is then forgotten: keys in
+    /// it may come twice. As deep as `nesting` allows, itself included.
+    void skip_value() {
+        std::string scratch;
+        std::string_view key;
+        skip_space();
+        switch (peek()) {
+            case '{':
+                begin_object();
+                while (next_key(key, scratch)) skip_value();
+                return;
+            case '[':
+                begin_array();
+                while (next_element()) skip_value();
+                return;
+            case '"':
+                string(scratch);
+                return;
+            case 't':
+                return skip_word("true");
+            case 'f':
+                return skip_word("false");
+            case 'n':
+                return skip_word("null");
+            default:
+                return skip_number();
+        }
+    }
+
     /// Checks that only padding is left.
     void finish() {
         while (peek() == ' ') ++position_;
         if (position_ != text_.size()) fail_here("expected nothing but spaces");
+    }
+
+    /// Checks that only white space is left, such as the new line at the end of a text file.
+    void finish_text() {
+        skip_space();
+        if (position_ != text_.size()) fail_here("expected nothing but white space");
     }
 
     /// Throws FormatError that says where the reader stands and what it sees there.
@@ -167,6 +203,35 @@ private:
         skip_space();
         if (peek() != c) fail_here((std::string("expected ") + what).c_str());
         ++position_;
+    }
+
+    void skip_word(std::string_view word) {
+        if (!text_.substr(position_).starts_with(word)) fail_here("expected a value");
+        position_ += word.size();
+    }
+
+    void skip_number() {
+        if (peek() == '-') ++position_;
+        if (peek() == '0') {
+            ++position_;
+            if (is_digit(peek())) fail_here("numbers have no leading zeros");
+        } else {
+            skip_digits("expected a value");
+        }
+        if (peek() == '.') {
+            ++position_;
+            skip_digits("expected a digit");
+        }
+        if (peek() == 'e' || peek() == 'E') {
+            ++position_;
+            if (peek() == '+' || peek() == '-') ++position_;
+            skip_digits("expected a digit");
+        }
+    }
+
+    void skip_digits(const char* otherwise) {
+        if (!is_digit(peek())) fail_here(otherwise);
+        while (is_digit(peek())) ++position_;
     }
 
     void open(char bracket, const char* what) {

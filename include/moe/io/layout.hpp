@@ -27,9 +27,8 @@ enum class Part { whole, first_half, second_half, even, odd };
 
 /// What an element is.
 enum class Coding {
-    plain,       ///< the dtype says it
-    fp8_blocks,  ///< F8_E4M3 with a scale per block, in a tensor beside it (DeepSeek-V3)
-    mxfp4,       ///< pairs of E2M1, and an E8M0 scale for every 32 inputs (gpt-oss)
+    plain,  ///< the dtype says it; F8_E4M3 has a scale per block in another tensor (DeepSeek-V3)
+    mxfp4,  ///< U8, pairs of E2M1, and an E8M0 scale for every 32 inputs in another (gpt-oss)
 };
 
 /// Where a matrix lies within a tensor of a checkpoint: part of a model's description, never
@@ -39,7 +38,7 @@ struct Layout {
     Stacking stacking = Stacking::separate;
     Part part = Part::whole;
     Coding coding = Coding::plain;
-    Index block = 128;  ///< rows and columns of a block with one scale, for fp8_blocks
+    Index block = 128;  ///< rows and columns of F8_E4M3 that share a scale
 };
 
 namespace detail {

@@ -20,6 +20,16 @@ struct SafetensorsLimits {
     static constexpr int nesting = 3;                         ///< header, tensor, shape
 };
 
+/// What the reader of checkpoints of several files accepts at most, all its files together. Each
+/// file is bounded by SafetensorsLimits too.
+struct CheckpointLimits {
+    static constexpr std::size_t index_bytes = 100'000'000;  ///< of model.safetensors.index.json
+    static constexpr std::size_t tensors = 1'000'000;        ///< in all files, and in the index
+    static constexpr std::size_t files = 10'000;             ///< safetensors files
+    static constexpr std::size_t file_name_bytes = 255;      ///< of a file that the index names
+    static constexpr int nesting = 16;                       ///< index, its metadata, ...
+};
+
 }  // namespace moe::inline MOE_ABI
 
 #endif  // MOE_IO_LIMITS_HPP

@@ -30,7 +30,7 @@ struct TensorName {
     std::string parameter;  ///< of the layer: visit_parameters() says them
     std::string tensor;     ///< behind the prefix of the layer; "../" leaves its last part first
     Layout layout{};
-    std::string scales{};  ///< the tensor of the scales, where layout.coding needs one
+    std::string scales{};  ///< the tensor of their scales, for MXFP4 and F8_E4M3
     Index first = 0;       ///< the expert whose number in the checkpoint is 0,
     Index count = std::numeric_limits<Index>::max();  ///< and of how many this entry speaks
 };

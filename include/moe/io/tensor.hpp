@@ -114,8 +114,8 @@ struct TensorView {
     /// The values converted to S, [rows, cols], from any alignment.
     ///
     /// To float and double from every type but the 8-bit floats, whose values need scales that are
-    /// elsewhere: exact where S can hold the value, else rounded to the nearest. To an integer from
-    /// integers and booleans (0 or 1), always exact.
+    /// elsewhere (see BlockCodes): exact where S can hold the value, else rounded to the nearest.
+    /// To an integer from integers and booleans (0 or 1), always exact.
     /// @throws FormatError also if a value does not fit an integer S
     template <class S>
     Matrix<S> copy() const {
@@ -125,7 +125,9 @@ struct TensorView {
         Matrix<S> values(rows(), cols());
         const bool known = detail::with_dtype(
             dtype, [&](auto stored) { convert<decltype(stored)::value>(values); });
-        if (!known) refuse(dtype_label() + ", which has no conversion");
+        if (!known)
+            refuse(dtype_label() +
+                   ", whose values need scales: decode_row() reads them as moe::BlockCodes");
         return values;
     }
 

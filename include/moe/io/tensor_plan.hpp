@@ -33,7 +33,8 @@ struct PlannedTensor {
     TensorView tensor, scales;  ///< scales: only where the layout has a coding
     TensorSlice slice;
 
-    bool is_coded() const { return slice.layout.coding != Coding::plain; }
+    bool is_mxfp4() const { return slice.layout.coding == Coding::mxfp4; }
+    bool is_coded() const { return is_mxfp4() || tensor.dtype == Dtype::f8_e4m3; }
 
     /// A view of the elements.
     /// @throws FormatError if they are not aligned
@@ -55,7 +56,7 @@ struct PlannedTensor {
     /// A view of codes and scales.
     BlockCodes codes() const {
         const TensorSlice& s = slice;
-        const bool fp8 = s.layout.coding == Coding::fp8_blocks;
+        const bool fp8 = !is_mxfp4();
         const Index block = fp8 ? s.layout.block : mxfp4_block;
         const Index row_scales = s.cols / block + (s.cols % block != 0 ? 1 : 0);
         const Index block_rows = fp8 ? block : 1;
@@ -108,14 +109,20 @@ public:
         const std::vector<TensorPlace> places = names_.places(parameter, prefix_);
         for (const TensorPlace& place : places) {
             const TensorView* const tensor = checkpoint_.find(place.tensor);
-            if (tensor == nullptr || !has_coding(*tensor, place.layout.coding)) continue;
+            const bool mxfp4 = place.layout.coding == Coding::mxfp4;
+            if (tensor == nullptr || (mxfp4 && tensor->dtype != Dtype::u8)) continue;
             PlannedTensor found{
                 .parameter = std::move(parameter),
                 .tensor = *tensor,
                 .scales = {},
                 .slice = {
                     .layout = place.layout, .rows = rows, .cols = cols, .experts = 1, .index = 0}};
-            if (place.layout.coding != Coding::plain) found.scales = checkpoint_.at(place.scales);
+            if (found.is_coded()) {
+                if (place.scales.empty())
+                    refuse(found, " of ", dtype_name(tensor->dtype),
+                           ", and the names say nothing of its scales");
+                found.scales = checkpoint_.at(place.scales);
+            }
             if (place.layout.stacking != Stacking::separate) {
                 found.slice.index = place.index;
                 Index& experts = stacked_[found.tensor.name];
@@ -141,12 +148,6 @@ public:
     }
 
 private:
-    static bool has_coding(const TensorView& tensor, Coding coding) {
-        const bool fp8 = tensor.dtype == Dtype::f8_e4m3;
-        if (coding == Coding::mxfp4) return tensor.dtype == Dtype::u8;
-        return fp8 == (coding == Coding::fp8_blocks);
-    }
-
     std::size_t choose_prefix() const {
         for (std::size_t i = 0; i < names_.prefixes().size(); ++i)
             for (const TensorPlace& place :
@@ -165,7 +166,7 @@ private:
     }
     void check_coded(const PlannedTensor& found) const {
         const TensorSlice& s = found.slice;
-        const bool fp8 = s.layout.coding == Coding::fp8_blocks;
+        const bool fp8 = !found.is_mxfp4();
         if (s.layout.orientation != Orientation::out_in || s.layout.stacking == Stacking::rows ||
             (fp8 && s.layout.part != Part::whole) || (!fp8 && s.cols % mxfp4_block != 0))
             refuse(found, " coded in blocks that do not follow its layout; see moe::Coding");
@@ -187,7 +188,7 @@ private:
         }
         check_shape(found, found.tensor, shape, found.tensor.shape == shape);
         check_shape(found, found.scales, scales, found.scales.shape == scales);
-        check_block_codes(found.codes());
+        check_block_codes(who_, found.codes());
     }
     void check_shape(const PlannedTensor& found, const TensorView& tensor, const Extents& wanted,
                      bool fits) const {

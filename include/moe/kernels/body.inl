@@ -173,9 +173,9 @@ inline void sigmoid(Index n, const S* x, S* y) {
 
 /// value = act(a), slope = act'(a).
 ///
-/// Limits: at -inf gelu, gelu_tanh and silu are -0 with slope 0, at +inf the value is inf and the
-/// slope 1. NaN gives NaN, except that the slope of relu is then 1. relu takes no max: clang 14
-/// makes of max(0, -0) another zero on ARM than elsewhere.
+/// Limits: at -inf gelu, gelu_tanh, silu and quick_gelu are -0 with slope 0, at +inf the value is
+/// inf and the slope 1. NaN gives NaN, except that the slope of relu is then 1. relu takes no max:
+/// clang 14 makes of max(0, -0) another zero on ARM than elsewhere.
 template <Activation act>
 [[gnu::always_inline]] inline void evaluate(E a, E& value, E& slope) {
     const E zero = each(0);
@@ -208,6 +208,13 @@ template <Activation act>
         const E above = max(negate(largest_finite), a);
         value = mul(above, s);
         slope = fma(mul(min(largest_finite, above), s), rest, s);
+    } else if constexpr (act == Activation::quick_gelu) {
+        const E scaled = mul(a, each(detail::quick_scale<S>));
+        E s, rest;
+        logistic(scaled, s, rest);
+        value = mul(max(negate(largest_finite), a), s);
+        const E finite = min(largest_finite, max(negate(largest_finite), scaled));
+        slope = fma(mul(finite, s), rest, s);
     } else {
         static_assert(act == Activation::silu, "an Activation without a formula");
     }
@@ -237,6 +244,8 @@ inline void evaluate(Activation act, Index n, const S* a, S* values, S* slopes) 
             return evaluate<Activation::gelu_tanh>(n, a, values, slopes);
         case Activation::silu:
             return evaluate<Activation::silu>(n, a, values, slopes);
+        case Activation::quick_gelu:
+            return evaluate<Activation::quick_gelu>(n, a, values, slopes);
     }
 }
 
@@ -267,6 +276,8 @@ inline void gate_of(Activation act, Index n, const S* g, const S* u, Index gap, 
             return gate_of<Activation::gelu_tanh>(n, g, u, gap, h);
         case Activation::silu:
             return gate_of<Activation::silu>(n, g, u, gap, h);
+        case Activation::quick_gelu:
+            return gate_of<Activation::quick_gelu>(n, g, u, gap, h);
     }
 }
 

@@ -83,6 +83,8 @@ inline double act(Activation act, double a) {
                    sigmoid(2 * detail::inverse_sqrt_2_pi<double> * 2 * (a + 0.044715 * a * a * a));
         case Activation::silu:
             return a * sigmoid(a);
+        case Activation::quick_gelu:
+            return a * sigmoid(1.702 * a);
     }
     return 0;
 }
@@ -105,6 +107,10 @@ inline double slope(Activation act, double a) {
         case Activation::silu: {
             const double s = sigmoid(a);
             return s + a * s * (1 - s);
+        }
+        case Activation::quick_gelu: {
+            const double s = sigmoid(1.702 * a);
+            return s + 1.702 * a * s * (1 - s);
         }
     }
     return 0;

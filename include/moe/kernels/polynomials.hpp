@@ -48,6 +48,9 @@ template <class S>
 inline constexpr S tanh_1 = S(1.5957691216057307117);  // 2 sqrt(2 / pi)
 template <class S>
 inline constexpr S tanh_3 = S(0.071354816272600246);  // 0.044715 * 2 sqrt(2 / pi)
+/// quick_gelu(a) = a sigmoid(quick_scale a)
+template <class S>
+inline constexpr S quick_scale = S(1.702);
 
 /// Beyond this |a| every activation is its own limit in float and in double: exp(-a^2 / 2) is 0.
 /// Slopes are evaluated at the clamped a, so that an infinity does not meet a zero.

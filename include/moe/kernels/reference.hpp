@@ -201,6 +201,15 @@ void evaluate(Activation act, S a, S& value, S& slope) {
             slope = std::fma(clamp(finite, finite, std::numeric_limits<S>::max()) * s, rest, s);
             return;
         }
+        case Activation::quick_gelu: {
+            const S scaled = a * detail::quick_scale<S>;
+            S s, rest;
+            logistic(scaled, s, rest);
+            value = finite * s;
+            constexpr S most = std::numeric_limits<S>::max();
+            slope = std::fma(clamp(-most, scaled, most) * s, rest, s);
+            return;
+        }
     }
 }
 

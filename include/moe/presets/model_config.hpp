@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <map>
 #include <string>
 #include <string_view>
@@ -48,22 +49,29 @@ public:
             values_.insert_or_assign(std::string(name), Value(std::move(value)));
     }
 
+    /// The first of names that there is a value of, for what versions call differently; the first
+    /// if there is none.
+    std::string_view first_of(std::initializer_list<std::string_view> names) const {
+        for (const std::string_view name : names)
+            if (has(name)) return name;
+        return *names.begin();
+    }
     /// Whether there is a value of that name.
     bool has(std::string_view name) const { return find(name) != nullptr; }
 
-    /// An extent or a count, 0 to 2^40. A list of equal integers counts as one of them.
+    /// An extent or a count, 0 to 2^40.
     Index integer(std::string_view name) const {
-        const Value& value = at(name);
-        const auto* one = std::get_if<std::int64_t>(&value);
-        if (const auto* list = std::get_if<std::vector<std::int64_t>>(&value)) {
-            for (const std::int64_t other : *list)
-                if (other != list->front()) refuse(name, "is a list of different integers");
-            if (!list->empty()) one = list->data();
-        }
-        if (one == nullptr) refuse(name, "is no integer");
-        if (*one < 0 || *one > std::int64_t{1} << 40)
-            refuse(name, "is " + std::to_string(*one) + ", not a count or an extent");
-        return static_cast<Index>(*one);
+        const auto* integer = std::get_if<std::int64_t>(&at(name));
+        if (integer == nullptr) refuse(name, "is no integer");
+        return count(name, *integer);
+    }
+    /// The same of a layer, where there is a list of them with an entry for each.
+    Index integer_of_layer(std::string_view name, Index layer) const {
+        const auto* list = std::get_if<std::vector<std::int64_t>>(&at(name));
+        if (list == nullptr) return integer(name);
+        if (layer < 0 || layer >= static_cast<Index>(list->size()))
+            refuse(name, "has no entry for layer " + std::to_string(layer));
+        return count(name, (*list)[static_cast<std::size_t>(layer)]);
     }
     Index integer(std::string_view name, Index otherwise) const {
         return has(name) ? integer(name) : otherwise;
@@ -108,6 +116,11 @@ public:
     }
 
 private:
+    static Index count(std::string_view name, std::int64_t value) {
+        if (value < 0 || value > std::int64_t{1} << 40)
+            refuse(name, "is " + std::to_string(value) + ", not a count or an extent");
+        return static_cast<Index>(value);
+    }
     const Value* find(std::string_view name) const {
         const auto found = values_.find(name);
         return found == values_.end() ? nullptr : &found->second;
