@@ -254,6 +254,13 @@ private:
     std::vector<ExpertFacts> facts_;
 };
 
+/// The same of a const bank, whose groups are const.
+template <class Bank, class Visit>
+void visit_packed(const Bank& bank, Visit&& visit) {
+    const_cast<Bank&>(bank).visit_packed([&visit](const std::string& prefix, const auto& packed,
+                                                  Index first) { visit(prefix, packed, first); });
+}
+
 }  // namespace moe::inline MOE_ABI::detail
 
 #endif  // MOE_GROUP_LIST_HPP

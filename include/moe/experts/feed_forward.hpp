@@ -165,7 +165,7 @@ public:
 
     /// The same group for inference, for panels that were packed before: PackedFeedForward::bind().
     PackedFeedForward<S> without_panels() const {
-        return PackedFeedForward<S>(deferred, count_, shape_, up_bias, down_bias);
+        return PackedFeedForward<S>(deferred, count_, shape_, hidden_bias(), down_bias);
     }
 
     /// @throws std::invalid_argument unless each matrix of grad is absent or of the same extents
@@ -194,6 +194,7 @@ public:
         if (shape_.gated) visit("gate", gate);
         visit("up", up);
         visit("down", down);
+        if (gate_bias.count() > 0) visit("gate_bias", gate_bias);
         if (up_bias.count() > 0) visit("up_bias", up_bias);
         if (down_bias.count() > 0) visit("down_bias", down_bias);
     }
