@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstring>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -63,6 +64,11 @@ TEST(Bind, ReadsWhereTheWeightsLieAndGivesTheBitsOfTheLayer) {
     const auto views = bound(view, separate());
     const auto data = views.bank().group<0>().down[2].data;
     EXPECT_EQ(data, view.at("a.mlp.experts.2.w2.weight").bytes.data());
+    EXPECT_EQ(moe::num_parameters(views), moe::num_parameters(layer));
+    EXPECT_EQ(moe::num_parameters(moe::freeze(views)), moe::num_parameters(layer));
+    std::vector<float> owned(static_cast<std::size_t>(experts * model_dim));
+    moe::copy_parameters(views, std::span<float>(owned));
+    EXPECT_EQ(owned.back(), layer.router().weight(experts - 1, model_dim - 1));
 
     const moe::Matrix<float> x = moe::Matrix<float>::Random(5, model_dim);
     EXPECT_TRUE(moe::testing::same_bits(layer(x), views(x)));
