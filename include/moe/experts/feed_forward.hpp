@@ -189,7 +189,8 @@ public:
             down_bias.visit(e, "down_bias", visit);
         }
     }
-    /// visit("gate", gate), ...: the matrices as such, views and those without memory among them
+    /// visit("gate", gate), ...: the matrices as such, views and those without memory among them,
+    /// and the biases that there are
     void visit_weights(auto&& visit) {
         if (shape_.gated) visit("gate", gate);
         visit("up", up);

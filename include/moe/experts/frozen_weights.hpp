@@ -91,7 +91,7 @@ public:
         });
     }
     /// Views of panels that were packed for kernels of the same panel width as those in use.
-    /// @param all  one per expert, aligned to 4 bytes at least, best to 64; double has fp32 only
+    /// @param all  one per expert, aligned as S at least, best to 64 bytes; of double, fp32 only
     /// @throws std::invalid_argument if they are not panels_size() bytes
     FrozenWeights(const FrozenExtents& extents, const std::vector<FrozenPanels>& all)
         : FrozenWeights(static_cast<Index>(all.size()), extents) {
@@ -139,7 +139,6 @@ public:
     /// The kernels to use: panels are read by those they were packed for.
     const KernelTable<S>& kernels() const { return *kernels_; }
 
-    const FrozenExtents& extents() const { return extents_; }
     /// Whether each matrix is gate and up, GateUp.
     bool is_gate_up() const { return extents_.is_gate_up; }
 

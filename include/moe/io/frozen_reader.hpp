@@ -78,8 +78,9 @@ public:
     void bind_panels(Bank& bank) {
         auto next = stored_.begin();
         bank.visit_packed([&](const std::string& pattern, auto& group, Index first) {
+            if (group.num_experts() == 0) return;
             std::vector<FrozenPanels> up, down;
-            const Compute compute = next->compute;  // there is no group without experts
+            const Compute compute = next->compute;
             for (Index e = 0; e < group.num_experts(); ++e, ++next) {
                 const PanelNames names(prefix_, pattern, group.shape().gated, first + e);
                 if (next->compute != compute)

@@ -82,9 +82,10 @@ void for_each_unpacked(Head& head, Bank& bank, F&& f) {
 struct PanelNames {
     std::string up, down;
 
-    PanelNames(std::string_view prefix, std::string_view pattern, bool gated, Index number)
-        : up(std::string(prefix) + Names::with_number(pattern, number)), down(up + "down") {
-        up += gated ? "gate_up" : "up";
+    PanelNames(std::string_view prefix, std::string_view pattern, bool gated, Index number) {
+        const std::string expert = std::string(prefix) + Names::with_number(pattern, number);
+        up = expert + (gated ? "gate_up" : "up");
+        down = expert + "down";
     }
 };
 
