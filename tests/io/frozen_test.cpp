@@ -313,7 +313,8 @@ TEST(OpenFrozen, SaysWhatDoesNotFit) {
             << message<FormatError>([&] { open(file.view()); }) << "\n  wanted: " << says;
     }
     moe::SafetensorsWriter writer;
-    moe::save_frozen(moe::freeze(Recipes{}.layer()), writer);
+    const Frozen frozen = moe::freeze(Recipes{}.layer());
+    moe::save_frozen(frozen, writer);
     writer.add("experts.9.down", std::vector<float>{1});
     const File file(writer.bytes());
     EXPECT_EQ(message<FormatError>([&] { open(file.view()); }),

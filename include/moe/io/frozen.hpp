@@ -102,6 +102,11 @@ void save_frozen(const FrozenLayer<S, R, G, Groups...>& layer, SafetensorsWriter
     });
 }
 
+/// Does not compile: the writer would view a layer that is gone.
+template <class S, class R, class G, class... Groups>
+void save_frozen(const FrozenLayer<S, R, G, Groups...>&& layer, SafetensorsWriter& writer,
+                 std::string_view prefix = {}) = delete;
+
 /// A frozen layer whose experts read their panels where a file has them; nothing of them is copied
 /// or packed, and a mapped file is read where calls touch it. Router, gate, biases and constants
 /// are copied. The same bits as the layer that was saved.
