@@ -77,6 +77,8 @@ template <class S>
 class Parameter;
 template <class S>
 class Weights;
+struct BlockCodes;
+struct BlockScales;
 struct WeightView;
 class Random;
 class CounterRandom;
@@ -246,6 +248,7 @@ struct TargetShareUpdate;
 
 // Experts
 struct Swiglu;
+struct Glu;
 struct Mlp;
 enum class Activation;
 struct FeedForwardShape;
@@ -311,6 +314,9 @@ enum class Variance;
 
 // Files
 class FormatError;
+class Checkpoint;
+struct CheckpointLimits;
+class MappedFile;
 struct SafetensorsLimits;
 class SafetensorsView;
 class SafetensorsWriter;

@@ -14,6 +14,7 @@
 #include <moe/balance/selection_bias.hpp>
 #include <moe/bank.hpp>
 #include <moe/config.hpp>
+#include <moe/core/block_codes.hpp>
 #include <moe/core/concepts.hpp>
 #include <moe/core/context.hpp>
 #include <moe/core/dtype.hpp>
@@ -39,6 +40,7 @@
 #include <moe/experts/copy.hpp>
 #include <moe/experts/each.hpp>
 #include <moe/experts/feed_forward.hpp>
+#include <moe/experts/glu.hpp>
 #include <moe/experts/in_bf16.hpp>
 #include <moe/experts/mlp.hpp>
 #include <moe/experts/null.hpp>

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-# cmake -D COMPILER=… -D SOURCE=case.cpp -D INCLUDE=… -D SYSTEM=dir|dir -P check.cmake
+# cmake -D COMPILER=… -D HEADERS=file.hpp -D SOURCE=case.cpp -D INCLUDE=… -D SYSTEM=dir|dir
+#     -P check.cmake
+#
+# HEADERS are what precompile.cmake compiled; the case includes what it needs all the same.
 #
 # A case states what the first error must say, and has a twin that differs in the mistake only:
 #
@@ -22,6 +25,11 @@ endif()
 
 string(REPLACE "|" ";" directories "${SYSTEM}")
 set(command ${COMPILER} -std=c++20 -fsyntax-only -fdiagnostics-color=never -I${INCLUDE})
+if(COMPILER MATCHES "clang[^/]*$")
+    list(APPEND command -include-pch ${HEADERS}.gch)
+else()
+    list(APPEND command -include ${HEADERS})
+endif()
 foreach(directory IN LISTS directories)
     list(APPEND command -isystem ${directory})
 endforeach()

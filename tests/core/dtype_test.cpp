@@ -88,7 +88,61 @@ TEST(Dtype, EveryBfloat16DecodesToTheFloatWithItsUpperHalf) {
     }
 }
 
+// The definition of a float format of 8 bits or less: sign, exponent, fraction.
+double small_float_by_definition(unsigned bits, int exponent_bits, int fraction_bits, int bias) {
+    const unsigned fraction = bits & ((1u << fraction_bits) - 1);
+    const unsigned exponent = bits >> fraction_bits & ((1u << exponent_bits) - 1);
+    const double sign = bits >> (exponent_bits + fraction_bits) & 1 ? -1.0 : 1.0;
+    const double part = static_cast<double>(fraction) / (1 << fraction_bits);
+    return exponent == 0 ? sign * std::ldexp(part, 1 - bias)
+                         : sign * std::ldexp(1 + part, static_cast<int>(exponent) - bias);
+}
+
+void expect_same(float value, double expected, unsigned bits) {
+    EXPECT_EQ(static_cast<double>(value), expected) << bits;
+    EXPECT_EQ(std::signbit(value), std::signbit(expected)) << bits;
+}
+
+TEST(Dtype, EveryEightBitFloatDecodesToItsDefinition) {
+    for (unsigned bits = 0; bits < 256; ++bits) {
+        const auto code = static_cast<std::uint8_t>(bits);
+        if ((bits & 0x7f) == 0x7f)
+            EXPECT_TRUE(std::isnan(moe::decode_f8_e4m3(code))) << bits;
+        else
+            expect_same(moe::decode_f8_e4m3(code), small_float_by_definition(bits, 4, 3, 7), bits);
+        if ((bits & 0x7f) < 0x7c)
+            expect_same(moe::decode_f8_e5m2(code), small_float_by_definition(bits, 5, 2, 15), bits);
+        else
+            EXPECT_EQ(std::isinf(moe::decode_f8_e5m2(code)), (bits & 0x7f) == 0x7c) << bits;
+    }
+    EXPECT_EQ(moe::decode_f8_e4m3(0x7e), 448.0f);
+    EXPECT_EQ(moe::decode_f8_e4m3(0x01), 0x1p-9f);
+    EXPECT_TRUE(std::isnan(moe::decode_f8_e5m2(0x7d)));
+    EXPECT_EQ(moe::decode_f8_e5m2(0xfc), -std::numeric_limits<float>::infinity());
+}
+
+TEST(Dtype, EveryScaleOfAByteDecodesToItsPowerOfTwo) {
+    for (int bits = 0; bits < 255; ++bits)
+        EXPECT_EQ(static_cast<double>(moe::decode_e8m0(static_cast<std::uint8_t>(bits))),
+                  std::ldexp(1.0, bits - 127))
+            << bits;
+    EXPECT_TRUE(std::isnan(moe::decode_e8m0(255)));
+}
+
+TEST(Dtype, EveryFourBitFloatDecodesToItsDefinition) {
+    const double values[] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+    for (unsigned bits = 0; bits < 256; ++bits) {
+        const double magnitude = values[bits & 7];
+        expect_same(moe::decode_e2m1(static_cast<std::uint8_t>(bits)),
+                    bits & 8 ? -magnitude : magnitude, bits);
+    }
+}
+
 TEST(Dtype, DecodingIsConstexpr) {
+    static_assert(moe::decode_f8_e4m3(0x44) == 3.0f);
+    static_assert(moe::decode_f8_e5m2(0xbc) == -1.0f);
+    static_assert(moe::decode_e8m0(127) == 1.0f);
+    static_assert(moe::decode_e2m1(0xf) == -6.0f);
     static_assert(moe::decode_f16(0x3c00) == 1.0f);
     static_assert(moe::decode_f16(0x0001) == 0x1p-24f);
     static_assert(moe::decode_bf16(0x3f80) == 1.0f);

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include <moe/core/types.hpp>
+#include <moe/experts/glu.hpp>
 #include <moe/experts/in_bf16.hpp>
 #include <moe/experts/mlp.hpp>
 #include <moe/experts/swiglu.hpp>
@@ -93,6 +94,21 @@ inline moe::FeedForwardModule<float> mlp(const Extents& e,
     return group;
 }
 
+/// Gated, with biases and bounds that a part of the values exceeds.
+inline moe::FeedForwardModule<float> glu(const Extents& e) {
+    moe::Random random(5);
+    auto group = moe::InBf16{moe::Glu{.count = 4,
+                                      .ffn_dim = e.ffn,
+                                      .activation = moe::Activation::quick_gelu,
+                                      .bias = true,
+                                      .limit = 0.75,
+                                      .up_offset = 1}}
+                     .build<float>({.model_dim = e.dim, .output_dim = e.out}, random);
+    for (auto* bias : {&group.gate_bias, &group.up_bias, &group.down_bias})
+        bias->fill_normal(random, 1);
+    return group;
+}
+
 /// f(group, batch) for gated and plain experts of all extents, with and without input weights.
 template <class F>
 void each_case(const F& f) {
@@ -103,6 +119,7 @@ void each_case(const F& f) {
             const expert_group::Batch<float> batch(batch_of(e, input_weights));
             f(swiglu(e), batch);
             f(mlp(e), batch);
+            f(glu(e), batch);
         }
 }
 

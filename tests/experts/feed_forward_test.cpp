@@ -11,6 +11,7 @@
 
 #include <gtest/gtest.h>
 
+#include <moe/experts/glu.hpp>
 #include <moe/experts/in_bf16.hpp>
 #include <moe/experts/mlp.hpp>
 #include <moe/experts/swiglu.hpp>
@@ -53,6 +54,17 @@ moe::FeedForwardModule<S> mlp(Index experts, Index ffn, const expert_group::Exte
 }
 
 template <class S>
+moe::FeedForwardModule<S> glu(Index experts, Index ffn, const expert_group::Extents& e) {
+    Random random(5);
+    auto group =
+        moe::Glu{.count = experts, .ffn_dim = ffn, .bias = true, .limit = 0.5, .up_offset = 1}
+            .build<S>(Shape{.model_dim = e.model_dim, .output_dim = e.output_dim}, random);
+    for (auto* bias : {&group.gate_bias, &group.up_bias, &group.down_bias})
+        bias->fill_normal(random, 1);
+    return group;
+}
+
+template <class S>
 std::vector<dense::Expert> dense_experts(const moe::FeedForwardModule<S>& group) {
     std::vector<dense::Expert> experts;
     for (Index e = 0; e < group.num_experts(); ++e)
@@ -77,6 +89,9 @@ TYPED_TEST(FeedForward, IsRightForExtentsAroundTheWidthsOfVectors) {
         const auto biased = mlp<S>(3, ffn, e);
         expert_group::expect_like_dense(biased, dense_experts(biased),
                                         expert_group::Batch<S>(e, 3));
+        const auto bounded = glu<S>(3, ffn, e);
+        expert_group::expect_like_dense(bounded, dense_experts(bounded),
+                                        expert_group::Batch<S>(e, 4));
     }
 }
 
@@ -106,7 +121,7 @@ TYPED_TEST(FeedForward, GivesTheSameBitsOnEveryInstructionSet) {
     using S = TypeParam;
     const expert_group::Extents e{.tokens = 40, .model_dim = 37, .output_dim = 29};
     const expert_group::Batch<S> batch(e);
-    for (const auto& group : {swiglu<S>(4, 41, e), mlp<S>(4, 41, e)}) {
+    for (const auto& group : {swiglu<S>(4, 41, e), mlp<S>(4, 41, e), glu<S>(4, 41, e)}) {
         ScopedIsa scalar(Isa::scalar);
         const auto expected = expert_group::run(group, batch);
         for (const Isa isa : moe::supported_isas()) {
@@ -121,7 +136,7 @@ TYPED_TEST(FeedForward, PackedWeightsGiveTheSameBits) {
     using S = TypeParam;
     const expert_group::Extents e{.tokens = 40, .model_dim = 37, .output_dim = 29};
     const expert_group::Batch<S> batch(e);
-    for (const auto& group : {swiglu<S>(4, 41, e), mlp<S>(4, 41, e)}) {
+    for (const auto& group : {swiglu<S>(4, 41, e), mlp<S>(4, 41, e), glu<S>(4, 41, e)}) {
         const auto expected = expert_group::run(group, batch, {.forward_only = true}).y;
         for (const Isa isa : moe::supported_isas()) {
             SCOPED_TRACE(moe::name(isa));

@@ -213,7 +213,7 @@ TEST(Glu, GivesTheSameBitsFrozenWhicheverBiasesThereAre) {
     for (const auto& [tokens, ffn] :
          {std::array<Index, 2>{11, 23}, {11, 16}, {110, 300}, {20, 1100}}) {
         const expert_group::Batch<float> batch({.tokens = tokens, .output_dim = out});
-        for (int biases = 0; biases < 8; ++biases) {
+        for (int biases = ffn == 23 ? 0 : 7; biases < 8; ++biases) {
             SCOPED_TRACE(std::to_string(ffn) + " " + std::to_string(biases));
             Recipe recipe = bounded;
             recipe.ffn_dim = ffn;
@@ -232,7 +232,6 @@ TEST(Glu, GivesTheSameBitsFrozenWhicheverBiasesThereAre) {
             }
             EXPECT_TRUE(
                 same_bits(expert_group::run(std::move(group).freeze({}), batch).y, expected));
-            if (ffn > 23 && biases == 0) break;
         }
     }
 }
@@ -253,6 +252,31 @@ TEST(Glu, GivesTheBitsOfTheDecodedWeights) {
         EXPECT_TRUE(same_bits(expert_group::run(frozen, batch).y,
                               expert_group::run(decoded, batch, {.forward_only = true}).y))
             << moe::name(storage);
+    }
+}
+
+TEST(Glu, GivesTheSameBitsInLowPrecisionWhoeverComputesThem) {
+    const expert_group::Batch<float> batch({.tokens = 40, .output_dim = out});
+    Recipe recipe = bounded;
+    recipe.ffn_dim = 141;
+    const auto group = make<float>(recipe);
+    for (const moe::FreezeOptions& options :
+         {moe::FreezeOptions{.storage = moe::Storage::bf16, .compute = moe::Compute::bf16},
+          moe::FreezeOptions{.storage = moe::Storage::int8, .compute = moe::Compute::int8}}) {
+        SCOPED_TRACE(moe::name(options.compute));
+        const auto frozen = group.freeze(options);
+        const auto expected = expert_group::run(frozen, batch).y;
+        EXPECT_TRUE(same_bits(expert_group::run(frozen, batch, {.split = 1}).y, expected));
+        for (const moe::Isa isa : moe::supported_isas()) {
+            const moe::ScopedIsa forced(isa);
+            EXPECT_TRUE(same_bits(expert_group::run(group.freeze(options), batch).y, expected))
+                << moe::name(isa);
+        }
+        for (const int threads : {2, 3}) {
+            moe::ThreadPool pool(threads);
+            moe::Workspace<float> ws(pool);
+            EXPECT_TRUE(same_bits(expert_group::run(frozen, batch, ws).y, expected)) << threads;
+        }
     }
 }
 

@@ -12,6 +12,7 @@
 
 #include <gtest/gtest.h>
 
+#include <moe/experts/glu.hpp>
 #include <moe/experts/mlp.hpp>
 #include <moe/experts/swiglu.hpp>
 
@@ -54,6 +55,20 @@ Group mlp(Index experts, Index ffn, const expert_group::Extents& e,
                      .build<float>({.model_dim = e.model_dim, .output_dim = e.output_dim}, random);
     group.up_bias.fill_normal(random, 1);
     group.down_bias.fill_normal(random, 1);
+    return group;
+}
+
+Group glu(Index experts, Index ffn, const expert_group::Extents& e) {
+    moe::Random random(5);
+    auto group = moe::Glu{.count = experts,
+                          .ffn_dim = ffn,
+                          .activation = moe::Activation::quick_gelu,
+                          .bias = true,
+                          .limit = 0.75,
+                          .up_offset = 1}
+                     .build<float>({.model_dim = e.model_dim, .output_dim = e.output_dim}, random);
+    for (auto* bias : {&group.gate_bias, &group.up_bias, &group.down_bias})
+        bias->fill_normal(random, 1);
     return group;
 }
 
@@ -181,7 +196,7 @@ TEST(PackedFeedForward, IsRightInDoubleWithTheDecodedWeights) {
     for (const bool weighted : {true, false}) {
         e.input_weights = weighted;
         const expert_group::Batch<float> batch(e);
-        for (const Group& group : {swiglu(4, 141, e), mlp(4, 141, e)})
+        for (const Group& group : {swiglu(4, 141, e), mlp(4, 141, e), glu(4, 141, e)})
             for_each_option(4, [&](const FreezeOptions& options) {
                 const Matrix<float> y = run(group.freeze(options), batch);
                 const Group wanted = decoded(group, options);
@@ -242,7 +257,7 @@ TEST(PackedFeedForward, GivesTheSameBitsAsUnpackedWeightsInSeveralSteps) {
 TEST(PackedFeedForward, KeepsNothingForABackwardThatItDoesNotHave) {
     const expert_group::Extents e;
     const expert_group::Batch<float> batch(e);
-    for (const Group& group : {swiglu(4, 35, e), mlp(4, 35, e)}) {
+    for (const Group& group : {swiglu(4, 35, e), mlp(4, 35, e), glu(4, 35, e)}) {
         const auto frozen = group.freeze({});
         moe::Workspace<float> ws;
         const moe::Context context;
@@ -254,6 +269,7 @@ TEST(PackedFeedForward, KeepsNothingForABackwardThatItDoesNotHave) {
 }
 
 TEST(PackedFeedForward, GivesTheSameBitsWhoeverComputesThem) {
+    if (moe::isa() == moe::Isa::scalar) GTEST_SKIP() << "it forces every instruction set itself";
     for (const auto& [tokens, dim, ffn, out] :
          {std::array<Index, 4>{40, 37, 141, 29}, {1, 61, 67, 53}, {300, 13, 10, 17}}) {
         SCOPED_TRACE(tokens);
@@ -309,6 +325,7 @@ TEST(PackedFeedForward, GivesTheSameBitsHoweverManyTokensThereAre) {
 
 /// Rows are worked on in parts of 1024 where the hidden layer is that wide.
 TEST(PackedFeedForward, GivesTheSameBitsInAnyNumberOfParts) {
+    if (moe::isa() == moe::Isa::scalar) GTEST_SKIP() << "no other cuts with scalar kernels, which take ten times as long";
     expert_group::Extents e{.tokens = 1700, .model_dim = 5, .output_dim = 6, .experts = 3};
     ASSERT_EQ(moe::detail::FeedForwardState<float>::part_rows({.ffn_dim = 1040}, 5000, 7), 1024);
     for (const bool weighted : {false, true}) {

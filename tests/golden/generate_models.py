@@ -53,7 +53,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import safetensors.numpy
@@ -61,6 +61,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 import transformers
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from transformers.utils import logging
 
 logging.disable_progress_bar()
@@ -133,8 +134,10 @@ def group_limited_rule(k, groups, keep, scale):
 
     def rule(w, z):
         s = z.softmax(1)
-        ids = best(keep_groups(s, s.reshape(len(s), groups, -1).amax(2), keep), k)
+        grouped = s.reshape(len(s), groups, -1)
+        ids = best(keep_groups(s, grouped.amax(2), keep), k)
         need_different(ids, best(s, k))
+        need_different(ids, best(keep_groups(s, grouped.topk(2, dim=2)[0].sum(2), keep), k))
         return ids, scale * s.gather(1, ids)
 
     return rule
@@ -146,11 +149,14 @@ def sigmoid_rule(k, bias, groups=1, keep=1, scale=1.0, epsilon=1e-20):
     def rule(w, z):
         s = z.sigmoid()
         keys = s + w[bias]
-        chosen = keep_groups(keys, keys.reshape(len(s), groups, -1).topk(2, dim=2)[0].sum(2), keep)
+        grouped = keys.reshape(len(s), groups, -1)
+        chosen = keep_groups(keys, grouped.topk(2, dim=2)[0].sum(2), keep)
         ids = best(chosen, k)
         need_different(ids, best(s, k))
         if groups > 1:
             need_different(ids, best(keys, k))
+            need_different(ids, best(keep_groups(keys, grouped.amax(2), keep), k))
+            need_different(ids, chosen.masked_fill(chosen.isinf(), 0).topk(k)[1])  # a mask of 0 would be seen
         u = s.gather(1, ids)
         return ids, scale * u / (u.sum(1, keepdim=True) + epsilon)
 
@@ -158,9 +164,9 @@ def sigmoid_rule(k, bias, groups=1, keep=1, scale=1.0, epsilon=1e-20):
 
 
 def need_different(ids, others):
-    """A batch has tokens for which a rule matters."""
+    """A batch has a token for which a rule matters."""
     if len(ids) > 1:
-        need((ids.sort(1)[0] != others.sort(1)[0]).any(1).sum() >= 2)
+        need((ids.sort(1)[0] != others.sort(1)[0]).any())
 
 
 def glu(x, gate, up, down, activation=F.silu):
@@ -194,19 +200,21 @@ class Layer:
     input_weighted: bool = False
     identities: int = 0  # experts after the others that return their input
     without_gradient: tuple = ()  # ends of names
+    without_meaning: tuple = ()  # ends of names that a checkpoint need not have
     only: tuple = ("",)  # beginnings of names after the prefix
     at: str = ""  # where names in expected.safetensors begin
     run: Callable | None = None  # (module, x) -> logits, ids, weights, y
     deviation: str = ""
+    logits: Callable | None = None  # (w, x, logits of the layer before)
 
-    def route(self, w, x):
-        z = x @ w[self.router].T
+    def route(self, w, x, before=None):
+        z = self.logits(w, x, before) if self.logits else x @ w[self.router].T
         if self.router_bias:
             z = z + w[self.router_bias]
         return z, *self.rule(w, z)
 
-    def forward(self, w, x):
-        z, ids, weights = self.route(w, x)
+    def forward(self, w, x, before=None):
+        z, ids, weights = self.route(w, x, before)
         y = torch.zeros_like(x)
         for e in range(self.experts + self.identities):
             if not (ids == e).any():
@@ -274,8 +282,21 @@ def to_bfloat16(values):
     return torch.as_tensor(np.asarray(values, np.float32)).bfloat16().float()
 
 
-def normal(seed, name, shape, scale=1.0, mean=0.0):
-    random = np.random.default_rng([seed, zlib.crc32(name.encode())])
+ROUTERS = (".gate.weight", ".router.weight", ".wg.weight", ".classifier.weight", ".layer.weight")
+
+
+def initial(case, name, shape):
+    """Weights as large as 1 / sqrt(their last extent), routers twice that so that the experts' scores differ."""
+    scale, mean = 1 / shape[-1] ** 0.5 if len(shape) > 1 else 0.2, 0.0
+    if name.endswith("e_score_correction_bias"):
+        scale, mean = case.bias
+    elif "norm" in name:
+        mean = 1.0
+    elif name.endswith(ROUTERS):
+        scale *= 2
+    for part, factor in case.scales.items():
+        scale *= factor if part in name else 1
+    random = np.random.default_rng([case.seed, zlib.crc32(name.encode())])
     return to_bfloat16(mean + scale * random.standard_normal(tuple(shape)))
 
 
@@ -292,6 +313,7 @@ class Published:
     quantise: Callable | None = None  # checkpoint -> checkpoint, undone by decode
     decode: Callable = lambda checkpoint: checkpoint
     config: dict = field(default_factory=dict)  # what this adds to config.json
+    not_weights: tuple = ()  # ends of names
     bias: tuple = (0.3, 0.0)  # deviation and mean of selection biases
     scales: dict = field(default_factory=dict)  # by a part of the name
     seed: int = 1
@@ -300,19 +322,9 @@ class Published:
         named = dict(self.model.named_parameters()) | {
             n: t for n, t in self.model.state_dict().items() if n.endswith("e_score_correction_bias")
         }
-        routers = (".gate.weight", ".router.weight", ".wg.weight", ".classifier.weight", ".layer.weight")
         with torch.no_grad():
             for name, tensor in named.items():
-                scale, mean = 1 / tensor.shape[-1] ** 0.5 if tensor.ndim > 1 else 0.2, 0.0
-                if name.endswith("e_score_correction_bias"):
-                    scale, mean = self.bias
-                elif "norm" in name:
-                    mean = 1.0
-                elif name.endswith(routers):
-                    scale *= 2
-                for part, factor in self.scales.items():
-                    scale *= factor if part in name else 1
-                tensor.copy_(normal(self.seed, name, tensor.shape, scale, mean))
+                tensor.copy_(initial(self, name, tensor.shape))
 
     def write(self, folder):
         self.model.eval()
@@ -322,7 +334,8 @@ class Published:
         self.model.save_pretrained(folder, max_shard_size=self.shards)
         (folder / "generation_config.json").unlink(missing_ok=True)
         for name, tensor in read(folder).items():
-            assert tensor.dtype == torch.float32 and torch.equal(tensor, to_bfloat16(tensor)), name
+            exact = torch.equal(tensor, to_bfloat16(tensor)) or name.endswith(self.not_weights)
+            assert tensor.dtype == torch.float32 and exact, name
         if self.relayout:
             rewrite(folder, self.relayout(read(folder)))
             self.reload(folder)
@@ -331,6 +344,7 @@ class Published:
             rewrite(folder, self.decode(stored))
             self.reload(folder)
             rewrite(folder, stored)
+        if self.config:
             path = folder / "config.json"
             path.write_text(json.dumps(json.loads(path.read_text()) | self.config, indent=2, sort_keys=True) + "\n")
         checkpoint = self.decode(read(folder))
@@ -338,7 +352,7 @@ class Published:
         for layer in self.layers:
             w = {name: tensor.double() for name, tensor in tensors_of(layer, checkpoint).items()}
             for tokens in (7, 1):
-                x, dy = draw(layer, w, tokens, self.seed)
+                (x,), (dy,) = draw([layer], [w], tokens, self.seed)
                 found = self.run(layer, w, x, dy)
                 results |= {f"{layer.at}t{tokens}.{name}": value for name, value in found.items()}
         write_expected(folder, results, self.layers, self.seed, self.notes, self.slots)
@@ -351,10 +365,9 @@ class Published:
 
     def run(self, layer, w, x, dy):
         """Everything the block computes, compared with the formula."""
-        expected = evaluate(layer, w, x, dy)
+        (expected,) = evaluate([layer], [w], [x], [dy])
         if layer.deviation:
             z, ids, weights = layer.run(self.model, layer, x)
-            weights = weights * float(expected["expert_weights"][0].sum())
             found = {"router_logits": z, "expert_ids": ids, "expert_weights": weights}
             compare(found, {name: expected[name] for name in found})
             return narrow(expected)
@@ -372,19 +385,49 @@ class Published:
         return narrow({"hidden_states": x, "grad_output": dy} | found)
 
 
-def evaluate(layer, w, x, dy):
-    """Everything the formula says."""
-    x, dy = x.double().requires_grad_(), dy.double()
-    w = {name: tensor.clone().requires_grad_(not name.endswith(layer.without_gradient)) for name, tensor in w.items()}
-    z, ids, weights, y = layer.forward(w, x)
-    (y * dy).sum().backward()
-    results = {"hidden_states": x, "grad_output": dy, "router_logits": z, "expert_ids": ids, "expert_weights": weights}
-    results |= {"output": y, "grad_input": x.grad}
-    for name, tensor in w.items():
-        if tensor.requires_grad:
-            grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-            results["grad." + layer.prefix + name] = grad
-    return results
+@dataclass
+class Computed:
+    """A model that transformers lacks."""
+
+    config: dict
+    shapes: dict  # of all tensors
+    layers: list  # each hears the logits of the one before
+    notes: str
+    slots: str = "falling scores"
+    scales: dict = field(default_factory=dict)
+    seed: int = 1
+
+    def write(self, folder):
+        (folder / "config.json").write_text(json.dumps(self.config, indent=2, sort_keys=True) + "\n")
+        rewrite(folder, {name: initial(self, name, shape) for name, shape in self.shapes.items()})
+        checkpoint = read(folder)
+        ws = [{n: t.double() for n, t in tensors_of(layer, checkpoint).items()} for layer in self.layers]
+        results = {}
+        for tokens in (7, 1):
+            batch = draw(self.layers, ws, tokens, self.seed)
+            for layer, found in zip(self.layers, evaluate(self.layers, ws, *batch)):
+                results |= {f"{layer.at}t{tokens}.{name}": value for name, value in narrow(found).items()}
+        write_expected(folder, results, self.layers, self.seed, self.notes, self.slots)
+
+
+def evaluate(layers, ws, inputs, output_gradients):
+    """Everything the formula says about layers that follow each other."""
+    before, loss, found = None, 0.0, []
+    for layer, w, x, dy in zip(layers, ws, inputs, output_gradients):
+        x, dy = x.double().requires_grad_(), dy.double()
+        w = {name: t.clone().requires_grad_(not name.endswith(layer.without_gradient)) for name, t in w.items()}
+        before, ids, weights, y = layer.forward(w, x, before)
+        loss = loss + (y * dy).sum()
+        results = {"hidden_states": x, "grad_output": dy, "router_logits": before, "expert_ids": ids}
+        found.append((w, x, results | {"expert_weights": weights, "output": y}))
+    loss.backward()
+    for layer, (w, x, results) in zip(layers, found):
+        results["grad_input"] = x.grad
+        for name, tensor in w.items():
+            if tensor.requires_grad:
+                grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+                results["grad." + layer.prefix + name] = grad
+    return [results for _, _, results in found]
 
 
 def narrow(results):
@@ -411,29 +454,35 @@ def by_expert(results):
     return results | {"expert_ids": ids, "expert_weights": results["expert_weights"].gather(1, order)}
 
 
-def draw(layer, w, tokens, seed):
-    """A batch in which nothing is close, and most experts have work."""
-    random = np.random.default_rng([seed, tokens, zlib.crc32(layer.prefix.encode())])
-    row = lambda: to_bfloat16(random.standard_normal((1, w[layer.router].shape[1])))
+def draw(layers, ws, tokens, seed):
+    """A batch for each of the layers that follow each other, in which nothing is close and most experts have work."""
+    random = np.random.default_rng([seed, tokens, zlib.crc32(layers[0].prefix.encode())])
+
+    def route(inputs):
+        before, found = None, []
+        for layer, w, x in zip(layers, ws, inputs):
+            before, ids, _ = layer.route(w, x.double(), before)
+            found.append(ids)
+        return found
+
     for _ in range(20000):
         rows = []
         while len(rows) < tokens:
-            x = row()
+            row = [to_bfloat16(random.standard_normal((1, w[layer.router].shape[1]))) for layer, w in zip(layers, ws)]
             try:
-                layer.route(w, x.double())
+                route(row)
             except Close:
                 continue
-            rows.append(x)
-        x = torch.cat(rows)
+            rows.append(row)
+        inputs = [torch.cat(column) for column in zip(*rows)]
         try:
-            ids = layer.route(w, x.double())[1]
-            used = ids.unique()
-            used = (used >= 0).sum()
-            need(used >= min(layer.experts + layer.identities, -(-3 * ids.numel() // 5)))
+            for layer, ids in zip(layers, route(inputs)):
+                used = (ids.unique() >= 0).sum()
+                need(used >= min(layer.experts + layer.identities, -(-3 * ids.numel() // 5)))
         except Close:
             continue
-        return x, to_bfloat16(random.standard_normal(x.shape))
-    raise RuntimeError(f"{layer.prefix}: no batch without a close decision")
+        return inputs, [to_bfloat16(random.standard_normal(x.shape)) for x in inputs]
+    raise RuntimeError(f"{layers[0].prefix}: no batch without a close decision")
 
 
 def write_expected(folder, tensors, layers, seed, notes, slots):
@@ -484,7 +533,7 @@ def make(name, settings):
 @case
 def mixtral():
     E, k = 9, 3
-    model = make("Mixtral", SMALL | dict(head_dim=8, intermediate_size=11, num_local_experts=E, num_experts_per_tok=k))
+    model = make("Mixtral", SMALL | dict(head_dim=8, intermediate_size=5, num_local_experts=E, num_experts_per_tok=k))
     layer = Layer(
         1,
         "model.layers.1.block_sparse_moe.",
@@ -493,7 +542,7 @@ def mixtral():
         E,
         separate("w1 w3 w2"),
     )
-    return Published(model, [layer], "w1 gates, w3 is linear, w2 leads back.", shards="30KB")
+    return Published(model, [layer], "w1 gates, w3 is linear, w2 leads back.", shards="20KB")
 
 
 @case
@@ -501,8 +550,8 @@ def qwen2_moe():
     E, k = 9, 3
     own = dict(
         intermediate_size=20,
-        moe_intermediate_size=11,
-        shared_expert_intermediate_size=15,
+        moe_intermediate_size=7,
+        shared_expert_intermediate_size=9,
         num_experts=E,
         num_experts_per_tok=k,
         mlp_only_layers=[0],
@@ -526,7 +575,7 @@ BIAS = "gate.e_score_correction_bias"
 def deepseek_v3_like(name, own, k, groups, keep, scale, E, notes, **more):
     own = dict(
         intermediate_size=20,
-        moe_intermediate_size=9,
+        moe_intermediate_size=5,
         n_shared_experts=1,
         n_routed_experts=E,
         num_experts_per_tok=k,
@@ -553,7 +602,7 @@ def deepseek_v3_like(name, own, k, groups, keep, scale, E, notes, **more):
 @case
 def deepseek_v3():
     notes = "Layer 0 is dense. The bias is mostly negative: masking losing groups with 0 would be seen."
-    return deepseek_v3_like("DeepseekV3", LATENT, 3, 4, 2, 2.5, 12, notes, bias=(0.3, -0.8))
+    return deepseek_v3_like("DeepseekV3", LATENT, 3, 4, 2, 2.5, 12, notes, bias=(0.1, -0.8), seed=5)
 
 
 @case
@@ -573,7 +622,7 @@ def deepseek_v2():
     E, k = 12, 3
     own = dict(
         intermediate_size=20,
-        moe_intermediate_size=7,
+        moe_intermediate_size=5,
         n_shared_experts=2,
         n_routed_experts=E,
         num_experts_per_tok=k,
@@ -604,7 +653,7 @@ def qwen3_moe():
     own = dict(
         head_dim=8,
         intermediate_size=20,
-        moe_intermediate_size=11,
+        moe_intermediate_size=7,
         num_experts=E,
         num_experts_per_tok=k,
         norm_topk_prob=True,
@@ -672,7 +721,8 @@ def qwen3_vl_moe():
         "gate_up_proj is [E, D, 2 F], the gate's columns first, and down_proj [E, F, D], as published; see "
         "qwen3_vl_moe_saved for what transformers writes."
     )
-    return qwen3_vl_like(True, notes, relayout=transpose_experts)
+    # Programs tell the layouts apart by the version.
+    return qwen3_vl_like(True, notes, relayout=transpose_experts, config=dict(transformers_version="4.57.0"))
 
 
 @case
@@ -717,7 +767,7 @@ def qwen3_next():
 @case
 def olmoe():
     E, k = 11, 3
-    own = dict(intermediate_size=7, num_experts=E, num_experts_per_tok=k, norm_topk_prob=False)
+    own = dict(intermediate_size=5, num_experts=E, num_experts_per_tok=k, norm_topk_prob=False)
     layer = Layer(1, "model.layers.1.mlp.", "model.layers.1.mlp", softmax_rule(k), E, separate())
     return Published(make("Olmoe", SMALL | own), [layer], "norm_topk_prob is false.")
 
@@ -871,7 +921,7 @@ def sparse_mixer_rule(jitter):
 def phimoe():
     E = 9
     own = dict(
-        intermediate_size=11, num_local_experts=E, num_experts_per_tok=2, router_jitter_noise=0.15, attention_bias=True
+        intermediate_size=7, num_local_experts=E, num_experts_per_tok=2, router_jitter_noise=0.15, attention_bias=True
     )
     layer = Layer(
         1,
@@ -892,7 +942,7 @@ def phimoe():
 def jamba():
     E, k = 9, 3
     own = dict(
-        intermediate_size=9,
+        intermediate_size=7,
         num_experts=E,
         num_experts_per_tok=k,
         expert_layer_period=2,
@@ -937,7 +987,7 @@ def granitemoe():
 
 
 def run_granite_shared(model, layer, x):
-    z, ids, weights, y = run_block(model, layer, x)
+    z, ids, weights, y = run_block(model, replace(layer, module=layer.module + ".block_sparse_moe"), x)
     return z, ids, weights, y + model.get_submodule(layer.module).shared_mlp(x)
 
 
@@ -978,7 +1028,7 @@ def granitemoeshared():
 @case
 def hunyuan_v1_moe():
     E, k = 9, 3
-    own = dict(intermediate_size=7, num_experts=E, moe_topk=k, head_dim=8, pad_token_id=0)
+    own = dict(intermediate_size=5, num_experts=E, moe_topk=k, head_dim=8, pad_token_id=0)
     layer = Layer(
         1,
         "model.layers.1.mlp.",
@@ -998,7 +1048,7 @@ def longcat_flash():
     E, zero, k = 8, 3, 4
     own = dict(
         ffn_hidden_size=10,
-        expert_ffn_hidden_size=7,
+        expert_ffn_hidden_size=5,
         n_routed_experts=E,
         zero_expert_num=zero,
         moe_topk=k,
@@ -1009,6 +1059,7 @@ def longcat_flash():
     )
     settings = {key: value for key, value in SMALL.items() if key != "num_hidden_layers"}
     bias = "router.e_score_correction_bias"
+    unused = tuple(f"experts.{e}.{part}_proj.weight" for e in range(E, E + zero) for part in ("gate", "up"))
     layer = Layer(
         1,
         "model.layers.1.mlp.",
@@ -1018,9 +1069,13 @@ def longcat_flash():
         separate(),
         router="router.classifier.weight",
         identities=zero,
-        without_gradient=(bias,),
+        without_gradient=(bias, *unused),
+        without_meaning=unused,
     )
-    notes = f"Experts {E} to {E + zero - 1} return their input."
+    notes = (
+        f"Experts {E} to {E + zero - 1} return their input; that transformers writes gate_proj and up_proj for them "
+        "means nothing, the published checkpoint has none."
+    )
     model = make("LongcatFlash", settings | LATENT | own)
     return Published(model, [layer], notes, slots="not defined", bias=(0.1, 0.0))
 
@@ -1072,7 +1127,8 @@ def minimax():
         separate("w1 w3 w2"),
     )
     notes = "MiniMax-Text-01. w1 gates, w3 is linear, w2 leads back."
-    return Published(make("MiniMax", SMALL | own), [layer], notes)
+    computed = ("self_attn.slope_rate", "_decay")
+    return Published(make("MiniMax", SMALL | own), [layer], notes, not_weights=computed)
 
 
 @case
@@ -1125,7 +1181,7 @@ def switch_transformers():
         vocab_size=16,
         d_model=16,
         d_kv=8,
-        d_ff=9,
+        d_ff=5,
         num_layers=2,
         num_decoder_layers=2,
         num_sparse_encoder_layers=1,
@@ -1167,10 +1223,10 @@ def top_two_rule(scale):
 
 def run_nllb_router(model, layer, x):
     """Logits, ids and weights; the experts that transformers calls are wrong."""
-    router = model.get_submodule(layer.module).router
-    _, gates, logits = router(x)
+    block = model.get_submodule(layer.module)
+    _, gates, logits = block.router(x)
     weights, ids = gates.topk(2, dim=1)
-    return logits, ids, weights
+    return logits, ids, weights * (1 - block.experts.moe_token_dropout)
 
 
 @case
@@ -1179,7 +1235,7 @@ def nllb_moe():
     sizes = {
         f"{side}_{name}": value
         for side in ("encoder", "decoder")
-        for name, value in dict(layers=2, ffn_dim=9, attention_heads=2, sparse_step=2).items()
+        for name, value in dict(layers=2, ffn_dim=5, attention_heads=2, sparse_step=2).items()
     }
     config = transformers.NllbMoeConfig(
         vocab_size=16, d_model=16, max_position_embeddings=32, num_experts=E, moe_token_dropout=dropout, **sizes
@@ -1198,7 +1254,7 @@ def nllb_moe():
             run=run_nllb_router,
             deviation="NllbMoeSparseMLP of transformers 5.24.0 takes the mask of first choices for expert ids: expert 1 "
             "works for every first choice, expert 0 for every second. Output and gradients are those of the formula; "
-            "logits, ids and weights (before moe_token_dropout) agree with the block's router.",
+            "logits, ids and weights agree with the block's router.",
         )
         for side in ("encoder", "decoder")
     ]
@@ -1237,7 +1293,10 @@ def from_fp8(stored):
     for name, tensor in stored.items():
         if name + "_scale_inv" in stored:
             i, j = torch.meshgrid(*(torch.arange(n) // 128 for n in tensor.shape), indexing="ij")
-            dense[name] = tensor.float() * stored[name + "_scale_inv"][i, j]
+            scales = stored[name + "_scale_inv"]
+            dense[name] = tensor.float() * scales[i, j]
+            spread = torch.kron(scales, torch.ones(128, 128))[: tensor.shape[0], : tensor.shape[1]]
+            assert torch.equal(dense[name], tensor.float() * spread)
         elif not name.endswith("_scale_inv"):
             dense[name] = tensor
     return dense
@@ -1249,7 +1308,9 @@ def deepseek_v3_fp8():
         "Projections are float8_e4m3fn, weight = code * weight_scale_inv[row // 128, column // 128]; numbers are those "
         "of the decoded weights. Layer 0 is dense."
     )
-    own = LATENT | dict(hidden_size=144, moe_intermediate_size=7, n_shared_experts=19, intermediate_size=10)
+    own = LATENT | dict(
+        vocab_size=4, hidden_size=136, moe_intermediate_size=5, n_shared_experts=27, intermediate_size=5
+    )
     made = deepseek_v3_like("DeepseekV3", own, 3, 4, 2, 2.5, 8, notes, bias=(0.3, -0.8), seed=4)
     made.layers[0].without_gradient += ("_proj.weight",)
     made.quantise, made.decode = to_fp8, from_fp8
@@ -1285,8 +1346,10 @@ def from_mxfp4(stored):
     for name, tensor in stored.items():
         if name.endswith("_blocks"):
             codes = torch.stack([tensor & 15, tensor >> 4], dim=-1).flatten(3).int()
-            scales = stored[name.replace("_blocks", "_scales")].float()
-            dense[name.removesuffix("_blocks")] = (table[codes] * 2.0 ** (scales - 127)[..., None]).flatten(2).mT
+            scales = stored[name.replace("_blocks", "_scales")]
+            weight = (table[codes] * 2.0 ** (scales.float() - 127)[..., None]).flatten(2).mT
+            assert torch.equal(weight, convert_moe_packed_tensors(tensor, scales, dtype=torch.float32))
+            dense[name.removesuffix("_blocks")] = weight
         elif not name.endswith("_scales"):
             dense[name] = tensor
     return dense
@@ -1300,7 +1363,7 @@ def gpt_oss_mxfp4():
         "blocks are [E, out, in / 32, 16] with the first of two numbers in the low half of a byte, rows of gate_up "
         "gate, up, gate, up; numbers are those of the decoded weights. Some inputs are clamped."
     )
-    scales = {"experts.gate_up_proj": 4.0, "router.bias": 5.0}
+    scales = {"experts.gate_up_proj": 12.0, "router.bias": 5.0}
     config = {
         "quantization_config": dict(
             modules_to_not_convert=["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"],
@@ -1308,6 +1371,236 @@ def gpt_oss_mxfp4():
         )
     }
     return Published(model, [layer], notes, scales=scales, quantise=to_mxfp4, decode=from_mxfp4, config=config)
+
+
+# Models that transformers lacks.
+
+
+def swiglu_shapes(start, D, F):
+    return {f"{start}{part}_proj.weight": (D, F) if part == "down" else (F, D) for part in ("gate", "up", "down")}
+
+
+@case
+def deepseek():
+    D, F, E, k, shared_experts = 16, 7, 9, 3, 2
+    config = dict(
+        architectures=["DeepseekForCausalLM"],
+        model_type="deepseek",
+        hidden_size=D,
+        hidden_act="silu",
+        intermediate_size=20,
+        moe_intermediate_size=F,
+        n_routed_experts=E,
+        n_shared_experts=shared_experts,
+        num_experts_per_tok=k,
+        norm_topk_prob=False,
+        scoring_func="softmax",
+        first_k_dense_replace=1,
+        moe_layer_freq=1,
+        num_hidden_layers=2,
+    )
+    prefix = "model.layers.1.mlp."
+    shapes = swiglu_shapes("model.layers.0.mlp.", D, 20)
+    shapes |= {prefix + "gate.weight": (E, D)} | swiglu_shapes(prefix + "shared_experts.", D, shared_experts * F)
+    for e in range(E):
+        shapes |= swiglu_shapes(f"{prefix}experts.{e}.", D, F)
+    layer = Layer(1, prefix, "", softmax_rule(k), E, separate(), shared=shared("shared_experts."))
+    notes = "DeepSeek-MoE-16B. Layer 0 is dense. The shared experts are one of twice the width."
+    return Computed(config, shapes, [layer], notes, slots="not defined")
+
+
+def pad(rows, length):
+    return torch.stack([F.pad(row, (0, length - len(row)), value=-1) for row in rows])
+
+
+def top_p_rule(p):
+    """Dynamic_MoE: the best until their sum exceeds p, with the one that crosses it."""
+
+    def rule(w, z):
+        s = z.softmax(1)
+        order = best(s, s.shape[1])
+        sums = s.detach().gather(1, order).cumsum(1)
+        need((sums - p).abs().min() >= SMALLEST_GAP)
+        counts = (sums <= p).sum(1) + 1
+        if len(z) > 1:
+            need({1, 2, 3} <= set(counts.tolist()))
+        ids = pad([row[:count] for row, count in zip(order, counts)], int(counts.max()))
+        return ids, s.gather(1, ids.clamp(min=0)) * (ids >= 0)
+
+    return rule
+
+
+@case
+def dynamic_moe():
+    D, F, E, p = 16, 7, 8, 0.4
+    config = dict(
+        architectures=["MoEForCausalLM"],
+        model_type="llama",
+        hidden_size=D,
+        hidden_act="silu",
+        intermediate_size=F,
+        num_experts=E,
+        top_p_threshold=p,
+        expert_frequency=2,
+        num_hidden_layers=3,
+    )
+    prefix = "model.layers.2.mlp."
+    shapes = swiglu_shapes("model.layers.1.mlp.mlp.", D, F) | {prefix + "router.weight": (E, D)}
+    for e in range(E):
+        shapes |= swiglu_shapes(f"{prefix}experts.{e}.", D, F)
+    layer = Layer(2, prefix, "", top_p_rule(p), E, separate(), router="router.weight")
+    notes = (
+        "The best experts until their scores sum to more than p, with the one that crosses it; raw scores weigh. "
+        "Layers 0, 2, ... are of experts, 1 is dense (layer 0 is left out here)."
+    )
+    return Computed(config, shapes, [layer], notes, scales={"router": 0.5})
+
+
+def dynamic_capacity_rule(dynamic, fixed, p, jitter):
+    """Uni-MoE 2: as many as reach p, weighed by softmax over those within 2 jitter of each, beside fixed experts."""
+
+    def rule(w, z):
+        zd = z[:, :dynamic]
+        q = zd.softmax(1)
+        sums = q.detach().sort(1, descending=True)[0].cumsum(1)
+        need((sums - p).abs().min() >= SMALLEST_GAP)
+        counts = (sums < p).sum(1) + 1
+        ids, weights = [], []
+        for row, scores, count in zip(z, zd, counts):
+            left, chosen, shares = scores, [], []
+            for _ in range(count):
+                i = best(left[None], 1)[0]
+                v = left[i].detach()
+                distance = (v - scores.detach()) / torch.maximum(scores.detach().abs(), v.abs())
+                need((distance - 2 * jitter).abs().min() >= SMALLEST_GAP)
+                shares.append(left.masked_fill(distance > 2 * jitter, -torch.inf).softmax(0)[i])
+                chosen.append(i)
+                left = left.scatter(0, i, -torch.inf)
+            chosen = torch.cat([*chosen, torch.arange(dynamic, dynamic + fixed)])
+            shares = torch.cat(shares)
+            shares = shares / (shares.sum() + 1e-6)
+            overall = row[chosen].softmax(0)
+            ids.append(chosen)
+            weights.append(torch.cat([shares * overall[:count].sum(), overall[count:]]))
+        length = int(counts.max()) + fixed
+        weights = torch.stack([F.pad(row, (0, length - len(row))) for row in weights])
+        if len(z) > 1:
+            need(len(set(counts.tolist())) >= 3)
+            need(((ids := pad(ids, length)) == dynamic - 1).sum() >= 2)  # the null expert
+            first = weights[:, :2].detach()
+            need(((first[:, 0] - first[:, 1]).abs() > 0.05).sum() >= 2)  # uneven shares
+            return ids, weights
+        return pad(ids, length), weights
+
+    return rule
+
+
+@case
+def uni_moe_2():
+    D, width, shared_width, real, null, fixed, p, jitter = 16, 7, 5, 6, 1, 2, 0.7, 0.1
+    config = dict(
+        model_type="UniMoEV2_qwen2_vl",
+        hidden_size=D,
+        hidden_act="silu",
+        mlp_dynamic_expert_num=real,
+        mlp_dynamic_null_expert_num=null,
+        mlp_dynamic_top_p=p,
+        mlp_dynamic_top_k=2,
+        mlp_fixed_expert_num=fixed,
+        dynamic_intermediate_size=width,
+        shared_intermediate_size=shared_width,
+        router_jitter_noise=jitter,
+        input_jitter_noise=0.01,
+        token_drop=False,
+        drop_policy="probs",
+        min_capacity=8,
+        capacity_factor=1.0,
+        fp32_gate=True,
+        num_hidden_layers=2,
+    )
+    prefix = "model.layers.1.mlp."
+    starts = [f"dynamic_real_moe.deepspeed_moe.experts.deepspeed_experts.{e}." for e in range(real)]
+    starts += [""] * null + [f"fixed_real_moe.{e}." for e in range(fixed)]
+    shapes = {prefix + "gate.weight": (real + null + fixed, D)}
+    for start in filter(None, starts):
+        shapes |= swiglu_shapes(prefix + start, D, shared_width if start.startswith("fixed") else width)
+
+    def expert(w, e, x):
+        return separate(start=starts[e][:-2])(w, starts[e][-2], x) if starts[e] else torch.zeros_like(x)
+
+    rule = dynamic_capacity_rule(real + null, fixed, p, jitter)
+    layer = Layer(1, prefix, "", rule, real + null + fixed, expert)
+    notes = (
+        f"Logits: {real} real experts, {null} null (takes its share, returns 0), {fixed} fixed. Inference, no token is "
+        "dropped. router_jitter_noise is 0.1 instead of the published 0.01, so that shares are uneven."
+    )
+    slots = "dynamic experts as they are chosen, then the fixed ones, then -1"
+    return Computed(config, shapes, [layer], notes, slots=slots, scales={"gate.weight": 0.5})
+
+
+@case
+def moe_plus_plus():
+    D, width, ffn, E = 16, 5, 5, 9
+    config = dict(
+        model_type="MoE++",
+        hidden_size=D,
+        hidden_act="silu",
+        intermediate_size=width,
+        num_experts=[E],
+        moe_expert_interval=1,
+        moe_use_mixtral_gating=False,
+        moe_2layer_gate=True,
+        moe_use_logits_norm=False,
+        moe_gate_norm_std=1.0,
+        moe_feature_no_mul_topk=False,
+        num_hidden_layers=2,
+    )
+
+    def logits(w, x, before):
+        z = (x @ w["gate.wg.0.weight"].T).tanh() @ w["gate.wg.2.weight"].T
+        return z if before is None else z + before @ w["gate.gate_map.weight"].T
+
+    def rule(w, z):
+        s = z.softmax(1)
+        ids = best(s, 2)
+        u = s.gather(1, ids) * (ids != E - 1)
+        if len(z) > 1:
+            kinds = [*"f" * ffn, *"kk", *"cz"]
+            need({kinds[e] for e in ids.flatten()} == set("fkcz"))
+        return ids, u / u.sum(1, keepdim=True)
+
+    def expert(w, e, x):
+        x, start = 2 * x, f"experts.experts.{e}."
+        if e < ffn:
+            return glu(x, *w[start + "up_proj.weight"].chunk(2), w[start + "down_proj.weight"])
+        if e < ffn + 2:
+            a = (x @ w[start + "wg.weight"].T).softmax(1)
+            return a[:, :1] * x + a[:, 1:] * w[start + "constant"]
+        return x if e == ffn + 2 else torch.zeros_like(x)
+
+    layers, shapes = [], {}
+    for index in range(2):
+        prefix = f"model.layers.{index}.mlp.moe."
+        shapes |= {
+            prefix + "gate.wg.0.weight": (8 * E, D),
+            prefix + "gate.wg.2.weight": (E, 8 * E),
+            prefix + "gate.gate_map.weight": (E, E),
+        }
+        for e in range(ffn):
+            shapes[f"{prefix}experts.experts.{e}.up_proj.weight"] = (2 * width, D)
+            shapes[f"{prefix}experts.experts.{e}.down_proj.weight"] = (D, width)
+        for e in range(ffn, ffn + 2):
+            shapes |= {f"{prefix}experts.experts.{e}.constant": (D,), f"{prefix}experts.experts.{e}.wg.weight": (2, D)}
+        layers.append(
+            Layer(index, prefix, "", rule, E, expert, router="gate.wg.0.weight", logits=logits, at=f"{index}.")
+        )
+    notes = (
+        f"Experts 0 to {ffn - 1} are FFNs (up_proj: the gate's rows, then the up rows), {ffn} and {ffn + 1} constant, "
+        f"{ffn + 2} copies, {ffn + 3} is zero: its weight is removed before normalising. Experts see 2 x, the router x. "
+        "Layer 1 adds gate_map of layer 0's logits to its own; router_logits are after that. The loss sums both layers, "
+        "each with tokens of its own. gate_map of layer 0 is not used."
+    )
+    return Computed(config, shapes, layers, notes, scales={".constant": 5.0, "gate.wg.2": 3.0})
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@
 #include <moe/io/file.hpp>
 #include <moe/io/safetensors_writer.hpp>
 
+#include "fuzz/checkpoint_parts.hpp"
 #include "raw_file.hpp"
 #include "support/message.hpp"
 
@@ -300,6 +301,19 @@ TEST(CheckpointIndex, WithAnyByteChangedIsRefusedOrMeansTheSame) {
     EXPECT_LT(accepted, 20 * sound_index.size());
 }
 
+TEST(CheckpointIndex, OfTheHostileCorpusIsRefused) {
+    std::size_t hostile = 0, sound = 0;
+    for (const auto& entry : std::filesystem::directory_iterator("tests/fuzz/checkpoint")) {
+        const std::string name = entry.path().filename().string();
+        const moe_test::CheckpointParts parts(moe::read_file(entry.path().string()));
+        const std::string error = message<FormatError>([&] { parts.open(); });
+        EXPECT_EQ(error.empty(), name.starts_with("sound_")) << name << ": " << error;
+        ++(error.empty() ? sound : hostile);
+    }
+    EXPECT_GE(hostile, 30u);
+    EXPECT_GE(sound, 5u);
+}
+
 // ---- On disk
 
 class CheckpointFolder : public testing::Test {
@@ -398,6 +412,16 @@ TEST_F(CheckpointFolder, WithoutAModelIsRefused) {
                      "\": No such file or directory"));
     EXPECT_TRUE(says(message<std::runtime_error>([&] { Checkpoint::open(""); }),
                      "moe::Checkpoint: cannot open \"\""));
+}
+
+TEST_F(CheckpointFolder, WithAnIndexThatCannotBeOpenedIsRefusedEvenIfThereIsAModel) {
+    write("model.safetensors", file_of({"a"}));
+    const std::filesystem::path index = path("model.safetensors.index.json");
+    std::error_code error;
+    std::filesystem::create_symlink(index, index, error);  // a link to itself
+    if (error) GTEST_SKIP() << "needs links";
+    const std::string text = message<std::runtime_error>([&] { Checkpoint::open(path()); });
+    EXPECT_EQ(text.find("moe::Checkpoint: cannot open \"" + index.string() + "\": "), 0u) << text;
 }
 
 TEST_F(CheckpointFolder, WithAnEmptyFileIsRefused) {

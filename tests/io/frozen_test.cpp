@@ -446,7 +446,14 @@ TEST(NumParameters, CountsMatricesWithoutMemory) {
     const auto waiting = Recipes{}.with([](const auto&... parts) {
         return moe::Layer{moe::deferred, parts...};
     });
-    EXPECT_EQ(moe::num_parameters(waiting), moe::num_parameters(Recipes{}.layer()));
+    const Layer layer = Recipes{}.layer();
+    EXPECT_EQ(moe::num_parameters(waiting), moe::num_parameters(layer));
+    Index owned = 0;
+    moe::visit_parameters(waiting,
+                          [&](auto, const auto& matrix, moe::Role) { owned += matrix.size(); });
+    EXPECT_LT(owned, moe::num_parameters(waiting));
+    std::vector<float> values(static_cast<std::size_t>(owned));
+    moe::copy_parameters(waiting, std::span<float>(values));  // of those that it owns
 }
 
 }  // namespace

@@ -53,7 +53,10 @@ testing::AssertionResult says(const std::string& error, const std::string& part)
     return testing::AssertionFailure() << "expected \"" << part << "\" in \"" << error << "\"";
 }
 
-// Everything the class promises about a view that exists.
+// Everything the class promises about a view that exists, and what a damaged file that is accepted
+// must be: its tensors lie in it one behind the other, without holes, in the sizes that it says,
+// each under a name of its own. That they are the tensors of the undamaged file nobody can promise:
+// a changed letter of a name makes another sound file.
 void expect_consistent(const SafetensorsView& view, std::span<const std::byte> file) {
     const std::byte* expected = view.size() == 0 ? nullptr : view.begin()->bytes.data();
     std::set<std::string_view> names;
@@ -174,6 +177,17 @@ TEST(SafetensorsView, ReadsMisalignedFilesByCopying) {
     const SafetensorsView view(file);
     EXPECT_THROW(view.matrix<float>("a"), FormatError);
     EXPECT_EQ(view.copy<double>("a")(0, 0), 2.5);
+}
+
+TEST(SafetensorsView, ErrorsNameTheFileIfItIsNamed) {
+    const auto cut = raw_file(one("U8", "[4]", "[0,4]"), 3);
+    EXPECT_EQ(
+        support::message<FormatError>([&] { SafetensorsView(cut, "model.safetensors"); }),
+        "moe::SafetensorsView: \"model.safetensors\": tensor \"a\" ends at byte 4, the file has "
+        "3 data bytes");
+    const auto broken = raw_file("{]");
+    EXPECT_EQ(support::message<FormatError>([&] { SafetensorsView(broken, "\x1b[31m"); }),
+              "moe::SafetensorsView: \"?[31m\": header byte 1: expected a string, found ']'");
 }
 
 TEST(SafetensorsView, ListsTensorsOfUnknownDtypeAndRefusesTheirValues) {
@@ -376,6 +390,19 @@ TEST(SafetensorsAttack, OverflowHiddenBehindAZeroDimension) {
          {"[0,4294967296,4294967296]", "[4294967296,0,4294967296]", "[4294967296,4294967296,0]",
           "[0,9223372036854775808]", "[0,4611686018427387904]"})
         EXPECT_TRUE(says(error_of(one("F32", shape, "[0,0]")), "overflows")) << shape;
+}
+
+TEST(SafetensorsAttack, ExtentsUpToTheLargestIndexAndNoFurther) {
+    const std::string most = "9223372036854775807";  // 2^63 - 1
+    EXPECT_EQ(error_of(one("U8", "[" + most + ",0]", "[0,0]")), "");
+    EXPECT_EQ(error_of(one("U8", "[0,1,7,1317624576693539401]", "[0,0]")), "");  // the same product
+    EXPECT_TRUE(says(error_of(one("U8", "[0,7,1317624576693539402]", "[0,0]")), "overflows"));
+    EXPECT_TRUE(says(error_of(one("F16", "[" + most + ",0]", "[0,0]")), "overflows"));
+    EXPECT_EQ(error_of(one("F16", "[4611686018427387903,0]", "[0,0]")), "");
+    EXPECT_TRUE(says(error_of(one("F16", "[4611686018427387904,0]", "[0,0]")), "overflows"));
+    EXPECT_EQ(error_of(one("U64", "[1152921504606846975,0]", "[0,0]")), "");
+    EXPECT_TRUE(says(error_of(one("U64", "[1152921504606846976,0]", "[0,0]")), "overflows"));
+    EXPECT_TRUE(says(error_of(one("U8", "[18446744073709551616,0]", "[0,0]")), "above 2^64 - 1"));
 }
 
 TEST(SafetensorsAttack, ExabytesDeclaredOverAFewBytes) {

@@ -4,10 +4,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <limits>
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -105,6 +107,44 @@ TEST(TensorView, RefusesMisalignedMemoryAndCopiesIt) {
               "does without");
     const moe::Matrix<double> copied = tensor.copy<double>();
     for (Index i = 0; i < 3; ++i) EXPECT_EQ(copied(0, i), values[i]);
+}
+
+template <class T>
+void expect_copied_from_any_address(std::initializer_list<T> list) {
+    const std::vector<T> values(list);
+    for (std::size_t offset = 0; offset < 8; ++offset) {
+        std::vector<std::byte> memory(offset + values.size() * sizeof(T));
+        std::memcpy(memory.data() + offset, values.data(), values.size() * sizeof(T));
+        const TensorView tensor{"t",
+                                moe::dtype_of<T>,
+                                {static_cast<Index>(values.size())},
+                                std::span(memory).subspan(offset),
+                                ""};
+        const moe::Matrix<double> copied = tensor.copy<double>();
+        for (std::size_t i = 0; i < values.size(); ++i)
+            EXPECT_EQ(copied(0, static_cast<Index>(i)), static_cast<double>(values[i])) << offset;
+        if constexpr (std::is_integral_v<T>) {
+            const moe::Matrix<T> same = tensor.copy<T>();
+            for (std::size_t i = 0; i < values.size(); ++i)
+                EXPECT_EQ(same(0, static_cast<Index>(i)), values[i]) << offset;
+        }
+    }
+}
+
+TEST(TensorView, IsCopiedFromAnyAddressWhateverItsType) {
+    expect_copied_from_any_address<std::uint8_t>({0, 255});
+    expect_copied_from_any_address<std::int8_t>({-128, 127});
+    expect_copied_from_any_address<std::uint16_t>({1, 65535});
+    expect_copied_from_any_address<std::int16_t>({-32768, 32767});
+    expect_copied_from_any_address<std::uint32_t>({1, 4294967295u});
+    expect_copied_from_any_address<std::int32_t>({-1, 2147483647});
+    expect_copied_from_any_address<std::uint64_t>({1, ~std::uint64_t{0}});  // 2^64 - 1
+    expect_copied_from_any_address<std::int64_t>(
+        {std::numeric_limits<std::int64_t>::min(), std::numeric_limits<std::int64_t>::max()});
+    expect_copied_from_any_address<float>({1e-45f, -3.5f});
+    expect_copied_from_any_address<double>({5e-324, -0.1});
+    expect_copied_from_any_address<Eigen::half>({Eigen::half(0x1p-24f), Eigen::half(-3.5f)});
+    expect_copied_from_any_address<Eigen::bfloat16>({Eigen::bfloat16(0.5f), Eigen::bfloat16(-2.f)});
 }
 
 TEST(TensorView, MadeByHandMustHaveTheBytesOfItsShape) {

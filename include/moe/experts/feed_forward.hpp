@@ -190,14 +190,14 @@ public:
         }
     }
     /// visit("gate", gate), ...: the matrices as such, views and those without memory among them,
-    /// and the biases that there are
+    /// and biases that are views
     void visit_weights(auto&& visit) {
         if (shape_.gated) visit("gate", gate);
         visit("up", up);
         visit("down", down);
-        if (gate_bias.count() > 0) visit("gate_bias", gate_bias);
-        if (up_bias.count() > 0) visit("up_bias", up_bias);
-        if (down_bias.count() > 0) visit("down_bias", down_bias);
+        if (gate_bias.is_bound()) visit("gate_bias", gate_bias);
+        if (up_bias.is_bound()) visit("up_bias", up_bias);
+        if (down_bias.is_bound()) visit("down_bias", down_bias);
     }
     void own_gradients() {
         for (Weights<S>* weights : {&gate, &up, &down, &gate_bias, &up_bias, &down_bias})
@@ -272,7 +272,7 @@ private:
             return;
         detail::fail("moe::FeedForwardModule: ", name, " holds ", found.count(), " matrices [",
                      found.rows(), ", ", found.cols(), "], these experts need ", count, " of [",
-                     rows, ", ", cols, "], one for each expert of Swiglu or Mlp");
+                     rows, ", ", cols, "], one for each expert of Swiglu, Glu or Mlp");
     }
     void check_bias(const char* name, const Weights<S>& found, Index cols) const {
         check_matrix(name, found, found.count() == 0 ? 0 : count_, 1, cols);

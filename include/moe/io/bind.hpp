@@ -31,18 +31,43 @@ std::shared_ptr<const void> owner_of(const Checkpoint& checkpoint) {
         return {};
 }
 
-/// Of an owned parameter, where its values go.
-struct ParameterShape {
+/// Elements from row to row and from column to column of a parameter, which may be an Eigen object
+/// of a user's type.
+struct Steps {
+    Index row, col;
+};
+template <class M>
+Steps steps_of(const M& matrix) {
+    if constexpr (requires { requires !M::IsRowMajor; })
+        return {1, matrix.rows()};
+    else
+        return {matrix.cols(), 1};
+}
+
+/// A parameter that owns its memory.
+struct OwnedParameter {
     std::string name;
     Index rows, cols;
+    Steps steps;
+    void* data;
+    void (*convert)(const PlannedTensor& from, void* data, Steps steps);
+
+    void copy(const PlannedTensor& from) const {
+        const bool as_it_is = from.slice.rows == rows && from.slice.cols == cols;
+        convert(from, data, as_it_is ? steps : Steps{0, 1});
+    }
 };
 
-/// All parameters of a layer that own their memory.
+/// All of a layer.
 template <class Layer>
-std::vector<ParameterShape> owned_parameters(const Layer& layer) {
-    std::vector<ParameterShape> all;
-    visit_parameters(layer, [&](std::string_view name, const auto& matrix, Role) {
-        all.push_back({std::string(name), matrix.rows(), matrix.cols()});
+std::vector<OwnedParameter> owned_parameters(Layer& layer) {
+    std::vector<OwnedParameter> all;
+    visit_parameters(layer, [&](std::string_view name, auto& matrix, Role) {
+        using S = scalar_of<decltype(matrix)>;
+        all.push_back({std::string(name), matrix.rows(), matrix.cols(), steps_of(matrix),
+                       matrix.data(), [](const PlannedTensor& from, void* data, Steps steps) {
+                           from.copy(static_cast<S*>(data), steps.row, steps.col);
+                       }});
     });
     return all;
 }
@@ -55,33 +80,35 @@ void read_layer(const Checkpoint& checkpoint, const Names& names, const char* wh
                 const Take& take) {
     using S = typename Layer::Scalar;
     TensorPlan<Checkpoint> plan(checkpoint, names, who);
-    visit_weights(layer, [&](const std::string& pattern, const Weights<S>& weights, Index first) {
+    std::vector<Weights<S>*> deferred;
+    visit_weights(layer, [&](const std::string& pattern, Weights<S>& weights, Index first) {
         if (weights.is_bound() || weights.is_coded())
             fail(who, ": ", pattern,
                  " are views, which are only read; load into a layer that owns its weights");
-        for (Index e = 0; weights.is_deferred() && e < weights.count(); ++e)
+        if (!weights.is_deferred()) return;
+        deferred.push_back(&weights);
+        for (Index e = 0; e < weights.count(); ++e)
             plan.want(Names::with_number(pattern, first + e), weights.rows(), weights.cols());
     });
-    for (ParameterShape& of : owned_parameters(layer))
-        plan.want(std::move(of.name), of.rows, of.cols);
+    const std::vector<OwnedParameter> owned = owned_parameters(layer);
+    for (const OwnedParameter& of : owned) plan.want(of.name, of.rows, of.cols);
 
     auto next = plan.find().begin();
     std::vector<Weights<S>> taken;
-    visit_weights(layer, [&](const std::string&, const Weights<S>& weights, Index) {
-        if (!weights.is_deferred()) return;
-        const auto end = next + weights.count();
-        taken.push_back(take(weights, std::vector<PlannedTensor>(next, end)));
+    for (const Weights<S>* const weights : deferred) {
+        const auto end = next + weights->count();
+        taken.push_back(take(*weights, std::vector<PlannedTensor>(next, end)));
         next = end;
-    });
+    }
+    const auto values = next;
+    for (const OwnedParameter& to : owned)
+        if ((next++)->is_coded() && to.steps.col != 1)
+            fail(who, ": ", to.name, " is column-major, and codes are read by rows");
+
     // Nothing throws from here on.
-    const auto owned = next;
-    moe::visit_parameters(
-        layer, [&](std::string_view, auto& matrix, Role) { (next++)->copy(matrix.data()); });
-    static_cast<void>(owned);
-    auto of = taken.begin();
-    visit_weights(layer, [&](const std::string&, Weights<S>& weights, Index) {
-        if (weights.is_deferred()) weights = std::move(*of++);
-    });
+    next = values;
+    for (const OwnedParameter& to : owned) to.copy(*next++);
+    for (std::size_t i = 0; i < deferred.size(); ++i) *deferred[i] = std::move(taken[i]);
 }
 
 }  // namespace detail
@@ -114,11 +141,15 @@ Layer<S, R, G, Groups...> bind(const Checkpoint& checkpoint, const Names& names,
                        [&](const Weights<S>&, const std::vector<detail::PlannedTensor>& tensors) {
                            if (!tensors.front().is_coded()) {
                                std::vector<WeightView> views;
-                               for (const auto& tensor : tensors) views.push_back(tensor.view());
+                               for (const auto& tensor : tensors)
+                                   views.push_back(tensor.template view<S>());
                                return Weights<S>(std::move(views), owner);
                            }
                            std::vector<BlockCodes> codes;
-                           for (const auto& tensor : tensors) codes.push_back(tensor.codes());
+                           for (const auto& tensor : tensors) {
+                               if (!tensor.is_coded()) tensors.front().template view<S>();
+                               codes.push_back(tensor.codes());
+                           }
                            return Weights<S>(std::move(codes), owner);
                        });
     return layer;
@@ -139,7 +170,7 @@ void load(const Checkpoint& checkpoint, const Names& names, Layer& layer) {
         [](const Weights<S>& weights, const std::vector<detail::PlannedTensor>& tensors) {
             Weights<S> owned(weights.count(), weights.rows(), weights.cols());
             for (std::size_t e = 0; e < tensors.size(); ++e)
-                tensors[e].copy(owned.owned(static_cast<Index>(e)).data());
+                tensors[e].copy(owned.owned(static_cast<Index>(e)).data(), weights.cols(), 1);
             return owned;
         });
 }

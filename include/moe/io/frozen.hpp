@@ -84,8 +84,8 @@ void save_frozen(const FrozenLayer<S, R, G, Groups...>& layer, SafetensorsWriter
     detail::for_each_unpacked(
         layer.head(), layer.bank(), [&](std::string_view name, const auto& matrix) {
             using T = detail::scalar_of<decltype(matrix)>;
-            add(std::string(prefix) + std::string(name), dtype_of<T>,
-                {matrix.rows(), matrix.cols()}, std::as_bytes(detail::span_of(matrix)));
+            add(std::string(prefix) + std::string(name), dtype_of<T>, detail::shape_in_file(matrix),
+                std::as_bytes(detail::span_of(matrix)));
         });
     detail::visit_packed(layer.bank(), [&](const std::string& pattern, const auto& group,
                                            Index first) {

@@ -59,8 +59,7 @@ public:
         for_each_unpacked(head, bank, [&](std::string_view name, const auto& matrix) {
             using T = scalar_of<decltype(matrix)>;
             const TensorView& tensor = find(prefix_ + std::string(name));
-            const Extents shape{matrix.rows(), matrix.cols()};
-            check(tensor, dtype_of<T>, shape);
+            check(tensor, dtype_of<T>, shape_in_file(matrix));
             unpacked_.push_back(&tensor);
         });
     }

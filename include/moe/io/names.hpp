@@ -25,7 +25,11 @@ namespace moe::inline MOE_ABI {
 ///       .part = Part::second_half}}
 ///
 /// '#' stands for the number of an expert, in the layer's counting in `parameter`; in `tensor` it
-/// is that number less `first`.
+/// is that number less `first`. A parameter may be named with its number, too: "shared.0.gate".
+///
+///     {"", "experts.#.gate_proj.weight"}
+///
+/// Without a parameter it is a tensor that nothing reads: it may be there, whatever its number.
 struct TensorName {
     std::string parameter;  ///< of the layer: visit_parameters() says them
     std::string tensor;     ///< behind the prefix of the layer; "../" leaves its last part first
@@ -59,7 +63,8 @@ public:
     /// @param prefix  goes in front of every tensor's name as it is, with its dot
     Names(std::string prefix, std::vector<TensorName> table)
         : Names(std::vector<std::string>{std::move(prefix)}, std::move(table)) {}
-    /// @throws std::invalid_argument without prefix or table, or if a '#' has no counterpart
+    /// @throws std::invalid_argument without prefix or table, if a '#' has no counterpart, or if a
+    ///         number is out of range
     Names(std::vector<std::string> prefixes, std::vector<TensorName> table)
         : prefixes_(std::move(prefixes)), table_(std::move(table)) {
         if (prefixes_.empty() || table_.empty())
@@ -69,11 +74,16 @@ public:
             const bool one = entry.parameter.find('#') != std::string::npos;
             const bool by_name = entry.tensor.find('#') != std::string::npos;
             const bool stacked = entry.layout.stacking != Stacking::separate;
+            if (entry.parameter.empty()) continue;
             if (stacked ? by_name || !one : by_name != one)
                 detail::fail("moe::Names: ", detail::in_quotes(entry.parameter), " is to be ",
                              detail::in_quotes(entry.tensor),
                              stacked ? ", one tensor for all experts: only the first may hold '#'"
                                      : "; both must hold '#', or neither");
+            if (entry.layout.block < 1 || entry.first < 0 || entry.count < 1)
+                detail::fail("moe::Names: ", detail::in_quotes(entry.parameter), " has block ",
+                             entry.layout.block, ", first ", entry.first, " and count ",
+                             entry.count, ", they must be at least 1, 0 and 1");
         }
     }
 
@@ -86,16 +96,35 @@ public:
         const auto [pattern, number] = split(parameter);
         std::vector<TensorPlace> places;
         for (const TensorName& entry : table_) {
-            if (entry.parameter != pattern || number < entry.first ||
-                number - entry.first >= entry.count)
+            const bool one = entry.parameter == parameter;  // by its own name, without '#'
+            if (!one && (entry.parameter != pattern || number < entry.first ||
+                         number - entry.first >= entry.count))
                 continue;
-            const Index index = number - entry.first;
+            const Index index = one ? 0 : number - entry.first;
             const auto whole = [&](const std::string& name) {
                 return name.empty() ? name : joined(prefixes_.at(prefix), with_number(name, index));
             };
             places.push_back({whole(entry.tensor), whole(entry.scales), entry.layout, index});
         }
         return places;
+    }
+
+    /// Whether a tensor, by its whole name, is one that nothing needs to read.
+    bool is_unread(std::string_view tensor, std::size_t prefix = 0) const {
+        for (const TensorName& entry : table_) {
+            if (!entry.parameter.empty()) continue;
+            const std::string whole = joined(prefixes_.at(prefix), entry.tensor);
+            const std::string_view pattern = whole;
+            const std::size_t at = pattern.find('#');
+            if (at == std::string_view::npos
+                    ? tensor == pattern
+                    : tensor.size() >= pattern.size() &&
+                          tensor.starts_with(pattern.substr(0, at)) &&
+                          tensor.ends_with(pattern.substr(at + 1)) &&
+                          is_number(tensor.substr(at, tensor.size() - pattern.size() + 1)))
+                return true;
+        }
+        return false;
     }
 
     /// "experts.3.gate" for "experts.#.gate" and 3.
@@ -107,6 +136,10 @@ public:
     }
 
 private:
+    static bool is_number(std::string_view text) {
+        return std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
+    }
+
     static std::string joined(std::string_view prefix, std::string_view name) {
         constexpr std::string_view up = "../";
         while (name.starts_with(up)) {

@@ -3,7 +3,10 @@
 #define MOE_IO_SAVE_HPP
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <map>
 #include <span>
 #include <string>
@@ -41,6 +44,23 @@ struct SavedMatrix {
     Dtype dtype;
 };
 
+/// The nearest T, ties to even. Eigen's narrow types go by way of float; that must not round first,
+/// so the float is one with an odd last bit wherever `value` is between two: it then lies on the
+/// same side of every border of T.
+template <class T>
+T narrowed(double value) {
+    if constexpr (sizeof(T) >= sizeof(float)) {
+        return static_cast<T>(value);
+    } else {
+        const auto near = static_cast<float>(value);
+        auto bits = std::bit_cast<std::uint32_t>(near);
+        const double back = near;
+        if (std::isfinite(value) && back != value && bits % 2 == 0)
+            bits += std::abs(back) > std::abs(value) ? ~std::uint32_t{0} : 1u;
+        return static_cast<T>(std::bit_cast<float>(bits));
+    }
+}
+
 /// [rows, cols] elements of S or of a view to the bytes of a tensor of T.
 template <class T>
 void store(const SavedMatrix& matrix, std::span<T> tensor) {
@@ -49,10 +69,12 @@ void store(const SavedMatrix& matrix, std::span<T> tensor) {
     const TensorSlice& s = matrix.slice;
     for (Index i = 0; i < w.rows; ++i)
         for (Index j = 0; j < w.cols; ++j) {
-            const auto value = read_element<double>(
+            auto value = read_element<double>(
                 w.dtype, data + (i * w.row_stride + j * w.col_stride) * element_size(w.dtype));
+            if (w.scales != nullptr)  // rounded once: the product is exact in double
+                value = static_cast<float>(value * static_cast<double>(w.scales[i]));
             tensor[static_cast<std::size_t>(s.offset() + i * s.row_stride() + j * s.col_stride())] =
-                static_cast<T>(value);
+                narrowed<T>(value);
         }
 }
 
@@ -85,20 +107,25 @@ public:
                                    .experts = 1,
                                    .index = 0},
                          .dtype = role == Role::state && !wide ? Dtype::f32 : options_.dtype});
+        SavedMatrix& part = parts.back();
+        if (part.slice.is_vector()) {
+            part.slice.make_row("moe::save", part.parameter);
+            if (from.rows != 1)  // a column
+                part.from.rows = 1, part.from.cols = from.rows,
+                part.from.col_stride = from.row_stride;
+        }
+        if (place->layout.stacking != Stacking::separate) part.slice.index = place->index;
+        check_free(place->tensor, parts);
         if (place->layout.stacking == Stacking::separate) return;
-        parts.back().slice.index = place->index;
         const Index experts = std::max(parts.front().slice.experts, place->index + 1);
-        for (SavedMatrix& part : parts) part.slice.experts = experts;
+        for (SavedMatrix& each : parts) each.slice.experts = experts;
     }
 
     void write(SafetensorsWriter& writer) const {
+        for (const auto& [name, parts] : tensors_)
+            for (const SavedMatrix& part : parts) check_shape(name, part, parts.front());
         for (const auto& [name, parts] : tensors_) {
             const Extents shape = parts.front().slice.shape();
-            for (const SavedMatrix& part : parts)
-                if (!(part.slice.shape() == shape))
-                    fail("moe::save: tensor ", in_quotes(name), " would be ",
-                         to_string(part.slice.shape()), " for ", part.parameter, " and ",
-                         to_string(shape), " for ", parts.front().parameter);
             switch (parts.front().dtype) {
                 case Dtype::f64:
                     write<double>(name, shape, parts, writer);
@@ -116,6 +143,28 @@ public:
     }
 
 private:
+    static void check_shape(const std::string& name, const SavedMatrix& part,
+                            const SavedMatrix& first) {
+        const Extents one = part.slice.shape(), other = first.slice.shape();
+        if (!(one == other))
+            fail("moe::save: tensor ", in_quotes(name), " would be ", to_string(one), " for ",
+                 part.parameter, " and ", to_string(other), " for ", first.parameter);
+    }
+
+    /// The last part must not go where another one is.
+    static void check_free(const std::string& tensor, const std::vector<SavedMatrix>& parts) {
+        const SavedMatrix& last = parts.back();
+        const Part whole = Part::whole, part = last.slice.layout.part;
+        for (const SavedMatrix& other : std::span(parts).first(parts.size() - 1)) {
+            const Part of = other.slice.layout.part;
+            if (other.slice.index == last.slice.index &&
+                (of == part || of == whole || part == whole))
+                fail("moe::save: ", other.parameter, " and ", last.parameter,
+                     " would be the same elements of ", in_quotes(tensor),
+                     "; the names are those of no such layer");
+        }
+    }
+
     template <class T>
     static void write(const std::string& name, const Extents& shape,
                       const std::vector<SavedMatrix>& parts, SafetensorsWriter& writer) {
@@ -153,7 +202,8 @@ void save(const Layer& layer, const Names& names, SafetensorsWriter& writer,
                   .dtype = dtype_of<T>,
                   .rows = matrix.rows(),
                   .cols = matrix.cols(),
-                  .row_stride = matrix.cols()},
+                  .row_stride = detail::steps_of(matrix).row,
+                  .col_stride = detail::steps_of(matrix).col},
                  role);
     });
     detail::visit_weights(

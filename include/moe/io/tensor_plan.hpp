@@ -9,6 +9,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -36,9 +37,16 @@ struct PlannedTensor {
     bool is_mxfp4() const { return slice.layout.coding == Coding::mxfp4; }
     bool is_coded() const { return is_mxfp4() || tensor.dtype == Dtype::f8_e4m3; }
 
-    /// A view of the elements.
-    /// @throws FormatError if they are not aligned
+    /// A view of the elements for a layer of S.
+    /// @throws FormatError if that cannot read them where they lie
+    template <class S>
     WeightView view() const {
+        const bool narrow = tensor.dtype == Dtype::bf16 || tensor.dtype == Dtype::f16;
+        if (is_coded() || (tensor.dtype != dtype_of<S> && !(std::is_same_v<S, float> && narrow)))
+            fail<FormatError>("moe::bind: tensor ", in_quotes(tensor.name), " for ", parameter,
+                              " holds ", dtype_name(tensor.dtype), ", a layer of ",
+                              dtype_name(dtype_of<S>),
+                              " cannot read that where it lies; moe::load converts it");
         const Index size = element_size(tensor.dtype);
         const std::byte* const data = tensor.bytes.data() + slice.offset() * size;
         if (reinterpret_cast<std::uintptr_t>(data) % static_cast<std::uintptr_t>(size) != 0)
@@ -75,12 +83,13 @@ struct PlannedTensor {
                            .row_stride = s.output_step() * row_scales}};
     }
 
-    /// Converts all elements to S, [rows, cols].
+    /// Converts all elements to S: (i, j) goes to to[i * to_row + j * to_col].
     template <class S>
-    void copy(S* to) const {
+    void copy(S* to, Index to_row, Index to_col) const {
         if (is_coded()) {
+            MOE_ASSERT(to_col == 1, "codes are decoded row by row");
             const BlockCodes all = codes();
-            for (Index i = 0; i < slice.rows; ++i) decode_row(all, i, to + i * slice.cols);
+            for (Index i = 0; i < slice.rows; ++i) decode_row(all, i, to + i * to_row);
             return;
         }
         const Index row = slice.row_stride(), col = slice.col_stride();
@@ -90,7 +99,7 @@ struct PlannedTensor {
             constexpr Dtype dtype = decltype(stored)::value;
             for (Index i = 0; i < slice.rows; ++i)
                 for (Index j = 0; j < slice.cols; ++j)
-                    to[i * slice.cols + j] = static_cast<S>(
+                    to[i * to_row + j * to_col] = static_cast<S>(
                         decode<dtype>(first + (i * row + j * col) * element_size(dtype)));
         });
     }
@@ -103,8 +112,11 @@ class TensorPlan {
 public:
     /// @param who  begins messages
     TensorPlan(const Checkpoint& checkpoint, const Names& names, const char* who)
-        : checkpoint_(checkpoint), names_(names), who_(who), prefix_(choose_prefix()) {}
+        : checkpoint_(checkpoint), names_(names), who_(who), prefix_(choose_prefix()) {
+        if (names.table().empty()) detail::fail(who, ": the names are empty; see moe::Names");
+    }
 
+    /// A vector may be a column, too.
     void want(std::string parameter, Index rows, Index cols) {
         const std::vector<TensorPlace> places = names_.places(parameter, prefix_);
         for (const TensorPlace& place : places) {
@@ -119,10 +131,11 @@ public:
                     .layout = place.layout, .rows = rows, .cols = cols, .experts = 1, .index = 0}};
             if (found.is_coded()) {
                 if (place.scales.empty())
-                    refuse(found, " of ", dtype_name(tensor->dtype),
+                    refuse(found, " is of ", dtype_name(tensor->dtype),
                            ", and the names say nothing of its scales");
                 found.scales = checkpoint_.at(place.scales);
             }
+            if (found.slice.is_vector()) found.slice.make_row(who_, found.parameter);
             if (place.layout.stacking != Stacking::separate) {
                 found.slice.index = place.index;
                 Index& experts = stacked_[found.tensor.name];
@@ -148,10 +161,14 @@ public:
     }
 
 private:
+    /// A parameter that the first entry of the table is of.
+    std::string front() const {
+        const TensorName& entry = names_.table().front();
+        return Names::with_number(entry.parameter, entry.first);
+    }
     std::size_t choose_prefix() const {
         for (std::size_t i = 0; i < names_.prefixes().size(); ++i)
-            for (const TensorPlace& place :
-                 names_.places(Names::with_number(names_.table().front().parameter, 0), i))
+            for (const TensorPlace& place : names_.places(front(), i))
                 if (checkpoint_.find(place.tensor) != nullptr) return i;
         return 0;
     }
@@ -160,16 +177,18 @@ private:
         const TensorSlice& s = found.slice;
         if (found.is_coded()) return check_coded(found);
         check_shape(found, found.tensor, s.shape(), s.fits(found.tensor.shape));
-        if (!with_dtype(found.tensor.dtype, [](auto) {}))
-            refuse(found, " of dtype ", in_quotes(found.tensor.dtype_text),
-                   ", which has no values without scales");
+        using enum Dtype;
+        const Dtype dtype = found.tensor.dtype;
+        if (dtype != f64 && dtype != f32 && dtype != bf16 && dtype != f16)
+            refuse(found, " is of dtype ", in_quotes(found.tensor.dtype_text),
+                   ", weights are F64, F32, BF16 or F16, or codes that the names say");
     }
     void check_coded(const PlannedTensor& found) const {
         const TensorSlice& s = found.slice;
         const bool fp8 = !found.is_mxfp4();
         if (s.layout.orientation != Orientation::out_in || s.layout.stacking == Stacking::rows ||
             (fp8 && s.layout.part != Part::whole) || (!fp8 && s.cols % mxfp4_block != 0))
-            refuse(found, " coded in blocks that do not follow its layout; see moe::Coding");
+            refuse(found, " is coded in blocks that do not follow its layout; see moe::Coding");
         Extents shape, scales;
         if (s.layout.stacking == Stacking::leading) {
             shape.push_back(s.experts);
@@ -188,6 +207,11 @@ private:
         }
         check_shape(found, found.tensor, shape, found.tensor.shape == shape);
         check_shape(found, found.scales, scales, found.scales.shape == scales);
+        using enum Dtype;
+        const Dtype dtype = found.scales.dtype;
+        if (dtype != u8 && (!fp8 || (dtype != f32 && dtype != bf16 && dtype != f16)))
+            refuse(found, " has scales of dtype ", in_quotes(found.scales.dtype_text), ", ",
+                   fp8 ? "F32, BF16, F16 or U8" : "U8", " can be read");
         check_block_codes(who_, found.codes());
     }
     void check_shape(const PlannedTensor& found, const TensorView& tensor, const Extents& wanted,
@@ -201,7 +225,7 @@ private:
     template <class... Parts>
     [[noreturn]] void refuse(const PlannedTensor& found, const Parts&... parts) const {
         detail::fail<FormatError>(who_, ": tensor ", in_quotes(found.tensor.name), " for ",
-                                  found.parameter, " is", parts...);
+                                  found.parameter, parts...);
     }
 
     /// A tensor of the layer that nothing asked for would be left out of its results.
@@ -213,7 +237,8 @@ private:
         }
         const std::string& prefix = names_.prefixes()[prefix_];
         for (const TensorView& tensor : checkpoint_)
-            if (tensor.name.starts_with(prefix) && !used.contains(tensor.name))
+            if (tensor.name.starts_with(prefix) && !used.contains(tensor.name) &&
+                !names_.is_unread(tensor.name, prefix_))
                 detail::fail<FormatError>(
                     who_, ": the checkpoint has ", in_quotes(tensor.name), " ",
                     to_string(tensor.shape),
