@@ -14,12 +14,14 @@
 // that is public together, so that it does not where two headers define one name.
 #include <moe/compose.hpp>
 #include <moe/gates.hpp>
+#include <moe/io/frozen.hpp>
 #include <moe/io/plan_text.hpp>
 #include <moe/io/routing.hpp>
 #include <moe/io/safetensors_writer.hpp>
 #include <moe/io/trace.hpp>
 #include <moe/losses.hpp>
 #include <moe/moe.hpp>
+#include <moe/presets.hpp>
 #include <moe/routers.hpp>
 #include <moe/stats.hpp>
 #include <moe/testing/gradient_check.hpp>
@@ -57,6 +59,7 @@ Kinds kinds_in(const std::filesystem::path& file) {
 
 TEST(Fwd, DeclaresEveryPublicTypeByItsKindAndNoOther) {
     Kinds declared = kinds_in("include/moe/fwd.hpp");
+    declared.merge(kinds_in("include/moe/io/fwd.hpp"));
     declared.merge(kinds_in("include/moe/stats/fwd.hpp"));
     ASSERT_GT(declared.size(), 90u);
     Kinds defined;

@@ -76,7 +76,7 @@ bool is_asked_for_by_name(const std::string& header) {
 TEST(Umbrella, BringsAllTheRest) {
     auto seen = included_from("moe/moe.hpp");
     for (const char* umbrella : {"moe/routers.hpp", "moe/gates.hpp", "moe/losses.hpp",
-                                 "moe/stats.hpp", "moe/compose.hpp"}) {
+                                 "moe/stats.hpp", "moe/compose.hpp", "moe/presets.hpp"}) {
         seen.merge(included_from(umbrella));
         seen.emplace(umbrella, "");
     }

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include <moe/config.hpp>
+#include <moe/io/fwd.hpp>
 #include <moe/stats/fwd.hpp>
 
 /// Names of the public types, for headers that only mention them. Aliases of Eigen's types (Index,
@@ -14,6 +15,7 @@ namespace moe::inline MOE_ABI {
 
 // What a layer is made of
 struct Config;
+struct Deferred;
 struct Shape;
 template <class S, class R, class G>
 class Head;
@@ -258,6 +260,8 @@ template <class S>
 class PackedFeedForward;
 template <class S>
 class FrozenWeights;
+struct FrozenExtents;
+struct FrozenPanels;
 struct Zero;
 template <class S>
 struct ZeroModule;
@@ -311,17 +315,6 @@ enum class Scored;
 struct TokenUniformity;
 struct TsallisEntropy;
 enum class Variance;
-
-// Files
-class FormatError;
-class Checkpoint;
-struct CheckpointLimits;
-class MappedFile;
-struct SafetensorsLimits;
-class SafetensorsView;
-class SafetensorsWriter;
-struct TensorView;
-class Extents;
 
 // Kernels
 enum class Isa;
