@@ -403,7 +403,7 @@ TEST(FeedForwardExperts, RefuseMatricesOfOtherExtents) {
     };
     const auto sentence = [](const std::string& found, const std::string& wanted) {
         return "moe::FeedForwardModule: " + found + ", these experts need " + wanted +
-               ", one for each expert of Swiglu or Mlp";
+               ", one for each expert of Swiglu, Glu or Mlp";
     };
     auto group = gated;
     group.gate = Weights(2, 7, 9);
