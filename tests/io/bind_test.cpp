@@ -651,6 +651,21 @@ TEST(Load, LooksForThePrefixByAnExpertThatTheFirstEntryHas) {
     EXPECT_TRUE(stored::holds(bag.matrices[0].weights.owned(0), stored::matrix(2, 3, 4)));
 }
 
+TEST(Load, LeavesTensorsOutThatTheNamesCallUnused) {
+    SafetensorsWriter writer;
+    write_small(writer);
+    writer.add("m.old", std::vector<float>{1});
+    expect_parts(error_of(writer, small_names, small_bag()), {"\"m.old\" [1]", "no parameter"});
+    const Names names("m.",
+                      {{"router.weight", "router"}, {"experts.#.up", "experts.#.up"}, {"", "old"}});
+    EXPECT_EQ(error_of(writer, names, small_bag()), "");
+    const Names both("m.", {{"router.weight", "router"},
+                            {"experts.#.up", "experts.#.up"},
+                            {"", "old"},
+                            {"", "router"}});
+    EXPECT_EQ(error_of(writer, both, small_bag()), "");
+}
+
 TEST(Load, RefusesNamesWithoutATable) {
     SafetensorsWriter writer;
     write_small(writer);

@@ -27,8 +27,8 @@ namespace moe::inline MOE_ABI {
 /// '#' stands for the number of an expert, in the layer's counting in `parameter`; in `tensor` it
 /// is that number less `first`. A parameter may be named with its number, too: "shared.0.gate".
 struct TensorName {
-    std::string
-        parameter;       ///< of the layer: visit_parameters() says them; "": the tensor is no use
+    /// Of the layer, as visit_parameters() says it. Empty: the tensor may be there unused.
+    std::string parameter;
     std::string tensor;  ///< behind the prefix of the layer; "../" leaves its last part first
     Layout layout{};
     std::string scales{};  ///< the tensor of their scales, for MXFP4 and F8_E4M3
