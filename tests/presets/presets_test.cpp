@@ -335,7 +335,7 @@ TEST(Presets, ReadTheConfigurationsOfTransformers) {
     expect_read(presets::LongcatFlash{}, {{"hidden_size", 6144_i},
                                           {"expert_ffn_hidden_size", 2048_i},
                                           {"n_routed_experts", 512_i},
-                                          {"zero_expert_num", 256_i, 0_i},
+                                          {"zero_expert_num", 256_i, 256_i},
                                           {"moe_topk", 12_i},
                                           {"routed_scaling_factor", 6_i}});
     expect_read(presets::NllbMoe{},

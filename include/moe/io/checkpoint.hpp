@@ -67,9 +67,8 @@ public:
     /// Files that an index names, wherever they are.
     ///
     /// @param index  the text of model.safetensors.index.json; need not live any longer
-    /// @param load   SafetensorsView load(const std::string& file_name), called once for each file
-    /// in
-    ///               ascending order of names; throws if there is no such file
+    /// @param load   SafetensorsView load(const std::string& file_name), called once for each file,
+    ///               in ascending order of names; throws if there is no such file
     /// @throws FormatError if the index is damaged or does not agree with the files, and what load
     ///         throws
     template <class Load>
