@@ -121,34 +121,15 @@ public:
 
     /// experts.<global number>.*, then shared.<number>.* of groups without routed experts
     void visit_parameters(auto&& visit) {
-        Index first = 0, shared = 0;
-        for_each_group_mutable([&](auto& group) {
-            const bool routed = group.num_experts() > 0;
-            const std::string prefix = routed ? "experts." : "shared.";
-            const Index offset = routed ? first : shared;
-            Index last = offset;
+        for_each_numbered([&](auto& group, const char* prefix, Index offset) {
             moe::visit_parameters(group, [&](std::string_view name, auto& matrix, Role role) {
                 // A group numbers its experts from 0: "2.gate". The layer numbers them throughout.
                 // What belongs to the group as a whole, "base", goes under its first expert.
-                std::size_t digits = 0;
-                Index local = 0;
-                while (digits < name.size() && name[digits] >= '0' && name[digits] <= '9')
-                    local = 10 * local + (name[digits++] - '0');
-                last = std::max(last, offset + local + 1);
+                const auto [local, digits] = number_in(name);
                 visit(prefix + std::to_string(offset + local) + (digits == 0 ? "." : "") +
                           std::string(name.substr(digits)),
                       matrix, role);
             });
-            if constexpr (HasWeights<decltype(group)>)
-                group.visit_weights([&](const char*, const auto& weights) {
-                    last = std::max(last, offset + weights.count());  // views have no parameters
-                });
-            if constexpr (HasPacked<decltype(group)>)
-                group.visit_packed([&](const auto& packed) {
-                    last = std::max(last, offset + packed.num_experts());
-                });
-            first += group.num_experts();
-            if (!routed) shared = last;
         });
     }
 
@@ -156,37 +137,21 @@ public:
     /// e of the group is the parameter called `pattern` with first + e in the place of '#'.
     /// "experts.#.gate", then "shared.#.gate" of groups without routed experts.
     void visit_weights(auto&& visit) {
-        Index first = 0, shared = 0;
-        for_each_group_mutable([&](auto& group) {
-            const bool routed = group.num_experts() > 0;
-            const std::string prefix = routed ? "experts.#." : "shared.#.";
-            const Index offset = routed ? first : shared;
-            Index last = offset;
+        for_each_numbered([&](auto& group, const std::string& prefix, Index offset) {
             if constexpr (HasWeights<decltype(group)>)
                 group.visit_weights([&](const char* name, auto& weights) {
-                    last = std::max(last, offset + weights.count());
-                    visit(prefix + name, weights, offset);
+                    visit(prefix + "#." + name, weights, offset);
                 });
-            first += group.num_experts();
-            if (!routed) shared = last;
         });
     }
 
-    /// visit(prefix, packed, first) for the groups that freeze() packed: parameters of expert e of
-    /// the group are called `prefix` with first + e in the place of '#', then their name.
-    /// "experts.#.", then "shared.#." of groups without routed experts.
+    /// visit(prefix, packed, first) for the groups that are packed, as PackedFeedForward: expert e
+    /// of it is called `prefix` with first + e in the place of '#'. "experts.#.", then "shared.#."
+    /// of groups without routed experts.
     void visit_packed(auto&& visit) {
-        Index first = 0, shared = 0;
-        for_each_group_mutable([&](auto& group) {
-            const bool routed = group.num_experts() > 0;
-            Index& next = routed ? first : shared;
-            Index count = group.num_experts();
+        for_each_numbered([&](auto& group, const std::string& prefix, Index offset) {
             if constexpr (HasPacked<decltype(group)>)
-                group.visit_packed([&](auto& packed) {
-                    count = packed.num_experts();
-                    visit(std::string(routed ? "experts.#." : "shared.#."), packed, next);
-                });
-            next += count;
+                group.visit_packed([&](auto& packed) { visit(prefix + "#.", packed, offset); });
         });
     }
 
@@ -242,6 +207,41 @@ private:
     static auto build_group(const Config& config, const Shape& shape, const Group& group) {
         Random random = Random(config.seed, 2).child(I);
         return built<Group, S>(group, shape, random);
+    }
+
+    /// The number that a name begins with, and how many digits that are: "2.gate", 2 and 1.
+    static std::pair<Index, std::size_t> number_in(std::string_view name) {
+        std::size_t digits = 0;
+        Index number = 0;
+        while (digits < name.size() && name[digits] >= '0' && name[digits] <= '9')
+            number = 10 * number + (name[digits++] - '0');
+        return {number, digits};
+    }
+    /// How many numbers the experts of a group take, routed or not.
+    template <class Group>
+    static Index numbers_of(Group& group) {
+        if constexpr (requires { group.experts().num_experts(); }) {
+            return std::max(group.num_experts(), Index{group.experts().num_experts()});
+        } else {
+            Index count = group.num_experts();
+            if (count == 0)
+                moe::visit_parameters(group, [&](std::string_view name, auto&, Role) {
+                    count = std::max(count, number_in(name).first + 1);
+                });
+            return count;
+        }
+    }
+    /// f(group, "experts." or "shared.", number of its first expert) for every group in order.
+    template <class F>
+    void for_each_numbered(F&& f) {
+        Index routed = 0, shared = 0;
+        for_each_group_mutable([&](auto& group) {
+            const bool is_routed = group.num_experts() > 0;
+            Index& next = is_routed ? routed : shared;
+            const Index offset = next;
+            next += numbers_of(group);
+            f(group, is_routed ? "experts." : "shared.", offset);
+        });
     }
 
     template <class F>

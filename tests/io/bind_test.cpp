@@ -434,6 +434,36 @@ TEST(Bind, ReadsMxfp4OfRowsThatTakeTurnsAndOfHalves) {
     }
 }
 
+TEST(Bind, TakesNoCodesForSomeExpertsOnlyAndLoadDoes) {
+    const Size size{6, 6};
+    for (const bool codes_first : {true, false}) {
+        CodedFile file(size);
+        const auto tensor = [&](const std::string& name, Index e, bool coded, const Rows& rows) {
+            const std::string one = name + "." + std::to_string(e);
+            if (!coded) return stored::add(file.writer, "a.mlp." + one, Dtype::f32, {rows}, {6, 6});
+            file.add(one, Dtype::f8_e4m3, Fp8(6, 6, 128, 1).codes, {6, 6});
+            file.writer.add("a.mlp." + one + ".scale", moe::Matrix<float>::Ones(1, 1));
+        };
+        for (Index e = 0; e < experts; ++e) {
+            tensor("gate", e, (e == 0) == codes_first, gate(size, e));
+            tensor("up", e, false, up(size, e));
+            tensor("down", e, false, down(size, e));
+        }
+        const Names names("a.mlp.", {{"router.weight", "gate.weight"},
+                                     {"experts.#.gate", "gate.#", {}, "gate.#.scale"},
+                                     {"experts.#.up", "up.#"},
+                                     {"experts.#.down", "down.#"}});
+        const Bytes bytes = file.writer.bytes();
+        const SafetensorsView view{bytes};
+        const std::string text = message<FormatError>([&] { size.bound(view, names); });
+        EXPECT_NE(text.find("moe::load"), std::string::npos) << text;
+        Layer loaded = size.deferred();
+        moe::load(view, names, loaded);
+        const Index plain = codes_first ? 1 : 0;
+        EXPECT_TRUE(stored::holds(loaded.bank().group<0>().gate.owned(plain), gate(size, plain)));
+    }
+}
+
 // What is wrong, on a stand-in for a layer.
 
 /// One deferred matrix [2, 3] per expert and the weight of a router.
@@ -650,6 +680,21 @@ TEST(Load, LooksForThePrefixByAnExpertThatTheFirstEntryHas) {
                     {{.parameter = "experts.#.up", .tensor = "up.#", .first = 5}}),
               bag);
     EXPECT_TRUE(stored::holds(bag.matrices[0].weights.owned(0), stored::matrix(2, 3, 4)));
+}
+
+TEST(Load, LeavesTensorsOutThatTheNamesCallUnused) {
+    SafetensorsWriter writer;
+    write_small(writer);
+    writer.add("m.old", std::vector<float>{1});
+    expect_parts(error_of(writer, small_names, small_bag()), {"\"m.old\" [1]", "no parameter"});
+    const Names names("m.",
+                      {{"router.weight", "router"}, {"experts.#.up", "experts.#.up"}, {"", "old"}});
+    EXPECT_EQ(error_of(writer, names, small_bag()), "");
+    const Names both("m.", {{"router.weight", "router"},
+                            {"experts.#.up", "experts.#.up"},
+                            {"", "old"},
+                            {"", "router"}});
+    EXPECT_EQ(error_of(writer, both, small_bag()), "");
 }
 
 TEST(Load, RefusesNamesWithoutATable) {

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <string>
 #include <tuple>
@@ -175,11 +176,13 @@ struct Key {
     ModelConfig::Value otherwise = nullptr;
 };
 
+/// @param but      a key that has the value `instead`, or is not there if that is null
 ModelConfig config_of(const std::vector<Key>& keys, const char* but = "",
                       const ModelConfig::Value& instead = nullptr) {
     ModelConfig config;
     for (const Key& key : keys) {
         const bool changed = std::string(key.name) == but;
+        if (changed && std::holds_alternative<std::nullptr_t>(instead)) continue;
         std::visit([&](const auto& value) { config.set(key.name, value); },
                    changed ? instead : key.value);
     }
@@ -335,7 +338,7 @@ TEST(Presets, ReadTheConfigurationsOfTransformers) {
     expect_read(presets::LongcatFlash{}, {{"hidden_size", 6144_i},
                                           {"expert_ffn_hidden_size", 2048_i},
                                           {"n_routed_experts", 512_i},
-                                          {"zero_expert_num", 256_i, 0_i},
+                                          {"zero_expert_num", 256_i, 256_i},
                                           {"moe_topk", 12_i},
                                           {"routed_scaling_factor", 6_i}});
     expect_read(presets::NllbMoe{},
@@ -419,6 +422,51 @@ TEST(Presets, DbrxNormalisesAsItsConfigurationSays) {
     keys.pop_back();
     EXPECT_EQ(gate().normalize, moe::Normalize::plain);
     EXPECT_EQ(gate().norm_power, 1);
+}
+
+TEST(ModelConfig, TellsNullFromMissingAndTypesFromEachOther) {
+    ModelConfig config;
+    config.set("none", nullptr);
+    config.set("count", 3);
+    config.set("factor", 1.5f);
+    config.set("flag", true);
+    config.set("text", "word");
+    config.set("list", std::vector<std::int64_t>{4, 5});
+    EXPECT_TRUE(config.is_null("none"));
+    EXPECT_FALSE(config.has("none"));
+    EXPECT_FALSE(config.is_null("nothing"));
+    EXPECT_EQ(config.first_of({"none", "nothing", "count"}), "count");
+    EXPECT_EQ(config.first_of({"none", "nothing"}), "none");
+    EXPECT_EQ(config.integer("none", 7), 7);
+    EXPECT_EQ(config.number("count"), 3);
+    EXPECT_EQ(config.number("factor", 2), 1.5);
+    EXPECT_EQ(config.integer_of_layer("count", 9), 3);
+    EXPECT_EQ(config.integer_of_layer("list", 1), 5);
+    EXPECT_TRUE(config.flag("flag"));
+    EXPECT_EQ(config.text("text"), "word");
+    const auto error = [](auto&& read) { return message<FormatError>(read); };
+    EXPECT_EQ(error([&] { config.integer("none"); }), "moe::ModelConfig: \"none\" is missing");
+    EXPECT_EQ(error([&] { config.integer("factor"); }),
+              "moe::ModelConfig: \"factor\" is no integer");
+    EXPECT_EQ(error([&] { config.number("text"); }), "moe::ModelConfig: \"text\" is no number");
+    EXPECT_EQ(error([&] { config.flag("count", false); }),
+              "moe::ModelConfig: \"count\" is neither true nor false");
+    EXPECT_EQ(error([&] { config.text("flag"); }), "moe::ModelConfig: \"flag\" is no text");
+    for (const Index layer : {-1, 2})
+        EXPECT_NE(error([&] { config.integer_of_layer("list", layer); }).find("no entry for layer"),
+                  std::string::npos);
+    for (const std::int64_t value : {std::int64_t{-1}, (std::int64_t{1} << 40) + 1}) {
+        config.set("extent", value);
+        EXPECT_NE(error([&] { config.integer("extent"); }).find("not a count"), std::string::npos);
+    }
+    config.set("extent", std::int64_t{1} << 40);
+    EXPECT_EQ(config.integer("extent"), Index{1} << 40);
+    config.set("infinite", std::numeric_limits<double>::infinity());
+    EXPECT_NE(error([&] { config.number("infinite"); }).find("not finite"), std::string::npos);
+    config.set("text_config.hidden_size", 8);
+    EXPECT_EQ(config.inside("text_config").integer("hidden_size"), 8);
+    EXPECT_FALSE(config.inside("text_config").has("count"));
+    EXPECT_EQ(config.inside("vision_config").integer("count"), 3);
 }
 
 // Where their parameters are.

@@ -147,7 +147,11 @@ Layer<S, R, G, Groups...> bind(const Checkpoint& checkpoint, const Names& names,
                            }
                            std::vector<BlockCodes> codes;
                            for (const auto& tensor : tensors) {
-                               if (!tensor.is_coded()) tensors.front().template view<S>();
+                               if (!tensor.is_coded())
+                                   detail::fail<FormatError>(
+                                       "moe::bind: tensor ", detail::in_quotes(tensor.tensor.name),
+                                       " holds ", dtype_name(tensor.tensor.dtype),
+                                       " and those of other experts codes; moe::load takes both");
                                codes.push_back(tensor.codes());
                            }
                            return Weights<S>(std::move(codes), owner);

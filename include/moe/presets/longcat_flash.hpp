@@ -50,7 +50,8 @@ struct LongcatFlash {
         return {.model_dim = config.integer("hidden_size"),
                 .ffn_dim = config.integer("expert_ffn_hidden_size"),
                 .num_experts = config.integer("n_routed_experts"),
-                .num_copies = config.integer("zero_expert_num", 0),
+                .num_copies =
+                    config.is_null("zero_expert_num") ? 0 : config.integer("zero_expert_num", 256),
                 .k = config.integer(config.first_of({"moe_topk", "num_experts_per_tok"})),
                 .scale = config.number("routed_scaling_factor")};
     }

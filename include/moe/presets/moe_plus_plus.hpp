@@ -19,15 +19,15 @@
 namespace moe::inline MOE_ABI {
 namespace names {
 
-/// @param prefix    "model.layers.0.mlp.moe"
-/// @param is_first  whether the layer hears none: checkpoints have the matrix for it all the same
-inline Names moe_plus_plus(const std::string& prefix, bool is_first = false) {
+/// @param prefix  "model.layers.0.mlp.moe"
+inline Names moe_plus_plus(const std::string& prefix) {
     constexpr Layout gate{.part = Part::first_half}, up{.part = Part::second_half};
     constexpr Layout vector{.orientation = Orientation::vector};
     return {prefix + ".",
             {{"router.hidden.weight", "gate.wg.0.weight"},
              {"router.output.weight", "gate.wg.2.weight"},
-             {is_first ? "" : "router.residual", "gate.gate_map.weight"},
+             {"router.residual", "gate.gate_map.weight"},
+             {"", "gate.gate_map.weight"},  // the first layer has it and does not use it
              {"experts.#.gate", "experts.experts.#.up_proj.weight", gate},
              {"experts.#.up", "experts.experts.#.up_proj.weight", up},
              {"experts.#.down", "experts.experts.#.down_proj.weight"},
@@ -78,7 +78,7 @@ struct MoePlusPlus {
                           Null{}};
     }
     Names names(Index layer) const {
-        return names::moe_plus_plus(detail::layer_path(layer, "mlp.moe"), is_first);
+        return names::moe_plus_plus(detail::layer_path(layer, "mlp.moe"));
     }
 };
 

@@ -48,6 +48,7 @@ struct NllbMoe {
         config.expect("activation_function", "relu");
         config.expect("router_bias", false);
         config.expect("second_expert_policy", "all");
+        config.expect("moe_eval_capacity_token_fraction", 1.0);
         const Index encoder = config.integer("encoder_layers");
         return {.model_dim = config.integer("d_model"),
                 .ffn_dim = config.integer(layer < encoder ? "encoder_ffn_dim" : "decoder_ffn_dim"),
