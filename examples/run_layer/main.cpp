@@ -2,6 +2,7 @@
 // Runs one layer of a published model, straight from the files that its authors published: reads
 // config.json, finds the layer's tensors in the safetensors files, and computes what the published
 // code computes, forward and backward.
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstdio>
@@ -45,6 +46,13 @@ moe::Checkpoint open_model(const std::string& path) {
     });
 }
 
+/// Whether the router adds to the logits of the layer before.
+bool hears_previous(const moe::Names& names, Index layer) {
+    return layer > 0 &&
+           std::any_of(names.table().begin(), names.table().end(),
+                       [](const auto& entry) { return entry.parameter == "router.residual"; });
+}
+
 /// Who works on which token: expert_ids and expert_weights [T, K], of experts that were not
 /// dropped.
 void add_choices(const moe::Routing& routing, moe::SafetensorsWriter& writer) {
@@ -84,8 +92,10 @@ void run(const Options& options) {
     if (!options.backward) ws.keep(moe::Keep::nothing);
     const std::array<Index, 2> one_sequence{0, tokens};
     moe::Context context{.sequence_offsets = one_sequence};
-    if (const auto* logits = input.find("previous_logits")) {
-        leave_logits(read(input, "previous_logits", tokens, logits->cols()), previous);
+    const bool hears = hears_previous(names, options.layer);
+    if (hears) {
+        const Index logits = layer.num_experts();
+        leave_logits(read(input, "previous_logits", tokens, logits), previous);
         context.previous = &previous;
     }
 
@@ -104,7 +114,7 @@ void run(const Options& options) {
         layer.backward(x, dy, dx, grad, ws, context);
         output.add("grad_input", dx);
         moe::save(grad, names, output, {.prefix = "grad."});
-        if (context.previous != nullptr) output.add("grad_previous_logits", previous.dlogits());
+        if (hears) output.add("grad_previous_logits", previous.dlogits());
     }
     moe::write_file(options.output, output.bytes());
     if (!options.routing.empty()) moe::write_file(options.routing, moe::save_routing(ws.routing()));

@@ -13,7 +13,7 @@
 namespace run_layer {
 
 /// A layer of a checkpoint, of these recipes. What compiles long is a layer's type, and many models
-/// share one: each type is instantiated once, in a file layers_*.cpp, which defines this function.
+/// share one: layers.cpp defines this function and instantiates it once for each type.
 template <class... Parts>
 moe::AnyLayer<float> make_layer(const moe::Checkpoint& checkpoint, const moe::Names& names,
                                 const moe::Config& config, std::optional<moe::Storage> storage,

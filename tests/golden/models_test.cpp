@@ -364,7 +364,8 @@ TEST_F(RunLayer, explainsItselfWhenCalledWrongly) {
              {all + "--layer -1", "--layer is -1, it must be a whole number >= 0"},
              {all + "--threads 0", "--threads is 0, it must be a whole number >= 1"},
              {all + "--storage int4", "--storage is int4, it must be fp32, bf16 or int8"},
-             {all + "--storage bf16 --backward", "packed layers have no backward"}}) {
+             {all + "--storage bf16 --backward",
+              "--backward does not go with --storage: packed layers have no backward"}}) {
         const Result result = run(arguments);
         EXPECT_EQ(result.status, 2) << arguments;
         EXPECT_TRUE(result.text.starts_with("run_layer: " + message)) << result.text;
@@ -427,7 +428,7 @@ TEST_F(RunLayer, refusesInputThatDoesNotFit) {
     expect_refused(run_model(mixtral_, input("hidden_states", 2, 16), 1, "--backward"),
                    "\"grad_output\"");
     expect_refused(run_model((models / "moe_plus_plus").string(), input("hidden_states", 2, 16)),
-                   "the input has no previous_logits");
+                   "\"previous_logits\"");
     const std::string in = input("hidden_states", 2, 16);
     const Result result = run("--model " + mixtral_ + " --layer 1 --input " + in +
                               " --output no/such/folder/output.safetensors");

@@ -16,14 +16,13 @@
 namespace moe::inline MOE_ABI {
 namespace names {
 
+/// The bias is [1, E].
 /// @param prefix  "model.layers.1.mlp"
 inline Names ernie4_5_moe(const std::string& prefix) {
-    constexpr Layout vector{.orientation = Orientation::vector};
-    return {prefix + ".",
-            detail::joined({{{"router.weight", "gate.weight"},
-                             {"gate.bias", "moe_statics.e_score_correction_bias", vector}},
-                            detail::projections("experts.#", "experts.#"),
-                            detail::projections("shared.0", "shared_experts")})};
+    return {prefix + ".", detail::joined({{{"router.weight", "gate.weight"},
+                                           {"gate.bias", "moe_statics.e_score_correction_bias"}},
+                                          detail::projections("experts.#", "experts.#"),
+                                          detail::projections("shared.0", "shared_experts")})};
 }
 
 }  // namespace names
