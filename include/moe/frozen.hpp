@@ -76,7 +76,8 @@ void check_groups(const Bank& bank, const FreezeOptions& options) {
 /// The same bits as the layer it came from, if its weights are stored as fp32 and no experts are
 /// InBf16 (whose bits are those of Storage::bf16 with Compute::bf16); else, with Compute::exact,
 /// those of a layer that holds the rounded weights. It keeps nothing for backward and has none.
-/// Its type has a short name: moe::Frozen<L> for a layer L.
+/// Its type has a short name: moe::Frozen<L> for a layer L. It can be saved, and read where a file
+/// has it: io/frozen.hpp.
 /// @tparam R, G, Groups  modules
 template <class S, class R, class G, class... Groups>
 class FrozenLayer {

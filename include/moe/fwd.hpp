@@ -248,6 +248,7 @@ struct TargetShareUpdate;
 
 // Experts
 struct Swiglu;
+struct Glu;
 struct Mlp;
 enum class Activation;
 struct FeedForwardShape;

@@ -29,6 +29,15 @@ concept HasWeights = requires(Group& group, AnyWeights visit) {
     group.visit_weights(visit);
 };
 
+/// Takes what visit_packed() has to show.
+struct AnyPacked {
+    void operator()(auto&) const {}
+};
+template <class Group>
+concept HasPacked = requires(Group& group, AnyPacked visit) {
+    group.visit_packed(visit);
+};
+
 /// The groups of a Bank in the order of the arguments, which is that of their experts: the global
 /// number of an expert is its position in that order. What can be said of groups without a batch.
 template <class S, class... Groups>
@@ -134,6 +143,10 @@ public:
                 group.visit_weights([&](const char*, const auto& weights) {
                     last = std::max(last, offset + weights.count());  // views have no parameters
                 });
+            if constexpr (HasPacked<decltype(group)>)
+                group.visit_packed([&](const auto& packed) {
+                    last = std::max(last, offset + packed.num_experts());
+                });
             first += group.num_experts();
             if (!routed) shared = last;
         });
@@ -156,6 +169,24 @@ public:
                 });
             first += group.num_experts();
             if (!routed) shared = last;
+        });
+    }
+
+    /// visit(prefix, packed, first) for the groups that freeze() packed: parameters of expert e of
+    /// the group are called `prefix` with first + e in the place of '#', then their name.
+    /// "experts.#.", then "shared.#." of groups without routed experts.
+    void visit_packed(auto&& visit) {
+        Index first = 0, shared = 0;
+        for_each_group_mutable([&](auto& group) {
+            const bool routed = group.num_experts() > 0;
+            Index& next = routed ? first : shared;
+            Index count = group.num_experts();
+            if constexpr (HasPacked<decltype(group)>)
+                group.visit_packed([&](auto& packed) {
+                    count = packed.num_experts();
+                    visit(std::string(routed ? "experts.#." : "shared.#."), packed, next);
+                });
+            next += count;
         });
     }
 
@@ -222,6 +253,13 @@ private:
     GroupTuple groups_;
     std::vector<ExpertFacts> facts_;
 };
+
+/// The same of a const bank, whose groups are const.
+template <class Bank, class Visit>
+void visit_packed(const Bank& bank, Visit&& visit) {
+    const_cast<Bank&>(bank).visit_packed([&visit](const std::string& prefix, const auto& packed,
+                                                  Index first) { visit(prefix, packed, first); });
+}
 
 }  // namespace moe::inline MOE_ABI::detail
 

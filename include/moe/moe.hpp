@@ -40,6 +40,7 @@
 #include <moe/experts/copy.hpp>
 #include <moe/experts/each.hpp>
 #include <moe/experts/feed_forward.hpp>
+#include <moe/experts/glu.hpp>
 #include <moe/experts/in_bf16.hpp>
 #include <moe/experts/mlp.hpp>
 #include <moe/experts/null.hpp>

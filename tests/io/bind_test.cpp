@@ -155,6 +155,7 @@ TEST(Bind, ReadsEveryLayoutAsItIsDefinedAndWithOneResult) {
             const Bytes file = arrangement.file(size);
             const SafetensorsView view{file};
             const Layer bound = size.bound(view, arrangement.names());
+            EXPECT_EQ(moe::num_parameters(bound), moe::num_parameters(moe::zeros_like(bound)));
             EXPECT_TRUE(bound.bank().group<0>().up.is_bound());
             EXPECT_TRUE(stored::holds(bound.router().weight, router(size)));
             expect_values(size, bound.bank().group<0>());

@@ -151,6 +151,26 @@ TEST(SafetensorsWriter, AlignsEveryTensorToItsElements) {
             << tensor.name;
 }
 
+TEST(SafetensorsWriter, AlignsTheFirstTensorAsAsked) {
+    for (const moe::Index bytes : {1, 8, 64, 4096})
+        for (std::size_t length = 0; length < 70; length += 3) {
+            moe::SafetensorsWriter writer;
+            writer.align(bytes);
+            writer.align(2);
+            writer.add(std::string(length + 1, 'n'), std::vector<std::uint64_t>{7});
+            const std::vector<std::byte> file = writer.bytes();
+            const moe::SafetensorsView view(file);
+            EXPECT_EQ((view.begin()->bytes.data() - file.data()) % std::max<moe::Index>(bytes, 8),
+                      0);
+            EXPECT_LT(static_cast<moe::Index>(file.size()), 200 + bytes);
+        }
+    moe::SafetensorsWriter writer;
+    EXPECT_EQ(message([&] { writer.align(48); }),
+              "moe::SafetensorsWriter::align: 48 bytes, it must be a power of two, from 1 to 4096");
+    EXPECT_THROW(writer.align(0), std::invalid_argument);
+    EXPECT_THROW(writer.align(8192), std::invalid_argument);
+}
+
 TEST(SafetensorsWriter, TakesMatricesOfAnyLayoutAndExpressions) {
     const Matrix<double> m = Matrix<double>::Random(4, 6);
     const Eigen::MatrixXd columns = m;

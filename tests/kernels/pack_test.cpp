@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -114,5 +115,32 @@ TEST(PackDeathTest, ADebugBuildCatchesPanelsThatAreNotThere) {
     EXPECT_DEATH(packed.panel(-1), "a panel of the matrix");
 }
 #endif
+
+TEST(PackedMatrix, ViewsPanelsOfSomebodyElse) {
+    const auto& t = moe::kernels<float>();
+    const Index k = 5, cols = t.panel_width + 1;
+    const std::vector<float> b(static_cast<std::size_t>(k * cols), 3.0f);
+    PackedMatrix<float> packed;
+    packed.pack(t, {b.data(), cols, 1}, k, cols);
+    const auto owner = std::make_shared<PackedMatrix<float>>(packed);
+    auto view = PackedMatrix<float>::of_view(t, k, cols, owner->panel(0), owner);
+    EXPECT_TRUE(view.is_view());
+    EXPECT_FALSE(packed.is_view());
+    PackedMatrix<float> copy = view, moved = std::move(view);
+    EXPECT_EQ(copy.panel(0), owner->panel(0));
+    EXPECT_EQ(moved.panel(1), owner->panel(1));
+    EXPECT_EQ(copy.bytes(), packed.bytes());
+    EXPECT_EQ(owner.use_count(), 3);
+    view = copy;  // what was moved from may be used again
+    EXPECT_EQ(view.panel(0), owner->panel(0));
+    copy.pack(t, {b.data(), cols, 1}, k, 1);
+    EXPECT_FALSE(copy.is_view());
+    EXPECT_NE(copy.panel(0), owner->panel(0));
+    moved = packed;
+    EXPECT_FALSE(moved.is_view());
+    view = {};
+    EXPECT_EQ(owner.use_count(), 1) << "what is packed or assigned lets the owner go";
+    EXPECT_EQ(owner->panel(0)[0], 3.0f);
+}
 
 }  // namespace

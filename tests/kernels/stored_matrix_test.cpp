@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <span>
 #include <stdexcept>
 #include <utility>
@@ -127,6 +128,28 @@ TEST(StoredMatrix, RefusesSizesThatDoNotFit) {
         EXPECT_THROW(matrix.resize(Storage::int8, moe::storage_kernels(), k, cols),
                      std::length_error);
         EXPECT_EQ(matrix.rows(), 3) << "as it was";
+    }
+}
+
+TEST(StoredMatrix, ViewsPanelsOfSomebodyElse) {
+    const Weights weights(70, 101);
+    const moe::StorageTable& table = moe::storage_kernels();
+    for (const Storage storage : storages) {
+        const auto owner = std::make_shared<StoredMatrix>(weights.packed(storage, table));
+        EXPECT_EQ(StoredMatrix::size(storage, table.panel_width, 101, 70), owner->bytes());
+        auto view = StoredMatrix::of_view(storage, table, 101, 70, owner->panel(0), owner);
+        EXPECT_TRUE(view.is_view());
+        EXPECT_TRUE(view.decode() == owner->decode());
+        StoredMatrix copy = view;
+        const StoredMatrix moved = std::move(view);
+        EXPECT_EQ(copy.panel(0), owner->panel(0));
+        EXPECT_EQ(moved.panel(1), owner->panel(1));
+        EXPECT_EQ(copy.bytes(), owner->bytes());
+        EXPECT_TRUE(view.empty());
+        copy.pack(storage, table, weights.transposed(), 101, 70);
+        EXPECT_FALSE(copy.is_view());
+        EXPECT_TRUE(copy.decode() == owner->decode());
+        EXPECT_EQ(owner.use_count(), 2) << "of the moved view";
     }
 }
 

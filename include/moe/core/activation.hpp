@@ -24,6 +24,25 @@ inline constexpr Activation all_activations[] = {Activation::relu, Activation::r
                                                  Activation::gelu, Activation::gelu_tanh,
                                                  Activation::silu, Activation::quick_gelu};
 
+/// nullptr if it is none of the enumerators.
+constexpr const char* name(Activation activation) {
+    switch (activation) {
+        case Activation::relu:
+            return "relu";
+        case Activation::relu_squared:
+            return "relu_squared";
+        case Activation::gelu:
+            return "gelu";
+        case Activation::gelu_tanh:
+            return "gelu_tanh";
+        case Activation::silu:
+            return "silu";
+        case Activation::quick_gelu:
+            return "quick_gelu";
+    }
+    return nullptr;
+}
+
 }  // namespace moe::inline MOE_ABI
 
 #endif  // MOE_CORE_ACTIVATION_HPP

@@ -17,7 +17,8 @@ namespace moe::inline MOE_ABI {
 /// What moe::freeze() makes of a layer. A router or group that has something to prepare for
 /// inference offers `freeze(const FreezeOptions&) const`; all else is copied as it is. One that may
 /// refuse also offers `check_freeze(const FreezeOptions&) const`: where a layer is given up, all
-/// its parts are asked before the first one is frozen.
+/// its parts are asked before the first one is frozen. A group of experts that packs its matrices
+/// also offers `without_panels() const`, what freeze() makes before it packs, for open_frozen().
 ///
 /// Storage is that of the matrices of feed-forward experts. Routers and biases stay in the scalar
 /// of the layer.

@@ -110,6 +110,25 @@ void visit_parameters(Part& part, Visit&& visit) {
 
 namespace detail {
 
+/// visit(pattern, weights, first) for the matrices of experts of a layer, if it has a bank, and
+/// visit(name, weights) for those of a group of experts: also views and those without memory, which
+/// are no parameters of the layer's own. From a const part they are const.
+template <class Part, class Visit>
+void visit_weights(Part& part, Visit&& visit) {
+    using Plain = std::remove_const_t<Part>;
+    auto pass = [&visit](const auto& name, auto& weights, auto... first) {
+        if constexpr (std::is_const_v<Part>)
+            visit(name, std::as_const(weights), first...);
+        else
+            visit(name, weights, first...);
+    };
+    Plain& plain = const_cast<Plain&>(part);
+    if constexpr (requires { plain.visit_weights(pass); })
+        plain.visit_weights(pass);
+    else if constexpr (requires { plain.bank().visit_weights(pass); })
+        plain.bank().visit_weights(pass);
+}
+
 /// f(prefix + name), a view; without the heap as far as it fits, since backward visits names.
 template <class F>
 void with_prefix(std::string_view prefix, std::string_view name, F&& f) {
@@ -226,9 +245,11 @@ void set_zero(Layer& grad) {
     });
 }
 
-/// Number of trainable and frozen values.
+namespace detail {
+
+/// Number of trainable and frozen values that a layer owns.
 template <class Layer>
-Index num_parameters(const Layer& layer) {
+Index num_owned(const Layer& layer) {
     Index count = 0;
     visit_parameters(layer, [&](std::string_view, const auto& matrix, Role role) {
         if (role != Role::state) count += matrix.size();
@@ -236,13 +257,26 @@ Index num_parameters(const Layer& layer) {
     return count;
 }
 
+}  // namespace detail
+
+/// Number of trainable and frozen values, of matrices that are views or have no memory yet too.
+template <class Layer>
+Index num_parameters(const Layer& layer) {
+    Index count = detail::num_owned(layer);
+    detail::visit_weights(
+        layer, [&](const auto&, const auto& weights, auto...) { count += weights.num_unowned(); });
+    return count;
+}
+
+// Below, the values are those that the layer owns: all of them, unless some are views.
+
 /// Copies all values, trainable and frozen, in visiting order into `values`.
 /// @throws std::invalid_argument unless values.size() is num_parameters(layer)
 template <class Layer>
 void copy_parameters(const Layer& layer, std::span<typename Layer::Scalar> values) {
-    if (static_cast<Index>(values.size()) != num_parameters(layer))
+    if (static_cast<Index>(values.size()) != detail::num_owned(layer))
         detail::fail("moe::copy_parameters: values has ", values.size(),
-                     " elements, the layer has ", num_parameters(layer));
+                     " elements, the layer has ", detail::num_owned(layer));
     auto next = values.begin();
     visit_parameters(layer, [&](std::string_view, const auto& matrix, Role role) {
         if (role != Role::state) next = std::copy_n(matrix.data(), matrix.size(), next);
@@ -252,9 +286,9 @@ void copy_parameters(const Layer& layer, std::span<typename Layer::Scalar> value
 /// The other way round: copies `values` into the layer.
 template <class Layer>
 void copy_parameters(std::span<const typename Layer::Scalar> values, Layer& layer) {
-    if (static_cast<Index>(values.size()) != num_parameters(layer))
+    if (static_cast<Index>(values.size()) != detail::num_owned(layer))
         detail::fail("moe::copy_parameters: values has ", values.size(),
-                     " elements, the layer has ", num_parameters(layer));
+                     " elements, the layer has ", detail::num_owned(layer));
     auto next = values.begin();
     visit_parameters(layer, [&](std::string_view, auto& matrix, Role role) {
         if (role == Role::state) return;
@@ -281,9 +315,9 @@ std::span<typename Layer::Scalar> flatten(
             detail::fail("moe::flatten: ", std::string(name),
                          " is not a moe::Parameter and cannot move; make it one");
     });
-    if (static_cast<Index>(memory.size()) != num_parameters(layer))
+    if (static_cast<Index>(memory.size()) != detail::num_owned(layer))
         detail::fail("moe::flatten: memory has ", memory.size(), " elements, the layer has ",
-                     num_parameters(layer));
+                     detail::num_owned(layer));
     S* next = memory.data();
     visit_parameters(layer, [&](std::string_view, auto& matrix, Role role) {
         if constexpr (std::is_same_v<std::remove_cvref_t<decltype(matrix)>, Parameter<S>>) {
@@ -299,7 +333,7 @@ std::span<typename Layer::Scalar> flatten(
 template <class Layer>
 std::span<typename Layer::Scalar> flatten(Layer& layer) {
     using S = typename Layer::Scalar;
-    const Index count = num_parameters(layer);
+    const Index count = detail::num_owned(layer);
     const std::shared_ptr<S> memory(detail::allocate<S>(count));
     return flatten(layer, std::span<S>(memory.get(), static_cast<std::size_t>(count)), memory);
 }

@@ -191,6 +191,12 @@ public:
         for (Parameter<S>& matrix : owned_) random.fill_normal(matrix, stddev);
     }
 
+    /// Values of matrices that own no memory: views, codes, and those without any yet.
+    Index num_unowned() const {
+        if (!owned_.empty()) return 0;
+        return detail::checked_product(count(), detail::checked_product(rows_, cols_));
+    }
+
     /// Turns a copy of bound or deferred weights into zeros of its own, for gradients.
     void own_gradients() {
         if (is_bound() || is_coded() || is_deferred()) *this = Weights(count(), rows_, cols_);

@@ -163,6 +163,11 @@ public:
                                     std::move(down_bias), options.compute);
     }
 
+    /// The same group for inference, for panels that were packed before: PackedFeedForward::bind().
+    PackedFeedForward<S> without_panels() const {
+        return PackedFeedForward<S>(deferred, count_, shape_, hidden_bias(), down_bias);
+    }
+
     /// @throws std::invalid_argument unless each matrix of grad is absent or of the same extents
     void check_gradient(const FeedForwardModule& grad) const {
         check_gradient("gate", grad.gate, gate);
@@ -184,11 +189,15 @@ public:
             down_bias.visit(e, "down_bias", visit);
         }
     }
-    /// visit("gate", gate), ...: the matrices as such, views and those without memory among them
+    /// visit("gate", gate), ...: the matrices as such, views and those without memory among them,
+    /// and biases that are views
     void visit_weights(auto&& visit) {
         if (shape_.gated) visit("gate", gate);
         visit("up", up);
         visit("down", down);
+        if (gate_bias.is_bound()) visit("gate_bias", gate_bias);
+        if (up_bias.is_bound()) visit("up_bias", up_bias);
+        if (down_bias.is_bound()) visit("down_bias", down_bias);
     }
     void own_gradients() {
         for (Weights<S>* weights : {&gate, &up, &down, &gate_bias, &up_bias, &down_bias})
@@ -263,7 +272,7 @@ private:
             return;
         detail::fail("moe::FeedForwardModule: ", name, " holds ", found.count(), " matrices [",
                      found.rows(), ", ", found.cols(), "], these experts need ", count, " of [",
-                     rows, ", ", cols, "], one for each expert of Swiglu or Mlp");
+                     rows, ", ", cols, "], one for each expert of Swiglu, Glu or Mlp");
     }
     void check_bias(const char* name, const Weights<S>& found, Index cols) const {
         check_matrix(name, found, found.count() == 0 ? 0 : count_, 1, cols);

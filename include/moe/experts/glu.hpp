@@ -36,10 +36,9 @@ void check_gate_bounds(const char* who, double limit, double up_offset) {
 ///     moe::Glu{.ffn_dim = 2880, .activation = moe::Activation::quick_gelu, .bias = true,
 ///              .limit = 7, .up_offset = 1}
 ///
-/// those of MiniMax-M3 the same without biases, and those of DeepSeek-V4 Glu{.limit = 10}, bounds
-/// that keep a few large values from ruining low-precision arithmetic. With the defaults it is
-/// Swiglu, the same bits. Initial weights are normal with variance 1 / D (gate, up) and 1 / F
-/// (down), biases 0.
+/// those of MiniMax-M3 the same without biases, and those of DeepSeek-V4 have .limit = 10 only.
+/// With the defaults it is Swiglu, the same bits. Initial weights are normal with variance 1 / D
+/// (gate, up) and 1 / F (down), biases 0.
 struct Glu {
     Index count = 1;                           ///< experts
     Index ffn_dim = 0;                         ///< F, required

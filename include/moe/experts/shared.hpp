@@ -125,6 +125,13 @@ public:
         return SharedModule<S, Frozen>(std::move(experts_).freeze(options), std::move(gate_));
     }
 
+    /// That without panels; see FeedForwardModule.
+    auto without_panels() const requires requires(const Group& group) { group.without_panels(); }
+    {
+        using Frozen = decltype(experts_.without_panels());
+        return SharedModule<S, Frozen>(experts_.without_panels(), gate_);
+    }
+
     void reserve(Index tokens, Index num_rows, Workspace<S>& ws) const {
         State& state = ws.template state<State>();
         const Index inner = experts_.num_experts(), all = detail::checked_product(inner, num_rows);
@@ -176,6 +183,8 @@ public:
     /// As those of the experts.
     void visit_weights(auto&& visit) requires requires(Group& group) { group.visit_weights(visit); }
     { experts_.visit_weights(visit); }
+    void visit_packed(auto&& visit) requires requires(Group& group) { group.visit_packed(visit); }
+    { experts_.visit_packed(visit); }
     void own_gradients() {
         if constexpr (requires { experts_.own_gradients(); }) experts_.own_gradients();
     }

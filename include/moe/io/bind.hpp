@@ -72,12 +72,6 @@ std::vector<OwnedParameter> owned_parameters(Layer& layer) {
     return all;
 }
 
-/// f(pattern, weights, first) for the matrices of experts of a layer, if it has a bank.
-template <class Layer, class F>
-void visit_weights(Layer& layer, F&& f) {
-    if constexpr (requires { layer.bank(); }) layer.bank().visit_weights(f);
-}
-
 /// Reads a layer: matrices of experts that have no memory as `take(weights, tensors)` says, one
 /// PlannedTensor for each expert; all other parameters are copied. Everything is found and checked
 /// before anything is written.

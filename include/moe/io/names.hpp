@@ -26,6 +26,10 @@ namespace moe::inline MOE_ABI {
 ///
 /// '#' stands for the number of an expert, in the layer's counting in `parameter`; in `tensor` it
 /// is that number less `first`. A parameter may be named with its number, too: "shared.0.gate".
+///
+///     {"", "experts.#.gate_proj.weight"}
+///
+/// Without a parameter it is a tensor that nothing reads: it may be there, whatever its number.
 struct TensorName {
     std::string parameter;  ///< of the layer: visit_parameters() says them
     std::string tensor;     ///< behind the prefix of the layer; "../" leaves its last part first
@@ -70,6 +74,7 @@ public:
             const bool one = entry.parameter.find('#') != std::string::npos;
             const bool by_name = entry.tensor.find('#') != std::string::npos;
             const bool stacked = entry.layout.stacking != Stacking::separate;
+            if (entry.parameter.empty()) continue;
             if (stacked ? by_name || !one : by_name != one)
                 detail::fail("moe::Names: ", detail::in_quotes(entry.parameter), " is to be ",
                              detail::in_quotes(entry.tensor),
@@ -104,6 +109,24 @@ public:
         return places;
     }
 
+    /// Whether a tensor, by its whole name, is one that nothing needs to read.
+    bool is_unread(std::string_view tensor, std::size_t prefix = 0) const {
+        for (const TensorName& entry : table_) {
+            if (!entry.parameter.empty()) continue;
+            const std::string whole = joined(prefixes_.at(prefix), entry.tensor);
+            const std::string_view pattern = whole;
+            const std::size_t at = pattern.find('#');
+            if (at == std::string_view::npos
+                    ? tensor == pattern
+                    : tensor.size() >= pattern.size() &&
+                          tensor.starts_with(pattern.substr(0, at)) &&
+                          tensor.ends_with(pattern.substr(at + 1)) &&
+                          is_number(tensor.substr(at, tensor.size() - pattern.size() + 1)))
+                return true;
+        }
+        return false;
+    }
+
     /// "experts.3.gate" for "experts.#.gate" and 3.
     static std::string with_number(std::string_view pattern, Index number) {
         std::string name(pattern);
@@ -113,6 +136,10 @@ public:
     }
 
 private:
+    static bool is_number(std::string_view text) {
+        return std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
+    }
+
     static std::string joined(std::string_view prefix, std::string_view name) {
         constexpr std::string_view up = "../";
         while (name.starts_with(up)) {

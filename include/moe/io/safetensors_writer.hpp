@@ -93,6 +93,16 @@ public:
     /// @throws std::invalid_argument if its bytes are not shape x element size
     void add_view(const TensorView& tensor) { insert(tensor, false); }
 
+    /// Pads the header so that the tensors begin at a multiple of `bytes` of the file, and of 8;
+    /// asked more than once, of the largest. The first tensors are the widest.
+    /// @param bytes  a power of two, up to 4096
+    void align(Index bytes) {
+        if (bytes < 1 || bytes > 4096 || (bytes & (bytes - 1)) != 0)
+            detail::fail("moe::SafetensorsWriter::align: ", bytes,
+                         " bytes, it must be a power of two, from 1 to 4096");
+        alignment_ = std::max(alignment_, static_cast<std::size_t>(bytes));
+    }
+
     /// Adds an entry to __metadata__. @throws as add(), each entry counting as a tensor would
     void add_metadata(std::string_view key, std::string_view value) {
         check_text(key, "metadata key");
@@ -232,7 +242,8 @@ private:
             header += std::to_string(end) + "]}";
         }
         header += '}';
-        header.append((8 - header.size() % 8) % 8, ' ');
+        constexpr std::size_t length = 8;  // of the header's length, in front of it
+        header.append((alignment_ - (length + header.size()) % alignment_) % alignment_, ' ');
         if (header.size() > SafetensorsLimits::header_bytes)
             detail::fail<std::length_error>("moe::SafetensorsWriter: the header gets ",
                                             header.size(), " bytes, the limit is ",
@@ -242,6 +253,7 @@ private:
 
     std::map<std::string, Tensor, std::less<>> tensors_;
     std::map<std::string, std::string, std::less<>> metadata_;
+    std::size_t alignment_ = 8;  // of the first tensor in the file
 };
 
 }  // namespace moe::inline MOE_ABI

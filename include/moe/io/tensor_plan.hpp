@@ -237,7 +237,8 @@ private:
         }
         const std::string& prefix = names_.prefixes()[prefix_];
         for (const TensorView& tensor : checkpoint_)
-            if (tensor.name.starts_with(prefix) && !used.contains(tensor.name))
+            if (tensor.name.starts_with(prefix) && !used.contains(tensor.name) &&
+                !names_.is_unread(tensor.name, prefix_))
                 detail::fail<FormatError>(
                     who_, ": the checkpoint has ", in_quotes(tensor.name), " ",
                     to_string(tensor.shape),

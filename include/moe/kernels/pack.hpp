@@ -86,26 +86,28 @@ void pack_panels(const KernelTable<S>& table, const B& b, Index k, Index cols, I
                            to + j * k * width);
 }
 
-/// A right-hand side [k, cols] packed once for many products; owns its panels.
+/// A right-hand side [k, cols] packed once for many products; owns its panels, or views panels that
+/// somebody packed before.
 template <class S>
 class PackedMatrix {
 public:
     PackedMatrix() = default;
     PackedMatrix(const PackedMatrix& other) {
         if (other.table_ == nullptr) return;
+        if (other.is_view()) {
+            *this = of_view(*other.table_, other.k_, other.cols_, other.data_, other.owner_);
+            return;
+        }
         resize(*other.table_, other.k_, other.cols_);
-        std::copy_n(other.data_.get(), packed_size(*table_, k_, cols_), data_.get());
+        std::copy_n(other.data_, packed_size(*table_, k_, cols_), memory_.get());
     }
     /// What was moved from is empty and may be packed again.
-    PackedMatrix(PackedMatrix&& other) noexcept
-        : data_(std::move(other.data_)),
-          capacity_(std::exchange(other.capacity_, 0)),
-          table_(std::exchange(other.table_, nullptr)),
-          k_(std::exchange(other.k_, 0)),
-          cols_(std::exchange(other.cols_, 0)) {}
+    PackedMatrix(PackedMatrix&& other) noexcept { *this = std::move(other); }
     PackedMatrix& operator=(const PackedMatrix& other) { return *this = PackedMatrix(other); }
     PackedMatrix& operator=(PackedMatrix&& other) noexcept {
-        data_ = std::move(other.data_);
+        memory_ = std::move(other.memory_);
+        owner_ = std::move(other.owner_);
+        data_ = std::exchange(other.data_, nullptr);
         capacity_ = std::exchange(other.capacity_, 0);
         table_ = std::exchange(other.table_, nullptr);
         k_ = std::exchange(other.k_, 0);
@@ -114,19 +116,37 @@ public:
     }
     ~PackedMatrix() = default;
 
+    /// Panels that lie somewhere, only read; copies are views, too.
+    /// @param table   one of the panel width that they were packed for
+    /// @param panels  packed_size(table, k, cols) elements, quickest at a multiple of 64 bytes
+    /// @param owner   what keeps them alive; null: the caller does
+    static PackedMatrix of_view(const KernelTable<S>& table, Index k, Index cols, const S* panels,
+                                std::shared_ptr<const void> owner) {
+        PackedMatrix view;
+        view.owner_ = std::move(owner);
+        view.data_ = panels;
+        view.table_ = &table;
+        view.k_ = k;
+        view.cols_ = cols;
+        return view;
+    }
+
     /// Makes room for a [k, cols] matrix; the panels are not initialised, and the old ones are
     /// lost. Allocates only if the matrix is larger than any before.
     /// @throws std::length_error if the panels do not fit an Index
     void resize(const KernelTable<S>& table, Index k, Index cols) {
         const Index size = packed_size(table, k, cols);
+        owner_.reset();
         if (size > capacity_) {
-            data_.reset();
+            memory_.reset();
+            data_ = nullptr;
             capacity_ = 0;
             table_ = nullptr;
             k_ = cols_ = 0;
-            data_ = detail::allocate<S>(size);
+            memory_ = detail::allocate<S>(size);
             capacity_ = size;
         }
+        data_ = memory_.get();
         table_ = &table;
         k_ = k;
         cols_ = cols;
@@ -136,15 +156,16 @@ public:
     /// @param b  [k, cols], only read during the call
     void pack(const KernelTable<S>& table, Strided<S> b, Index k, Index cols) {
         resize(table, k, cols);
-        pack_panels(table, b, k, cols, 0, panels(), data_.get());
+        pack_panels(table, b, k, cols, 0, panels(), memory_.get());
     }
 
     /// Panels [begin, end) only, after resize; for packing in several tasks.
     /// @param b  as pack_panels() takes it
     template <class B = Strided<S>>
     void pack(const B& b, Index begin, Index end) {
-        MOE_ASSERT(table_ != nullptr, "resize() comes before packing some of the panels");
-        pack_panels(*table_, b, k_, cols_, begin, end, data_.get());
+        MOE_ASSERT(table_ != nullptr && !is_view(),
+                   "resize() comes before packing some of the panels");
+        pack_panels(*table_, b, k_, cols_, begin, end, memory_.get());
     }
 
     Index rows() const { return k_; }
@@ -152,20 +173,27 @@ public:
     /// The table it was packed for, nullptr if nothing was.
     const KernelTable<S>* table() const { return table_; }
     Index panels() const { return table_ ? num_panels(*table_, cols_) : 0; }
+    /// Whether the panels are somebody else's.
+    bool is_view() const { return data_ != memory_.get(); }
     /// @param j  0 to panels(); the last is where the panels end
     const S* panel(Index j) const {
         MOE_ASSERT(table_ != nullptr && 0 <= j && j <= panels(), "a panel of the matrix");
-        return data_.get() + j * k_ * table_->panel_width;
+        return data_ + j * k_ * table_->panel_width;
     }
     /// All panels without the first ones.
     Panels<S> view(Index first = 0) const {
-        return {data_.get() + first * k_ * (table_ ? table_->panel_width : 0)};
+        return {data_ + first * k_ * (table_ ? table_->panel_width : 0)};
     }
-    /// Memory held.
-    Index bytes() const { return capacity_ * static_cast<Index>(sizeof(S)); }
+    /// Memory held, or viewed.
+    Index bytes() const {
+        const Index size = is_view() ? packed_size(*table_, k_, cols_) : capacity_;
+        return size * static_cast<Index>(sizeof(S));
+    }
 
 private:
-    std::unique_ptr<S, detail::AlignedDelete> data_;
+    std::unique_ptr<S, detail::AlignedDelete> memory_;
+    std::shared_ptr<const void> owner_;  // of what is viewed, if it is not the caller
+    const S* data_ = nullptr;            // where the panels are
     Index capacity_ = 0;
     const KernelTable<S>* table_ = nullptr;
     Index k_ = 0;

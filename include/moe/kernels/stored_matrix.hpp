@@ -16,23 +16,32 @@
 namespace moe::inline MOE_ABI {
 
 /// A right-hand side [k, cols] of products whose elements are rounded to a Storage other than fp32;
-/// owns its panels, laid out as kernels/storage_table.hpp says.
+/// owns its panels, or views somebody's, laid out as kernels/storage_table.hpp says.
 class StoredMatrix {
 public:
     StoredMatrix() = default;
     StoredMatrix(const StoredMatrix& other) {
         if (other.empty()) return;
+        if (other.is_view()) {
+            *this = of_view(other.storage_, *other.table_, other.k_, other.cols_, other.data_,
+                            other.owner_);
+            return;
+        }
         resize(other.storage_, *other.table_, other.k_, other.cols_);
-        std::copy_n(other.data_.get(), bytes(), data_.get());
+        std::copy_n(other.data_, bytes(), memory_.get());
     }
     /// What was moved from is empty.
     StoredMatrix(StoredMatrix&& other) noexcept
-        : data_(std::move(other.data_)),
+        : memory_(std::move(other.memory_)),
+          owner_(std::move(other.owner_)),
+          data_(std::exchange(other.data_, nullptr)),
           table_(std::exchange(other.table_, nullptr)),
           storage_(other.storage_),
           k_(std::exchange(other.k_, 0)),
           cols_(std::exchange(other.cols_, 0)) {}
     StoredMatrix& operator=(StoredMatrix other) noexcept {
+        std::swap(memory_, other.memory_);
+        std::swap(owner_, other.owner_);
         std::swap(data_, other.data_);
         std::swap(table_, other.table_);
         std::swap(storage_, other.storage_);
@@ -42,20 +51,45 @@ public:
     }
     ~StoredMatrix() = default;
 
+    /// Panels that lie somewhere, only read; copies are views, too. What they hold is not checked:
+    /// any bytes are weights, of an error at worst.
+    /// @param table   one of the panel width that they were packed for
+    /// @param panels  bytes() bytes, quickest at a multiple of 64 bytes, at one of 4 at least
+    /// @param owner   what keeps them alive; null: the caller does
+    static StoredMatrix of_view(Storage storage, const StorageTable& table, Index k, Index cols,
+                                const std::byte* panels, std::shared_ptr<const void> owner) {
+        StoredMatrix view;
+        view.owner_ = std::move(owner);
+        view.data_ = panels;
+        view.table_ = &table;
+        view.storage_ = storage;
+        view.k_ = k;
+        view.cols_ = cols;
+        return view;
+    }
+
     /// Makes room for a [k, cols] matrix; the panels are not initialised.
     /// @param storage  any but fp32
     /// @throws std::length_error if the panels do not fit an Index
     void resize(Storage storage, const StorageTable& table, Index k, Index cols) {
-        MOE_ASSERT(storage != Storage::fp32 && k >= 0 && cols >= 0, "a storage with a layout");
-        const PanelLayout layout = panel_layout(storage, table.panel_width);
-        detail::checked_product(k, layout.record_bytes);  // more than the bytes of a panel
-        auto memory = detail::allocate<std::byte>(
-            detail::checked_product(panels(table, cols), layout.bytes(k)));
-        data_ = std::move(memory);
+        auto memory = detail::allocate<std::byte>(size(storage, table.panel_width, k, cols));
+        memory_ = std::move(memory);
+        owner_.reset();
+        data_ = memory_.get();
         storage_ = storage;
         table_ = &table;
         k_ = k;
         cols_ = cols;
+    }
+
+    /// Bytes of the panels of a [k, cols] matrix.
+    /// @param storage  any but fp32
+    /// @throws std::length_error if they do not fit an Index
+    static Index size(Storage storage, Index panel_width, Index k, Index cols) {
+        MOE_ASSERT(storage != Storage::fp32 && k >= 0 && cols >= 0, "a storage with a layout");
+        const PanelLayout layout = panel_layout(storage, panel_width);
+        detail::checked_product(k, layout.record_bytes);  // more than the bytes of a panel
+        return detail::checked_product(panels(panel_width, cols), layout.bytes(k));
     }
 
     /// resize, then all panels.
@@ -68,6 +102,7 @@ public:
     /// Panels [begin, end) only, after resize; for packing in several tasks.
     void pack(Strided<float> b, Index begin, Index end) {
         MOE_ASSERT(0 <= begin && begin <= end && end <= panels(), "panels of the matrix");
+        MOE_ASSERT(!is_view(), "resize() comes before packing");
         for (Index j = begin; j < end; ++j) round_panel(j, b.from(0, j * table_->panel_width));
     }
     /// The same of NarrowStrided or GateUp; allocates room for one panel of floats.
@@ -86,12 +121,14 @@ public:
 
     /// Whether nothing was packed.
     bool empty() const { return table_ == nullptr; }
+    /// Whether the panels are somebody else's.
+    bool is_view() const { return data_ != memory_.get(); }
     Storage storage() const { return storage_; }
     Index rows() const { return k_; }
     Index cols() const { return cols_; }
     /// The table it was packed for, nullptr if nothing was.
     const StorageTable* table() const { return table_; }
-    Index panels() const { return empty() ? 0 : panels(*table_, cols_); }
+    Index panels() const { return empty() ? 0 : panels(table_->panel_width, cols_); }
     /// Records of each panel.
     Index records() const { return PanelLayout::records(k_); }
     PanelLayout layout() const { return panel_layout(storage_, table_->panel_width); }
@@ -99,9 +136,9 @@ public:
     /// @param j  0 to panels(); the last is where the panels end
     const std::byte* panel(Index j) const {
         MOE_ASSERT(!empty() && 0 <= j && j <= panels(), "a panel of the matrix");
-        return data_.get() + j * panel_bytes();
+        return data_ + j * panel_bytes();
     }
-    /// Memory held.
+    /// Memory held, or viewed.
     Index bytes() const { return empty() ? 0 : panels() * panel_bytes(); }
 
     /// [k, cols], the weights as the kernels see them.
@@ -127,14 +164,16 @@ private:
     void round_panel(Index j, Strided<float> b) {
         const Index width = table_->panel_width;
         detail::round_panel(storage_, width, b, k_, std::min(width, cols_ - j * width),
-                            data_.get() + j * panel_bytes());
+                            memory_.get() + j * panel_bytes());
     }
 
-    static Index panels(const StorageTable& table, Index cols) {
-        return cols / table.panel_width + (cols % table.panel_width != 0 ? 1 : 0);
+    static Index panels(Index panel_width, Index cols) {
+        return cols / panel_width + (cols % panel_width != 0 ? 1 : 0);
     }
 
-    std::unique_ptr<std::byte, detail::AlignedDelete> data_;
+    std::unique_ptr<std::byte, detail::AlignedDelete> memory_;
+    std::shared_ptr<const void> owner_;  // of what is viewed, if it is not the caller
+    const std::byte* data_ = nullptr;    // where the panels are
     const StorageTable* table_ = nullptr;
     Storage storage_ = Storage::fp32;
     Index k_ = 0;

@@ -39,14 +39,16 @@ struct Dbrx {
     Index ffn_dim = 10752;
     Index num_experts = 16;
     Index k = 4;
-    double norm_power = 1;  ///< moe_normalize_expert_weights; 0: not normalised
+    double norm_power = 1;  ///< moe_normalize_expert_weights; 0: null, not normalised
 
     static Dbrx of(const ModelConfig& config, Index = 0) {
+        constexpr const char* norm = "ffn_config.moe_normalize_expert_weights";
+        config.expect("ffn_config.ffn_act_fn.name", "silu");
         return {.model_dim = config.integer("d_model"),
                 .ffn_dim = config.integer("ffn_config.ffn_hidden_size"),
                 .num_experts = config.integer("ffn_config.moe_num_experts"),
                 .k = config.integer("ffn_config.moe_top_k"),
-                .norm_power = config.number("ffn_config.moe_normalize_expert_weights", 0)};
+                .norm_power = config.is_null(norm) ? 0 : config.number(norm, 1)};
     }
     Config config() const { return {.model_dim = model_dim}; }
     auto parts() const {

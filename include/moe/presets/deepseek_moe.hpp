@@ -41,6 +41,7 @@ struct DeepseekMoe {
     bool normalize = false;
 
     static DeepseekMoe of(const ModelConfig& config, Index = 0) {
+        config.expect("hidden_act", "silu");
         return {.model_dim = config.integer("hidden_size"),
                 .ffn_dim = config.integer("moe_intermediate_size"),
                 .num_experts = config.integer("n_routed_experts"),
@@ -76,6 +77,7 @@ struct DeepseekV2 {
     bool normalize = false;
 
     static DeepseekV2 of(const ModelConfig& config, Index = 0) {
+        config.expect("hidden_act", "silu");
         const bool grouped = config.text("topk_method", "greedy") == "group_limited_greedy";
         return {.model_dim = config.integer("hidden_size"),
                 .ffn_dim = config.integer("moe_intermediate_size"),

@@ -62,13 +62,14 @@ struct DeepseekV3 {
     bool normalize = true;
 
     static DeepseekV3 of(const ModelConfig& config, Index = 0) {
+        config.expect("hidden_act", "silu");
         return {.model_dim = config.integer("hidden_size"),
                 .ffn_dim = config.integer("moe_intermediate_size"),
                 .num_experts = config.integer(config.first_of({"n_routed_experts", "num_experts"})),
                 .k = config.integer("num_experts_per_tok"),
                 .num_shared = config.integer("n_shared_experts"),
-                .num_groups = config.integer("n_group", 1),
-                .groups_kept = config.integer("topk_group", 1),
+                .num_groups = config.integer("n_group"),
+                .groups_kept = config.integer("topk_group"),
                 .scale = config.number("routed_scaling_factor"),
                 .normalize = config.flag("norm_topk_prob", true)};
     }

@@ -27,10 +27,11 @@ struct DynamicMoe {
     double p = 0.4;
 
     static DynamicMoe of(const ModelConfig& config, Index = 0) {
+        config.expect("hidden_act", "silu");
         return {.model_dim = config.integer("hidden_size"),
                 .ffn_dim = config.integer("intermediate_size"),
                 .num_experts = config.integer("num_experts"),
-                .p = config.number(config.first_of({"threshold", "top_p_threshold"}), 0.4)};
+                .p = config.number("top_p_threshold", 0.4)};
     }
     Config config() const { return {.model_dim = model_dim}; }
     auto parts() const {

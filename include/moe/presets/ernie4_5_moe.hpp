@@ -43,6 +43,7 @@ struct Ernie4_5Moe {
     double epsilon = 1e-12;  ///< moe_norm_min
 
     static Ernie4_5Moe of(const ModelConfig& config, Index = 0) {
+        config.expect("hidden_act", "silu");
         return {.model_dim = config.integer("hidden_size"),
                 .ffn_dim = config.integer("moe_intermediate_size"),
                 .num_experts = config.integer(config.first_of({"moe_num_experts", "num_experts"})),

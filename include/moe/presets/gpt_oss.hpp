@@ -59,6 +59,7 @@ struct GptOss {
     double limit = 7;
 
     static GptOss of(const ModelConfig& config, Index = 0) {
+        config.expect("swiglu_alpha", 1.702);
         return {.model_dim = config.integer("hidden_size"),
                 .ffn_dim = config.integer("intermediate_size"),
                 .num_experts = config.integer("num_local_experts"),

@@ -56,6 +56,7 @@ struct GraniteMoe {
     Index k = 8;
 
     static GraniteMoe of(const ModelConfig& config, Index = 0) {
+        config.expect("hidden_act", "silu");
         return {.model_dim = config.integer("hidden_size"),
                 .ffn_dim = config.integer("intermediate_size"),
                 .num_experts = config.integer("num_local_experts"),

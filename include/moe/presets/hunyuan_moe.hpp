@@ -39,6 +39,7 @@ struct HunyuanMoe {
     Index shared_ffn_dim = 3072;
 
     static HunyuanMoe of(const ModelConfig& config, Index layer = 0) {
+        config.expect("hidden_act", "silu");
         const Index wide = config.integer("intermediate_size");
         const Index narrow = config.has("moe_intermediate_size")
                                  ? config.integer_of_layer("moe_intermediate_size", layer)

@@ -36,6 +36,7 @@ struct Jamba {
     Index k = 2;
 
     static Jamba of(const ModelConfig& config, Index = 0) {
+        config.expect("hidden_act", "silu");
         return {
             .model_dim = config.integer("hidden_size"),
             .ffn_dim = config.integer("intermediate_size"),

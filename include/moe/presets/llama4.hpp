@@ -50,6 +50,7 @@ struct Llama4 {
 
     static Llama4 of(const ModelConfig& whole, Index = 0) {
         const ModelConfig config = whole.inside("text_config");
+        config.expect("hidden_act", "silu");
         return {.model_dim = config.integer("hidden_size"),
                 .ffn_dim = config.integer("intermediate_size"),
                 .num_experts = config.integer("num_local_experts"),

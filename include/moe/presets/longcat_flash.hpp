@@ -16,12 +16,17 @@
 namespace moe::inline MOE_ABI {
 namespace names {
 
+/// The experts that return the token have no tensors as published; transformers saves gate_proj and
+/// up_proj for them, which nothing reads.
 /// @param prefix  "model.layers.0.mlp"
 inline Names longcat_flash(const std::string& prefix) {
     constexpr Layout vector{.orientation = Orientation::vector};
-    return {prefix + ".", detail::joined({{{"router.weight", "router.classifier.weight"},
-                                           {"gate.bias", "router.e_score_correction_bias", vector}},
-                                          detail::projections("experts.#", "experts.#")})};
+    return {
+        prefix + ".",
+        detail::joined({{{"router.weight", "router.classifier.weight"},
+                         {"gate.bias", "router.e_score_correction_bias", vector}},
+                        detail::projections("experts.#", "experts.#"),
+                        {{"", "experts.#.gate_proj.weight"}, {"", "experts.#.up_proj.weight"}}})};
 }
 
 }  // namespace names
@@ -41,6 +46,7 @@ struct LongcatFlash {
     double scale = 6;
 
     static LongcatFlash of(const ModelConfig& config, Index = 0) {
+        config.expect("hidden_act", "silu");
         return {.model_dim = config.integer("hidden_size"),
                 .ffn_dim = config.integer("expert_ffn_hidden_size"),
                 .num_experts = config.integer("n_routed_experts"),

@@ -47,6 +47,7 @@ struct Mixtral {
     Index k = 2;
 
     static Mixtral of(const ModelConfig& config, Index = 0) {
+        config.expect("hidden_act", "silu");
         return {.model_dim = config.integer("hidden_size"),
                 .ffn_dim = config.integer("intermediate_size"),
                 .num_experts = config.integer("num_local_experts"),

@@ -3,6 +3,7 @@
 #define MOE_PRESETS_MODEL_CONFIG_HPP
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
@@ -22,22 +23,25 @@ namespace moe::inline MOE_ABI {
 
 /// The settings of a model, of its config.json for instance, by name.
 ///
-/// Whoever reads the file, with whatever reads JSON, fills it:
+/// Whoever reads the file, with whatever reads JSON, fills it; members of members are called as in
+/// "text_config.hidden_size":
 ///
 ///     moe::ModelConfig config;
-///     config.set("hidden_size", 4096);              // members of members:
-///     "text_config.hidden_size" config.set("norm_topk_prob", true);
+///     config.set("hidden_size", 4096);
+///     config.set("norm_topk_prob", true);
 ///
 /// A preset's of() asks for what it needs; what is missing or of another type throws FormatError
 /// with the name.
 class ModelConfig {
 public:
-    using Value = std::variant<bool, std::int64_t, double, std::string, std::vector<std::int64_t>>;
+    using Value = std::variant<std::nullptr_t, bool, std::int64_t, double, std::string,
+                               std::vector<std::int64_t>>;
 
-    /// @param value  a bool, an integer, a double, a text or a list of integers
+    /// @param value  a bool, an integer, a double, a text, a list of integers, or nullptr, which
+    ///               counts as missing but for is_null()
     template <class T>
     void set(std::string_view name, T value) {
-        if constexpr (std::is_same_v<T, bool>)
+        if constexpr (std::is_same_v<T, bool> || std::is_null_pointer_v<T>)
             values_.insert_or_assign(std::string(name), Value(value));
         else if constexpr (std::is_integral_v<T>)
             values_.insert_or_assign(std::string(name), Value(static_cast<std::int64_t>(value)));
@@ -56,8 +60,34 @@ public:
             if (has(name)) return name;
         return *names.begin();
     }
-    /// Whether there is a value of that name.
-    bool has(std::string_view name) const { return find(name) != nullptr; }
+    /// Whether there is a value of that name, not null.
+    bool has(std::string_view name) const { return find(name) != nullptr && !is_null(name); }
+    /// Whether null stands there, which says "none" to some models.
+    bool is_null(std::string_view name) const {
+        const Value* const value = find(name);
+        return value != nullptr && std::holds_alternative<std::nullptr_t>(*value);
+    }
+
+    /// Makes sure of a setting that a preset does not have.
+    /// @throws FormatError if there is another value
+    template <class T>
+    void expect(std::string_view name, const T& value) const {
+        bool same = true;
+        std::string found;
+        if constexpr (std::is_same_v<T, bool>) {
+            same = flag(name, value) == value;
+            found = same || value ? "false" : "true";
+        } else if constexpr (std::is_arithmetic_v<T>) {
+            const double other = number(name, static_cast<double>(value));
+            same = other == static_cast<double>(value);
+            found = detail::text(other);
+        } else {
+            found = text(name, value);
+            same = found == value;
+            found = detail::in_quotes(found);
+        }
+        if (!same) refuse(name, "is " + found + ", which this preset is not for");
+    }
 
     /// An extent or a count, 0 to 2^40.
     Index integer(std::string_view name) const {
@@ -127,7 +157,7 @@ private:
     }
     const Value& at(std::string_view name) const {
         const Value* const value = find(name);
-        if (value == nullptr) refuse(name, "is missing");
+        if (value == nullptr || is_null(name)) refuse(name, "is missing");
         return *value;
     }
     [[noreturn]] static void refuse(std::string_view name, const std::string& what) {

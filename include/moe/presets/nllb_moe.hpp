@@ -45,6 +45,9 @@ struct NllbMoe {
     Index encoder_layers = 24;
 
     static NllbMoe of(const ModelConfig& config, Index layer = 0) {
+        config.expect("activation_function", "relu");
+        config.expect("router_bias", false);
+        config.expect("second_expert_policy", "all");
         const Index encoder = config.integer("encoder_layers");
         return {.model_dim = config.integer("d_model"),
                 .ffn_dim = config.integer(layer < encoder ? "encoder_ffn_dim" : "decoder_ffn_dim"),

@@ -27,6 +27,7 @@ struct Olmoe {
     bool normalize = false;
 
     static Olmoe of(const ModelConfig& config, Index = 0) {
+        config.expect("hidden_act", "silu");
         return {
             .model_dim = config.integer("hidden_size"),
             .ffn_dim = config.integer("intermediate_size"),

@@ -27,6 +27,7 @@ struct Phimoe {
     double epsilon = 0.01;  ///< router_jitter_noise, in inference, too
 
     static Phimoe of(const ModelConfig& config, Index = 0) {
+        config.expect("hidden_act", "silu");
         return {.model_dim = config.integer("hidden_size"),
                 .ffn_dim = config.integer("intermediate_size"),
                 .num_experts = config.integer("num_local_experts"),

@@ -64,6 +64,7 @@ struct Qwen2Moe {
     bool normalize = false;
 
     static Qwen2Moe of(const ModelConfig& config, Index = 0) {
+        config.expect("hidden_act", "silu");
         return {
             .model_dim = config.integer("hidden_size"),
             .ffn_dim = config.integer("moe_intermediate_size"),
@@ -118,6 +119,7 @@ struct Qwen3Moe {
 
     /// The released files say norm_topk_prob; where it is missing it is false, as in transformers.
     static Qwen3Moe of(const ModelConfig& config, Index = 0) {
+        config.expect("hidden_act", "silu");
         return {
             .model_dim = config.integer("hidden_size"),
             .ffn_dim = config.integer("moe_intermediate_size"),

@@ -42,6 +42,8 @@ struct SwitchTransformers {
     Index encoder_layers = 12;
 
     static SwitchTransformers of(const ModelConfig& config, Index = 0) {
+        config.expect("dense_act_fn", "relu");
+        config.expect("router_bias", false);
         return {.model_dim = config.integer("d_model"),
                 .ffn_dim = config.integer("d_ff"),
                 .num_experts = config.integer("num_experts"),

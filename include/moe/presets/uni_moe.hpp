@@ -33,7 +33,8 @@ namespace presets {
 
 /// Uni-MoE-2.0's language model: as many experts as reach p, nearly equal shares among those near
 /// the best; null experts keep their share (Zero here), fixed ones get theirs from every token
-/// (arXiv:2511.12609). UniMoE-Audio is {2048, 2752, 8, 1, 2, 1376}.
+/// (arXiv:2511.12609). For token_drop put WithCapacity{..., {.limit = CapacityLimit::uni_moe()}}
+/// around the gate. UniMoE-Audio is {2048, 2752, 8, 1, 2, 1376}.
 struct UniMoe {
     static constexpr const char* name = "uni_moe_2";
 
@@ -43,9 +44,12 @@ struct UniMoe {
     Index num_null = 1;
     Index num_fixed = 2;
     Index fixed_ffn_dim = 1120;
-    double p = 0.7;
+    double p = 0.7;  ///< 0: k dynamic experts for every token
+    Index k = 2;
+    double jitter = 0.01;  ///< router_jitter_noise, in inference, too
 
     static UniMoe of(const ModelConfig& config, Index = 0) {
+        config.expect("hidden_act", "silu");
         return {.model_dim = config.integer("hidden_size"),
                 .ffn_dim = config.integer(
                     config.first_of({"dynamic_intermediate_size", "moe_intermediate_size"})),
@@ -53,11 +57,14 @@ struct UniMoe {
                 .num_null = config.integer("mlp_dynamic_null_expert_num"),
                 .num_fixed = config.integer("mlp_fixed_expert_num"),
                 .fixed_ffn_dim = config.integer("shared_intermediate_size"),
-                .p = config.number("mlp_dynamic_top_p")};
+                .p = config.number("mlp_dynamic_top_p"),
+                .k = config.integer("mlp_dynamic_top_k", 2),
+                .jitter = config.number("router_jitter_noise", 0.01)};
     }
     Config config() const { return {.model_dim = model_dim}; }
     auto parts() const {
-        return std::tuple{LinearRouter{}, DynamicCapacity{.p = p, .num_fixed = num_fixed},
+        return std::tuple{LinearRouter{},
+                          DynamicCapacity{.p = p, .num_fixed = num_fixed, .k = k, .jitter = jitter},
                           Swiglu{.count = num_experts, .ffn_dim = ffn_dim}, Zero{.count = num_null},
                           Swiglu{.count = num_fixed, .ffn_dim = fixed_ffn_dim}};
     }
