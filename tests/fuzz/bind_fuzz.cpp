@@ -2,7 +2,6 @@
 // Any bytes as a checkpoint of a small layer, of the kind that the first byte says: moe::bind and
 // moe::load throw what they document, with a sentence, or give layers that compute the same bits,
 // as they are and frozen, and that survive saving and loading.
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -234,13 +233,12 @@ void check(unsigned number, Storage storage, const moe::Checkpoint& checkpoint) 
 }  // namespace
 
 // The first byte: the kind of layer (3 bits), several files or one, whether it lies at an odd
-// address, and how frozen layers round.
+// address, and how frozen layers round (3 bits).
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     if (size == 0) return 0;
     const unsigned choice = data[0];
     const std::span<const std::byte> input(reinterpret_cast<const std::byte*>(data) + 1, size - 1);
-    const Storage storage = std::array{Storage::int8, Storage::int4, Storage::bf16,
-                                       Storage::int4_zero}[choice / 32 % 4];
+    const Storage storage = moe::all_storages[choice / 32];
     accepts([&] {
         if ((choice & 8u) != 0)
             return check(choice % 8, storage, moe_test::CheckpointParts(input).open());

@@ -15,7 +15,7 @@ folder = pathlib.Path(__file__).parent / "bind"
 folder.mkdir(exist_ok=True)
 numbers = random.Random(1)
 kinds = ["mixtral", "halves", "halves_in_out", "dbrx", "scattered", "gpt_oss", "gpt_oss_mxfp4", "deepseek"]
-SEVERAL, ODD = 8, 16
+SEVERAL, ODD, BF16, INT8, INT4 = 8, 16, 32, 96, 160
 small, large, experts = 4, 32, 2
 
 
@@ -169,28 +169,28 @@ makers = {
 
 # Sound: every kind, and every type that weights may have
 for kind, make in makers.items():
-    put(f"{kind}_f32", kind, make("F32"))
-    put(f"{kind}_bf16", kind, make("BF16"), choice=32)
+    put(f"{kind}_f32", kind, make("F32"), choice=INT8)
+    put(f"{kind}_bf16", kind, make("BF16"))
 for dtype in "F64", "F16":
-    put(f"mixtral_{dtype.lower()}", "mixtral", mixtral(dtype), choice=64)
+    put(f"mixtral_{dtype.lower()}", "mixtral", mixtral(dtype), choice=BF16)
 put("mixtral_odd_address", "mixtral", mixtral("BF16"), choice=ODD)
 put("mixtral_unaligned", "mixtral", mixtral("F32"), pad=False)
 put("mixtral_mixed", "mixtral", changed(mixtral("F16"), moe__experts__1__w2__weight=tensor([small, small], "BF16")))
 put("mixtral_beside_others", "mixtral", {"another": tensor([1], "I64"), **mixtral()})
 put("gpt_oss_mxfp4", "gpt_oss_mxfp4", gpt_oss("BF16", large, large, True))
-put("gpt_oss_mxfp4_int4", "gpt_oss_mxfp4", gpt_oss("BF16", large, large, True), choice=32 | ODD)
+put("gpt_oss_mxfp4_int4", "gpt_oss_mxfp4", gpt_oss("BF16", large, large, True), choice=INT4 | ODD)
 put("gpt_oss_row_bias", "gpt_oss", changed(gpt_oss(), mlp__router__bias=tensor([1, experts])))
 for scales in "F32", "BF16", "F16", "U8":
     put(f"deepseek_fp8_{scales.lower()}", "deepseek", deepseek("F8_E4M3", scales))
-put("deepseek_fp8_odd_address", "deepseek", deepseek("F8_E4M3", "F32"), choice=ODD | 96)
+put("deepseek_fp8_odd_address", "deepseek", deepseek("F8_E4M3", "F32"), choice=INT8 | ODD)
 put("scattered_second_prefix", "scattered", scattered("0.", stacked=False))
 put("scattered_gates_apart", "scattered", scattered(stacked=False))
 
 # Values that are none
 nan, infinite = struct.pack("<f", float("nan")), struct.pack("<f", float("inf"))
 put("nan_router", "mixtral", changed(mixtral(), moe__gate__weight=tensor([experts, small], data=nan * experts * small)))
-put("nan_expert", "mixtral", changed(mixtral(), moe__experts__0__w1__weight=tensor([small, small], data=nan * small**2)))
-put("infinite_expert", "halves", changed(halves(), mlp__experts__down_proj=tensor([experts, small, small], data=infinite * experts * small**2)))
+put("nan_expert", "mixtral", changed(mixtral(), moe__experts__0__w1__weight=tensor([small, small], data=nan * small**2)), choice=INT8)
+put("infinite_expert", "halves", changed(halves(), mlp__experts__down_proj=tensor([experts, small, small], data=infinite * experts * small**2)), choice=INT4)
 put("nan_codes", "deepseek", changed(deepseek("F8_E4M3", "F32"), mlp__experts__0__gate_proj__weight=tensor([small, small], "F8_E4M3", b"\x7f" * small**2)))
 put("nan_scales", "gpt_oss_mxfp4", changed(gpt_oss("F32", large, large, True), mlp__experts__down_proj_scales=tensor([experts, large, 1], "U8", b"\xff" * experts * large)))
 put("infinite_bias", "deepseek", changed(deepseek(), mlp__gate__e_score_correction_bias=tensor([experts], data=infinite * experts)))
