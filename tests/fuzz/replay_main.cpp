@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Feeds a fuzz target without a fuzzer: each file of a corpus, each of its prefixes up to a limit,
-// and mutations of it that are the same in every run. A crash, a sanitizer's report or an exception
-// that leaves the target is the failure; the line printed last names the input.
+// and mutations of it that are the same in every run, fewer of a large one. A crash, a sanitizer's
+// report or an exception that leaves the target is the failure; the line printed last names the
+// input.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -19,7 +20,8 @@ namespace {
 using Bytes = std::vector<std::uint8_t>;
 
 constexpr std::size_t prefixes_per_file = 512;
-constexpr int mutations_per_file = 2000;
+constexpr std::size_t mutations_per_file = 2000;
+constexpr std::size_t mutated_bytes_per_file = 400'000;
 
 // In a heap block of its exact size, so that a sanitizer sees a read past the end.
 void run(const Bytes& input) {
@@ -94,12 +96,14 @@ int main(int argc, char** argv) {
 
         std::mt19937_64 random(whole.size());
         Bytes mutant;
-        for (int i = 0; i < mutations_per_file; ++i) {
+        const std::size_t mutations = std::min(
+            mutations_per_file, mutated_bytes_per_file / std::max<std::size_t>(whole.size(), 1));
+        for (std::size_t i = 0; i < mutations; ++i) {
             if (i % 8 == 0) mutant = whole;  // up to eight changes pile up
             mutate(mutant, random);
             run(mutant);
         }
-        inputs += 1 + prefixes + mutations_per_file;
+        inputs += 1 + prefixes + mutations;
     }
     std::printf("%zu files, %zu inputs\n", files.size(), inputs);
 }
