@@ -2,6 +2,7 @@
 // A layer of a published model from its folder: run as it lies in the file, packed, trained, saved for Python.
 //     g++ -std=c++20 -O2 -I include -I /usr/include/eigen3 examples/16_published_model.cpp -o published && ./published
 // prints: packed gives the same bits: yes
+// prints: mapped back, the same bits: yes
 // prints: saved: 25 tensors
 #include <cstdio>
 
@@ -31,6 +32,12 @@ int main(int argc, char** argv) {
     std::printf("packed gives the same bits: %s\n", packed(x) == y ? "yes" : "no");
     std::printf("int8 is off by %.1f %% of the largest output\n",
                 100 * (small(x) - y).cwiseAbs().maxCoeff() / y.cwiseAbs().maxCoeff());
+
+    moe::SafetensorsWriter panels;  // packed once, mapped from now on
+    moe::save_frozen(small, panels);
+    moe::write_file("panels.safetensors", panels.bytes());
+    const auto again = moe::open_frozen(moe::Checkpoint::open("panels.safetensors"), preset);
+    std::printf("mapped back, the same bits: %s\n", again(x) == small(x) ? "yes" : "no");
 
     auto owned = moe::load(checkpoint, preset, 0);  // to train it, own the weights
     owned.router().weight(0, 0) += 0.5f;            // your optimiser

@@ -17,8 +17,8 @@ namespace {
 
 using nlohmann::json;
 
-/// Adds the members of an object, the names behind `prefix`. What presets do not ask for (null,
-/// lists of texts, objects far inside) is left out.
+/// Adds the members of an object, the names behind `prefix`. What presets do not ask for (lists
+/// of texts, objects far inside) is left out.
 void add_members(const json& object, const std::string& prefix, int depth,
                  moe::ModelConfig& config) {
     for (const auto& [key, value] : object.items()) {
@@ -26,6 +26,8 @@ void add_members(const json& object, const std::string& prefix, int depth,
         const auto is_integer = [](const json& one) { return one.is_number_integer(); };
         if (value.is_object() && depth > 0)
             add_members(value, name + ".", depth - 1, config);
+        else if (value.is_null())
+            config.set(name, nullptr);
         else if (value.is_boolean())
             config.set(name, value.get<bool>());
         else if (value.is_number_integer())

@@ -6,6 +6,7 @@
 
 #include <moe/core/types.hpp>
 #include <moe/io/bind.hpp>
+#include <moe/io/frozen.hpp>
 #include <moe/presets/model_config.hpp>
 
 namespace moe::inline MOE_ABI {
@@ -53,6 +54,14 @@ auto load(const Checkpoint& checkpoint, const P& preset, Index layer) {
     auto loaded = make_deferred<S>(preset);
     load(checkpoint, preset.names(layer), loaded);
     return loaded;
+}
+
+/// A frozen layer as the preset describes it, from a file that save_frozen() filled.
+template <class S = float, class Checkpoint, Preset P>
+auto open_frozen(const Checkpoint& checkpoint, const P& preset) {
+    return std::apply(
+        [&](const auto&... parts) { return open_frozen<S>(checkpoint, preset.config(), parts...); },
+        preset.parts());
 }
 
 }  // namespace moe::inline MOE_ABI
