@@ -87,6 +87,22 @@ TEST(Names, LeaveTheLastPartOfThePrefixWithTwoDots) {
     EXPECT_EQ(at("moe.", "a../w"), "moe.a../w");
 }
 
+TEST(Names, KnowTensorsThatNothingReads) {
+    const Names names(
+        std::vector<std::string>{"a.", "b.c."},
+        {{"experts.#.down", "experts.#.down"}, {"", "experts.#.up"}, {"", "map"}, {"", "../#"}});
+    EXPECT_EQ(tensors(names, ""), "");
+    for (const char* const unread : {"a.experts.0.up", "a.experts.511.up", "a.map", "12"})
+        EXPECT_TRUE(names.is_unread(unread)) << unread;
+    for (const char* const read :
+         {"a.experts.0.down", "a.experts.x.up", "a.experts.0.up.x", "a.experts.0.1.up", "a.map2",
+          "a.ma", "b.c.map", "experts.0.up", "a.experts.", "", "x"})
+        EXPECT_FALSE(names.is_unread(read)) << read;
+    EXPECT_TRUE(names.is_unread("b.c.map", 1));
+    EXPECT_TRUE(names.is_unread("b.7", 1));
+    EXPECT_FALSE(names.is_unread("a.map", 1));
+}
+
 TEST(Names, HaveEveryPrefixInTurn) {
     const Names names(std::vector<std::string>{"language_model.mlp.", "mlp."},
                       {{"router.weight", "gate"}, {"shared.0.up", "../up"}});

@@ -71,6 +71,7 @@ public:
             detail::fail("moe::Names: there is no ", prefixes_.empty() ? "prefix" : "entry",
                          "; a checkpoint has names");
         for (const TensorName& entry : table_) {
+            if (entry.parameter.empty()) continue;
             const bool one = entry.parameter.find('#') != std::string::npos;
             const bool by_name = entry.tensor.find('#') != std::string::npos;
             const bool stacked = entry.layout.stacking != Stacking::separate;
@@ -96,6 +97,7 @@ public:
         const auto [pattern, number] = split(parameter);
         std::vector<TensorPlace> places;
         for (const TensorName& entry : table_) {
+            if (entry.parameter.empty()) continue;
             const bool one = entry.parameter == parameter;  // by its own name, without '#'
             if (!one && (entry.parameter != pattern || number < entry.first ||
                          number - entry.first >= entry.count))
