@@ -12,7 +12,10 @@
 
 #include <gtest/gtest.h>
 
+#include <moe/any_layer.hpp>
 #include <moe/io/safetensors.hpp>
+#include <moe/moe.hpp>
+#include <moe/presets/mixtral.hpp>
 #include <moe/testing/compare.hpp>
 
 #include "io/stored.hpp"
@@ -277,6 +280,26 @@ TEST(Save, RefusesWhatHasNoValues) {
                           .scales = {.data = bytes.data(), .dtype = Dtype::u8}};
     bag.matrices[0].weights = moe::Weights<float>(std::vector<moe::BlockCodes>{codes});
     expect_parts(error_of(bag, names), {"experts.#.up are codes", "moe::load"});
+}
+
+TEST(Save, SeesTheViewsOfALayerBehindAnyLayerAndRefusesWhatIsPacked) {
+    const moe::presets::Mixtral preset{.model_dim = 6, .ffn_dim = 4, .num_experts = 3};
+    const auto layer = moe::make_layer(preset);
+    moe::SafetensorsWriter first, second, none;
+    moe::save(layer, preset.names(0), first);
+    const std::vector<std::byte> file = first.bytes();
+    const auto bound = moe::bind(moe::SafetensorsView(file), preset, 0);
+    EXPECT_EQ(moe::num_parameters(bound), moe::num_parameters(layer));
+
+    const moe::AnyLayer<float> any = bound;
+    EXPECT_EQ(moe::num_parameters(any), moe::num_parameters(layer));
+    moe::save(any, preset.names(0), second);
+    EXPECT_EQ(second.bytes(), file);
+
+    const auto frozen = moe::freeze(bound);
+    EXPECT_THROW(moe::save(frozen, preset.names(0), none), std::invalid_argument);
+    const moe::AnyLayer<float> any_frozen = frozen;
+    EXPECT_THROW(moe::save(any_frozen, preset.names(0), none), std::invalid_argument);
 }
 
 }  // namespace

@@ -188,11 +188,21 @@ private:
 ///     moe::save(grad, names, writer, {.prefix = "grad."});     // of the same names
 ///
 /// Gradients that are not wanted are left out; where they share a tensor with others, they are 0.
-/// @throws std::invalid_argument if the names do not fit the layer, or as SafetensorsWriter::add()
+/// @throws std::invalid_argument if the layer is frozen, if the names do not fit it, or as
+/// SafetensorsWriter::add()
 template <class Layer>
 void save(const Layer& layer, const Names& names, SafetensorsWriter& writer,
           const SaveOptions& options = {}) {
     using S = typename Layer::Scalar;
+    constexpr const char* packed =
+        ": its experts are packed; save the layer that it was made of, or moe::save_frozen";
+    if constexpr (requires { layer.bank(); })
+        detail::visit_packed(layer.bank(), [&](const std::string&, const auto&, Index) {
+            detail::fail("moe::save: the layer is frozen", packed);
+        });
+    if constexpr (requires { layer.is_trainable(); })  // AnyLayer
+        if (!layer.is_trainable())
+            detail::fail("moe::save: the layer inside is for inference only", packed);
     detail::SavePlan plan(names, options);
     visit_parameters(layer, [&](std::string_view name, const auto& matrix, Role role) {
         using T = typename std::remove_cvref_t<decltype(matrix)>::Scalar;
