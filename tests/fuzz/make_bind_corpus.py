@@ -75,14 +75,10 @@ def put_several(name, kind, *files, choice=0, index=None):
 
 
 def changed(tensors, **changes):
-    """Keys with __ for dots; None removes."""
-    tensors = dict(tensors)
-    for name, value in changes.items():
-        if value is None:
-            del tensors[name.replace("__", ".")]
-        else:
-            tensors[name.replace("__", ".")] = value
-    return tensors
+    """Keys with __ for dots; None removes. What is new goes last, where a sanitizer sees a read past it."""
+    changes = {name.replace("__", "."): value for name, value in changes.items()}
+    kept = {name: value for name, value in tensors.items() if name not in changes}
+    return kept | {name: value for name, value in changes.items() if value is not None}
 
 
 def mixtral(dtype="F32", d=small, f=small):
