@@ -4,7 +4,7 @@ that io/frozen.hpp and kernels/storage_table.hpp say, and some that contradict t
 
 Run it in this folder: python make_frozen_corpus.py
 The name says what an input holds; all but sound_* must be refused. Machines have panels of 16 or
-32 columns and refuse the sound ones of the other width.
+32 columns and refuse the sound ones of the other width. found_* are by the fuzzer, and stay.
 """
 
 import json
