@@ -2,6 +2,7 @@
 // Any bytes as a checkpoint of a small layer, of the kind that the first byte says: moe::bind and
 // moe::load throw what they document, with a sentence, or give layers that compute the same bits,
 // as they are and frozen, and that survive saving and loading.
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -93,6 +94,7 @@ constexpr Index small = 4, large = 32;
 
 template <class... Groups>
 struct Kind {
+    unsigned number;
     Names names;
     Index dim;
     std::tuple<moe::LinearRouter, moe::TopK, Groups...> parts;
@@ -113,6 +115,70 @@ struct Kind {
             parts);
     }
 };
+
+/// Element (i, j) of a matrix of expert e, counted by hand, in tensors without an orientation that
+/// shapes would tell; NaN for kinds that are not here.
+float element_by_hand(const moe::Checkpoint& file, unsigned kind, char matrix, Index e, Index i,
+                      Index j) {
+    const Index n = kind == 6 ? large : small;
+    const bool down = matrix == 'd', up = matrix == 'u';
+    const auto read = [&](const std::string& name, Index element) {
+        const moe::TensorView tensor = file.at(name);
+        return moe::read_element<float>(
+            tensor.dtype, tensor.bytes.data() + element * moe::element_size(tensor.dtype));
+    };
+    const auto stacked = [&](Index element, Index of_down) {
+        return down ? read("mlp.experts.down_proj", of_down)
+                    : read("mlp.experts.gate_up_proj", element);
+    };
+    const std::string blocks = down ? "mlp.experts.down_proj" : "mlp.experts.gate_up_proj";
+    switch (kind) {
+        case 0:
+            return read("moe.experts." + std::to_string(e) +
+                            (down ? ".w2"
+                             : up ? ".w3"
+                                  : ".w1") +
+                            ".weight",
+                        i * n + j);
+        case 1:
+            return stacked((e * 2 * n + (up ? n : 0) + i) * n + j, (e * n + i) * n + j);
+        case 2:
+            return stacked((e * n + j) * 2 * n + (up ? n : 0) + i, (e * n + j) * n + i);
+        case 3:
+            return down ? read("ffn.experts.mlp.w2", (e * n + j) * n + i)
+                        : read(up ? "ffn.experts.mlp.v1" : "ffn.experts.mlp.w1",
+                               (e * n + i) * n + j);
+        case 5:
+        case 6: {
+            if (file.find(blocks) != nullptr)
+                return stacked((e * n + j) * 2 * n + 2 * i + (up ? 1 : 0), (e * n + j) * n + i);
+            const Index row = down ? e * n + i : e * 2 * n + 2 * i + (up ? 1 : 0);
+            const auto pair = file.at(blocks + "_blocks").bytes[moe::detail::at(row * 16 + j / 2)];
+            const auto scale = file.at(blocks + "_scales").bytes[moe::detail::at(row)];
+            const unsigned code = (std::to_integer<unsigned>(pair) >> (j % 2 == 0 ? 0 : 4)) & 15u;
+            constexpr float e2m1[] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+            const float value = (code & 8u) != 0 ? -e2m1[code & 7u] : e2m1[code & 7u];
+            const int exponent = std::to_integer<int>(scale);
+            return exponent == 255 ? NAN : std::ldexp(value, exponent - 127);
+        }
+        default:
+            return NAN;
+    }
+}
+
+/// What was loaded is what lies there.
+template <class Layer>
+void require_right(Layer& layer, unsigned kind, const moe::Checkpoint& file) {
+    moe::visit_parameters(layer, [&](std::string_view name, auto& matrix, moe::Role) {
+        constexpr std::string_view experts = "experts.";
+        if (kind == 4 || kind == 7 || !name.starts_with(experts) || name.ends_with("bias")) return;
+        const Index e = name[experts.size()] - '0';
+        for (Index i = 0; i < matrix.rows(); ++i)
+            for (Index j = 0; j < matrix.cols(); ++j)
+                require(same(matrix(i, j),
+                             element_by_hand(file, kind, name[experts.size() + 2], e, i, j)));
+    });
+}
 
 template <class Layer>
 std::vector<float> outputs(const Layer& layer, Index tokens) {
@@ -157,6 +223,7 @@ void check(const K& kind, Storage storage, const moe::Checkpoint& checkpoint) {
         require(!accepts([&] { kind.bind(checkpoint); }));
         return;
     }
+    require_right(loaded, kind.number, checkpoint);
     const std::vector<float> all = values(loaded);
     require_survives(kind, loaded, all);
     const std::vector<float> one = outputs(loaded, 1), three = outputs(loaded, 3);
@@ -171,6 +238,12 @@ void check(const K& kind, Storage storage, const moe::Checkpoint& checkpoint) {
     bool coded = false;
     moe::detail::visit_weights(*bound, [&](const auto&, const auto& weights, Index) {
         coded = coded || weights.is_coded();
+        for (Index e = 0; weights.is_bound() && e < weights.count(); ++e) {
+            const moe::WeightView view = weights[e];
+            require(reinterpret_cast<std::uintptr_t>(view.data) %
+                        static_cast<std::uintptr_t>(moe::element_size(view.dtype)) ==
+                    0);
+        }
     });
     if (!coded) {
         require_same(outputs(*bound, 1), one);
@@ -188,7 +261,7 @@ void check(unsigned number, Storage storage, const moe::Checkpoint& checkpoint) 
     const moe::TopK both{.k = 2};
     const Glu swiglu{.count = 2, .ffn_dim = small};
     const auto plain = [&](const Names& names) {
-        check(Kind<Glu>{names, small, {{}, both, swiglu}}, storage, checkpoint);
+        check(Kind<Glu>{number, names, small, {{}, both, swiglu}}, storage, checkpoint);
     };
     const auto gpt_oss = [&](Index dim) {
         const Glu glu{.count = 2,
@@ -197,8 +270,8 @@ void check(unsigned number, Storage storage, const moe::Checkpoint& checkpoint) 
                       .bias = true,
                       .limit = 7,
                       .up_offset = 1};
-        check(Kind<Glu>{moe::names::gpt_oss("mlp"), dim, {{.bias = true}, both, glu}}, storage,
-              checkpoint);
+        check(Kind<Glu>{number, moe::names::gpt_oss("mlp"), dim, {{.bias = true}, both, glu}},
+              storage, checkpoint);
     };
     switch (number) {
         case 0:
@@ -216,7 +289,8 @@ void check(unsigned number, Storage storage, const moe::Checkpoint& checkpoint) 
         case 6:
             return gpt_oss(large);
         default:
-            check(Kind<Glu, moe::Shared<Glu>>{with_block(moe::names::deepseek_v3("mlp"), 3),
+            check(Kind<Glu, moe::Shared<Glu>>{number,
+                                              with_block(moe::names::deepseek_v3("mlp"), 3),
                                               small,
                                               {{},
                                                {.k = 2,

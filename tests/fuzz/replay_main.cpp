@@ -21,7 +21,7 @@ using Bytes = std::vector<std::uint8_t>;
 
 constexpr std::size_t prefixes_per_file = 512;
 constexpr std::size_t mutations_per_file = 2000;
-constexpr std::size_t mutated_bytes_per_file = 400'000;
+constexpr std::size_t mutated_bytes_per_file = 200'000;
 
 // In a heap block of its exact size, so that a sanitizer sees a read past the end.
 void run(const Bytes& input) {
