@@ -69,7 +69,8 @@ TEST(FeedForwardBackward, MayRunTwiceOnOneForwardPass) {
 }
 
 TEST(FeedForwardBackward, HasTheSameBitsHoweverRowsAreCutAndWhateverIsKept) {
-    if (moe::isa() == moe::Isa::scalar) GTEST_SKIP() << "no other cuts with scalar kernels, which take ten times as long";
+    if (moe::isa() == moe::Isa::scalar)
+        GTEST_SKIP() << "no other cuts with scalar kernels, which take ten times as long";
     ASSERT_LT(moe::detail::FeedForwardState<float>::part_rows({.ffn_dim = 1100}, 9999, 7), 1500);
     many_rows::expect_the_same_bits<float>(moe::Swiglu{.count = 5, .ffn_dim = 1100}, {2, 7});
     many_rows::expect_the_same_bits<float>(moe::Mlp{.count = 5, .ffn_dim = 1100}, {2});

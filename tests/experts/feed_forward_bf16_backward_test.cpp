@@ -217,7 +217,8 @@ TEST(FeedForwardBf16Backward, HasTheSameBitsForAnyThreadCountAndInADirtyWorkspac
 }
 
 TEST(FeedForwardBf16Backward, HasTheSameBitsHoweverRowsAreCutAndWhateverIsKept) {
-    if (moe::isa() == moe::Isa::scalar) GTEST_SKIP() << "no other cuts with scalar kernels, which take ten times as long";
+    if (moe::isa() == moe::Isa::scalar)
+        GTEST_SKIP() << "no other cuts with scalar kernels, which take ten times as long";
     using State = moe::detail::FeedForwardBf16State<float>;
     const moe::FeedForwardShape shape{.ffn_dim = 520};
     ASSERT_LT(State::part_rows(shape, 9999, 7), State::part_rows(shape, 9999, 9));

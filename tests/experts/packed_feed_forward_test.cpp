@@ -325,7 +325,8 @@ TEST(PackedFeedForward, GivesTheSameBitsHoweverManyTokensThereAre) {
 
 /// Rows are worked on in parts of 1024 where the hidden layer is that wide.
 TEST(PackedFeedForward, GivesTheSameBitsInAnyNumberOfParts) {
-    if (moe::isa() == moe::Isa::scalar) GTEST_SKIP() << "no other cuts with scalar kernels, which take ten times as long";
+    if (moe::isa() == moe::Isa::scalar)
+        GTEST_SKIP() << "no other cuts with scalar kernels, which take ten times as long";
     expert_group::Extents e{.tokens = 1700, .model_dim = 5, .output_dim = 6, .experts = 3};
     ASSERT_EQ(moe::detail::FeedForwardState<float>::part_rows({.ffn_dim = 1040}, 5000, 7), 1024);
     for (const bool weighted : {false, true}) {

@@ -148,7 +148,8 @@ TEST(MemoryBudget, HoldsForTheFirstCall) {
 
 /// The less is kept, the less it takes, and a step takes no more than was said.
 TEST(MemoryBudget, OfEachModeIsHonouredByAWholeStep) {
-    if (moe::isa() == moe::Isa::scalar) GTEST_SKIP() << "no other memory with scalar kernels, which take ten times as long";
+    if (moe::isa() == moe::Isa::scalar)
+        GTEST_SKIP() << "no other memory with scalar kernels, which take ten times as long";
     if (!allocations::are_counted) GTEST_SKIP() << "a sanitizer brings its own operator new";
     const moe::Layer l{moe::Config{.model_dim = 32}, moe::LinearRouter{}, moe::TopK{.k = 2},
                        moe::Swiglu{.count = 4, .ffn_dim = 1200}};
