@@ -21,6 +21,7 @@
 #include <moe/io/layout.hpp>
 #include <moe/io/names.hpp>
 #include <moe/io/tensor.hpp>
+#include <moe/io/tensor_names.hpp>
 #include <moe/io/text.hpp>
 
 namespace moe::inline MOE_ABI::detail {
@@ -106,7 +107,8 @@ struct PlannedTensor {
 };
 
 /// Finds the tensors of a layer in a checkpoint: want() each parameter, then find() all of them.
-/// @tparam Checkpoint  SafetensorsView or Checkpoint: find(name), at(name), a range of TensorView
+/// @tparam Checkpoint  SafetensorsView or Checkpoint: find(name), at(name), size(), a range
+///                     of TensorView
 template <class Checkpoint>
 class TensorPlan {
 public:
@@ -217,10 +219,10 @@ private:
     void check_shape(const PlannedTensor& found, const TensorView& tensor, const Extents& wanted,
                      bool fits) const {
         if (!fits)
-            detail::fail<FormatError>(who_, ": tensor ", in_quotes(tensor.name), " has shape ",
-                                      to_string(tensor.shape), ", ", found.parameter, " [",
-                                      found.slice.rows, ", ", found.slice.cols, "] needs ",
-                                      to_string(wanted));
+            detail::fail<FormatError>(
+                who_, ": tensor ", in_quotes(tensor.name), " has shape ", to_string(tensor.shape),
+                ", ", found.parameter, " [", found.slice.rows, ", ", found.slice.cols, "] needs ",
+                to_string(wanted), "; are extents, counts and names those of the model?");
     }
     template <class... Parts>
     [[noreturn]] void refuse(const PlannedTensor& found, const Parts&... parts) const {
@@ -251,13 +253,15 @@ private:
         if (places.empty())
             detail::fail(who_, ": the names say nothing of ", in_quotes(parameter),
                          ", which the layer has; are these the names of such a layer?");
+        constexpr const char* remedy = "; are layer, recipes and counts those of the model?";
         if (places.size() == 1 && checkpoint_.find(places.front().tensor) == nullptr)
-            checkpoint_.at(places.front().tensor);  // throws, with names that are near
+            detail::fail_missing(who_, checkpoint_, places.front().tensor, " for " + parameter,
+                                 remedy);
         std::string tried;
         for (const TensorPlace& place : places)
             tried += (tried.empty() ? "" : " or ") + in_quotes(place.tensor);
         detail::fail<FormatError>(who_, ": the checkpoint has no tensor ", tried, " for ",
-                                  parameter, ", or not of a dtype that its layout names");
+                                  parameter, ", or not of a dtype that its layout names", remedy);
     }
 
     const Checkpoint& checkpoint_;
