@@ -4,7 +4,6 @@
 
 #include <string>
 #include <tuple>
-#include <utility>
 
 #include <moe/experts/shared.hpp>
 #include <moe/experts/swiglu.hpp>
