@@ -38,6 +38,12 @@ struct PlannedTensor {
     bool is_mxfp4() const { return slice.layout.coding == Coding::mxfp4; }
     bool is_coded() const { return is_mxfp4() || tensor.dtype == Dtype::f8_e4m3; }
 
+    /// Rows and columns of codes that share a scale, and rows and columns of an expert's scales.
+    Index block_rows() const { return is_mxfp4() ? 1 : slice.layout.block; }
+    Index block_cols() const { return is_mxfp4() ? mxfp4_block : slice.layout.block; }
+    Index scale_rows() const { return parts(slice.outputs(), block_rows()); }
+    Index scale_cols() const { return parts(slice.cols, block_cols()); }
+
     /// A view of the elements for a layer of S.
     /// @throws FormatError if that cannot read them where they lie
     template <class S>
@@ -65,23 +71,18 @@ struct PlannedTensor {
     /// A view of codes and scales.
     BlockCodes codes() const {
         const TensorSlice& s = slice;
-        const bool fp8 = !is_mxfp4();
-        const Index block = fp8 ? s.layout.block : mxfp4_block;
-        const Index row_scales = s.cols / block + (s.cols % block != 0 ? 1 : 0);
-        const Index block_rows = fp8 ? block : 1;
-        const Index scale_rows = s.outputs() / block_rows + (s.outputs() % block_rows != 0 ? 1 : 0);
         const Index first_scale =
-            (s.index * scale_rows + s.first_output() / block_rows) * row_scales;
-        return {.data = tensor.bytes.data() + s.offset() / (fp8 ? 1 : 2),
+            (s.index * scale_rows() + s.first_output() / block_rows()) * scale_cols();
+        return {.data = tensor.bytes.data() + s.offset() / (is_mxfp4() ? 2 : 1),
                 .dtype = tensor.dtype,
                 .rows = s.rows,
                 .cols = s.cols,
                 .row_stride = s.row_stride(),
                 .scales = {.data = scales.bytes.data() + first_scale * element_size(scales.dtype),
                            .dtype = scales.dtype,
-                           .block_rows = block_rows,
-                           .block_cols = block,
-                           .row_stride = s.output_step() * row_scales}};
+                           .block_rows = block_rows(),
+                           .block_cols = block_cols(),
+                           .row_stride = s.output_step() * scale_cols()}};
     }
 
     /// Converts all elements to S: (i, j) goes to to[i * to_row + j * to_col].
@@ -104,6 +105,10 @@ struct PlannedTensor {
                         decode<dtype>(first + (i * row + j * col) * element_size(dtype)));
         });
     }
+
+private:
+    /// n / size, rounded up.
+    static Index parts(Index n, Index size) { return n / size + (n % size != 0 ? 1 : 0); }
 };
 
 /// Finds the tensors of a layer in a checkpoint: want() each parameter, then find() all of them.
@@ -196,11 +201,9 @@ private:
             shape.push_back(s.experts);
             scales.push_back(s.experts);
         }
-        const Index block = fp8 ? s.layout.block : mxfp4_block;
-        const auto blocks = [](Index n, Index size) { return n / size + (n % size != 0 ? 1 : 0); };
         shape.push_back(s.outputs());
-        scales.push_back(fp8 ? blocks(s.outputs(), block) : s.outputs());
-        scales.push_back(blocks(s.cols, block));
+        scales.push_back(found.scale_rows());
+        scales.push_back(found.scale_cols());
         if (fp8) {
             shape.push_back(s.cols);
         } else {
