@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: MIT
 // Which preset describes a model, by the model_type of its config.json.
+#include <algorithm>
+#include <cstddef>
+#include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <tuple>
 
 #include <moe/presets.hpp>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The only place that knows JSON.
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>

@@ -4,9 +4,12 @@
 // code computes, forward and backward.
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
+#include <span>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>

@@ -501,7 +501,9 @@ TEST(Load, SaysWhatIsMissingAndWhatIsNear) {
     SafetensorsWriter writer;
     write_small(writer, experts, "experts.1.up");
     expect_parts(error_of(writer, small_names, small_bag()),
-                 {"\"m.experts.1.up\"", "\"m.experts."});
+                 {"moe::load: none of the 3 tensors is called \"m.experts.1.up\" for experts.1.up; "
+                  "near it: \"m.experts.",
+                  "\"; are layer, recipes and counts those of the model?"});
     expect_parts(error_of<std::invalid_argument>(writer, Names("m.", {{"router.weight", "router"}}),
                                                  small_bag()),
                  {"the names say nothing of \"experts.0.up\""});

@@ -252,7 +252,8 @@ TEST(CheckpointIndex, WithAnythingGivenTwiceIsRefused) {
 TEST(CheckpointIndex, ThatSaysSomethingElseIsRefused) {
     EXPECT_EQ(error_of("{}"), "moe::Checkpoint: index: there is no \"weight_map\"");
     EXPECT_EQ(error_of(R"({"weight_map":{},"x":1})"),
-              "moe::Checkpoint: index: unknown member \"x\"");
+              "moe::Checkpoint: index: unknown member \"x\"; an index has \"weight_map\" and "
+              "\"metadata\"");
     for (const char* text :
          {"", "[]", "null", R"({"weight_map":[]})", R"({"weight_map":{"a":1}})",
           R"({"weight_map":{"a":["one.safetensors"]}})", R"({"weight_map":{}}{})",
@@ -397,7 +398,7 @@ TEST_F(CheckpointFolder, WithoutAFileThatTheIndexNamesIsRefused) {
     write_sound();
     std::filesystem::remove(path("two.safetensors"));
     EXPECT_EQ(message<std::runtime_error>([&] { Checkpoint::open(path()); }),
-              "moe::read_file: cannot open \"" + path("two.safetensors") +
+              "moe::Checkpoint: cannot open \"" + path("two.safetensors") +
                   "\": No such file or directory");
 }
 
@@ -406,10 +407,12 @@ TEST_F(CheckpointFolder, WithoutAModelIsRefused) {
     EXPECT_EQ(message<std::runtime_error>([&] { Checkpoint::open(folder); }),
               "moe::Checkpoint: folder \"" + folder +
                   "\" has neither model.safetensors.index.json nor model.safetensors");
-    EXPECT_TRUE(says(message<std::runtime_error>([&] { Checkpoint::open(path("missing")); }),
-                     "\": No such file or directory"));
-    EXPECT_TRUE(says(message<std::runtime_error>([&] { Checkpoint::open(path("missing.json")); }),
-                     "\": No such file or directory"));
+    EXPECT_EQ(
+        message<std::runtime_error>([&] { Checkpoint::open(path("missing")); }),
+        "moe::Checkpoint: cannot open \"" + path("missing") + "\": No such file or directory");
+    EXPECT_EQ(
+        message<std::runtime_error>([&] { Checkpoint::open(path("missing.json")); }),
+        "moe::Checkpoint: cannot open \"" + path("missing.json") + "\": No such file or directory");
     EXPECT_TRUE(says(message<std::runtime_error>([&] { Checkpoint::open(""); }),
                      "moe::Checkpoint: cannot open \"\""));
 }

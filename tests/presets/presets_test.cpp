@@ -3,8 +3,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <limits>
 #include <map>
+#include <set>
 #include <string>
 #include <tuple>
 #include <type_traits>
@@ -14,6 +16,7 @@
 
 #include <gtest/gtest.h>
 
+#include <moe/io/file.hpp>
 #include <moe/io/safetensors.hpp>
 #include <moe/io/safetensors_writer.hpp>
 #include <moe/io/save.hpp>
@@ -165,6 +168,32 @@ TEST(Presets, AreThePublishedModels) {
         ++i;
     });
     EXPECT_EQ(i, table.size());
+}
+
+std::string text_of(const std::filesystem::path& file) {
+    const auto bytes = moe::read_file(file.string());
+    return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+TEST(Presets, AreEverywhereThatForEachPublishedSays) {
+    std::set<std::string> published, declared{"kimi_k2", "glm_4_5"};  // of another's type
+    presets::for_each_published([&](const char* name, const auto&) { published.insert(name); });
+    const std::string tool = text_of("examples/run_layer/architectures.cpp");
+    const std::string page = text_of("examples/run_layer/README.md");
+    for (const auto& entry : std::filesystem::directory_iterator("include/moe/presets")) {
+        const std::string text = text_of(entry.path());
+        const std::string before = "static constexpr const char* name = \"", type = "struct ";
+        for (std::size_t at = text.find(before); at != text.npos; at = text.find(before, at + 1)) {
+            const std::size_t begin = at + before.size(), from = text.rfind(type, at) + type.size();
+            const std::string name = text.substr(begin, text.find('"', begin) - begin);
+            const std::string preset = text.substr(from, text.find(' ', from) - from);
+            declared.insert(name);
+            EXPECT_NE(tool.find("is<presets::" + preset + ">"), tool.npos) << preset;
+            EXPECT_NE(page.find("`" + preset + "`"), page.npos) << preset;
+            EXPECT_TRUE(std::filesystem::is_directory("tests/golden/models/" + name)) << name;
+        }
+    }
+    EXPECT_EQ(published, declared);
 }
 
 // What they read from a configuration.

@@ -3,7 +3,6 @@
 #define MOE_EXPERTS_IN_BF16_HPP
 
 #include <type_traits>
-#include <utility>
 
 #include <moe/core/concepts.hpp>
 #include <moe/experts/feed_forward.hpp>

@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <deque>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -252,7 +253,7 @@ private:
     template <class Progress>
     static void open_index(const std::string& path, Contents& contents, Progress&& progress) {
         const std::string folder = parent(path);
-        const MappedFile index(path);
+        const MappedFile index = open_file(path);
         const auto text = index.bytes();
         read({reinterpret_cast<const char*>(text.data()), text.size()}, contents,
              [&](const std::string& file, Index number, Index count) {
@@ -262,7 +263,12 @@ private:
     }
 
     static SafetensorsView map(const std::string& path, std::string_view name, Contents& contents) {
-        return SafetensorsView(contents.files.emplace_back(path).bytes(), name);
+        return SafetensorsView(contents.files.emplace_back(open_file(path)).bytes(), name);
+    }
+
+    static MappedFile open_file(const std::string& path) {
+        if (!exists(path)) detail::fail_file("Checkpoint", "open", path, ENOENT);
+        return MappedFile(path);
     }
 
     /// The folder that a path names a file in, with its separator; empty for the current one.

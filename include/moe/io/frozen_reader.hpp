@@ -115,7 +115,9 @@ private:
 
     const TensorView& find(const std::string& name) {
         const TensorView* const tensor = source_.find(name);
-        if (tensor == nullptr) fail_missing("moe::open_frozen", source_, name);
+        if (tensor == nullptr)
+            fail_missing("moe::open_frozen", source_, name, "",
+                         "; is this a file and a prefix of moe::save_frozen, for these recipes?");
         used_.insert(tensor->name);
         return *tensor;
     }

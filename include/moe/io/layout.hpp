@@ -25,9 +25,17 @@ enum class Stacking {
 };
 
 /// Which outputs of the tensor are the matrix; the others are another's, up beside gate.
+///
+/// A new one goes here and into first_output() and output_step() below. One whose outputs are not
+/// evenly apart (turns of 16 rows) has no row_stride, and no WeightView either: copy
+/// such rows apart into memory of your own and view that.
 enum class Part { whole, first_half, second_half, even, odd };
 
 /// What an element is.
+///
+/// A new one goes here and into io/tensor_plan.hpp: PlannedTensor (is_coded() to codes()), want()
+/// and check_coded(); with codes that are not those of BlockCodes into core/block_codes.hpp, too:
+/// check_block_codes() and decode_row().
 enum class Coding {
     plain,  ///< the dtype says it; F8_E4M3 has a scale per block in another tensor (DeepSeek-V3)
     mxfp4,  ///< U8, pairs of E2M1, and an E8M0 scale for every 32 inputs in another (gpt-oss)
@@ -100,11 +108,29 @@ struct TensorSlice {
 
     /// The first output of the tensor that is one of the matrix, and the distance to the next.
     Index first_output() const {
-        if (layout.part == Part::second_half) return outputs() / 2;
-        return layout.part == Part::odd ? 1 : 0;
+        switch (layout.part) {  // no default: a new part is a warning here
+            case Part::whole:
+            case Part::first_half:
+            case Part::even:
+                return 0;
+            case Part::second_half:
+                return outputs() / 2;
+            case Part::odd:
+                return 1;
+        }
+        return 0;
     }
     Index output_step() const {
-        return layout.part == Part::even || layout.part == Part::odd ? 2 : 1;
+        switch (layout.part) {
+            case Part::whole:
+            case Part::first_half:
+            case Part::second_half:
+                return 1;
+            case Part::even:
+            case Part::odd:
+                return 2;
+        }
+        return 1;
     }
 
 private:

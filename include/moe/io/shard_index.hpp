@@ -95,7 +95,9 @@ inline ShardIndex read_shard_index(std::string_view text) {
     json.begin_object();
     while (json.next_key(member, scratch)) {
         const bool is_map = member == "weight_map";
-        if (!is_map && member != "metadata") fail_index("unknown member ", in_quotes(member));
+        if (!is_map && member != "metadata")
+            fail_index("unknown member ", in_quotes(member),
+                       "; an index has \"weight_map\" and \"metadata\"");
         if (std::exchange(is_map ? has_map : has_metadata, true))
             fail_index(in_quotes(member), " is given twice");
         if (is_map)

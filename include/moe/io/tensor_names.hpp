@@ -19,8 +19,11 @@ namespace detail {
 /// Throws FormatError: none of these tensors is called `name`. Says which names come near: those
 /// whose beginning and end agree with it over more than half its length.
 /// @param tensors  a range of TensorView with size()
+/// @param what     what was to be read: " for router.weight"
+/// @param remedy   ends the sentence
 template <class Tensors>
-[[noreturn]] void fail_missing(const char* who, const Tensors& tensors, std::string_view name) {
+[[noreturn]] void fail_missing(const char* who, const Tensors& tensors, std::string_view name,
+                               const std::string& what = {}, const char* remedy = "") {
     constexpr std::size_t shown = 3;
     std::vector<std::pair<std::size_t, std::string_view>> near;  // best first
     for (const TensorView& tensor : tensors) {
@@ -41,7 +44,7 @@ template <class Tensors>
     for (const auto& entry : near)
         hint += (hint.back() == ':' ? " " : ", ") + in_quotes(entry.second);
     fail<FormatError>(who, ": none of the ", tensors.size(), " tensors is called ", in_quotes(name),
-                      hint);
+                      what, hint, remedy);
 }
 
 }  // namespace detail

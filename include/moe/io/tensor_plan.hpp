@@ -21,6 +21,7 @@
 #include <moe/io/layout.hpp>
 #include <moe/io/names.hpp>
 #include <moe/io/tensor.hpp>
+#include <moe/io/tensor_names.hpp>
 #include <moe/io/text.hpp>
 
 namespace moe::inline MOE_ABI::detail {
@@ -36,6 +37,12 @@ struct PlannedTensor {
 
     bool is_mxfp4() const { return slice.layout.coding == Coding::mxfp4; }
     bool is_coded() const { return is_mxfp4() || tensor.dtype == Dtype::f8_e4m3; }
+
+    /// Rows and columns of codes that share a scale, and rows and columns of an expert's scales.
+    Index block_rows() const { return is_mxfp4() ? 1 : slice.layout.block; }
+    Index block_cols() const { return is_mxfp4() ? mxfp4_block : slice.layout.block; }
+    Index scale_rows() const { return parts(slice.outputs(), block_rows()); }
+    Index scale_cols() const { return parts(slice.cols, block_cols()); }
 
     /// A view of the elements for a layer of S.
     /// @throws FormatError if that cannot read them where they lie
@@ -64,23 +71,18 @@ struct PlannedTensor {
     /// A view of codes and scales.
     BlockCodes codes() const {
         const TensorSlice& s = slice;
-        const bool fp8 = !is_mxfp4();
-        const Index block = fp8 ? s.layout.block : mxfp4_block;
-        const Index row_scales = s.cols / block + (s.cols % block != 0 ? 1 : 0);
-        const Index block_rows = fp8 ? block : 1;
-        const Index scale_rows = s.outputs() / block_rows + (s.outputs() % block_rows != 0 ? 1 : 0);
         const Index first_scale =
-            (s.index * scale_rows + s.first_output() / block_rows) * row_scales;
-        return {.data = tensor.bytes.data() + s.offset() / (fp8 ? 1 : 2),
+            (s.index * scale_rows() + s.first_output() / block_rows()) * scale_cols();
+        return {.data = tensor.bytes.data() + s.offset() / (is_mxfp4() ? 2 : 1),
                 .dtype = tensor.dtype,
                 .rows = s.rows,
                 .cols = s.cols,
                 .row_stride = s.row_stride(),
                 .scales = {.data = scales.bytes.data() + first_scale * element_size(scales.dtype),
                            .dtype = scales.dtype,
-                           .block_rows = block_rows,
-                           .block_cols = block,
-                           .row_stride = s.output_step() * row_scales}};
+                           .block_rows = block_rows(),
+                           .block_cols = block_cols(),
+                           .row_stride = s.output_step() * scale_cols()}};
     }
 
     /// Converts all elements to S: (i, j) goes to to[i * to_row + j * to_col].
@@ -103,10 +105,15 @@ struct PlannedTensor {
                         decode<dtype>(first + (i * row + j * col) * element_size(dtype)));
         });
     }
+
+private:
+    /// n / size, rounded up.
+    static Index parts(Index n, Index size) { return n / size + (n % size != 0 ? 1 : 0); }
 };
 
 /// Finds the tensors of a layer in a checkpoint: want() each parameter, then find() all of them.
-/// @tparam Checkpoint  SafetensorsView or Checkpoint: find(name), at(name), a range of TensorView
+/// @tparam Checkpoint  SafetensorsView or Checkpoint: find(name), at(name), size(), a range
+///                     of TensorView
 template <class Checkpoint>
 class TensorPlan {
 public:
@@ -194,11 +201,9 @@ private:
             shape.push_back(s.experts);
             scales.push_back(s.experts);
         }
-        const Index block = fp8 ? s.layout.block : mxfp4_block;
-        const auto blocks = [](Index n, Index size) { return n / size + (n % size != 0 ? 1 : 0); };
         shape.push_back(s.outputs());
-        scales.push_back(fp8 ? blocks(s.outputs(), block) : s.outputs());
-        scales.push_back(blocks(s.cols, block));
+        scales.push_back(found.scale_rows());
+        scales.push_back(found.scale_cols());
         if (fp8) {
             shape.push_back(s.cols);
         } else {
@@ -217,10 +222,10 @@ private:
     void check_shape(const PlannedTensor& found, const TensorView& tensor, const Extents& wanted,
                      bool fits) const {
         if (!fits)
-            detail::fail<FormatError>(who_, ": tensor ", in_quotes(tensor.name), " has shape ",
-                                      to_string(tensor.shape), ", ", found.parameter, " [",
-                                      found.slice.rows, ", ", found.slice.cols, "] needs ",
-                                      to_string(wanted));
+            detail::fail<FormatError>(
+                who_, ": tensor ", in_quotes(tensor.name), " has shape ", to_string(tensor.shape),
+                ", ", found.parameter, " [", found.slice.rows, ", ", found.slice.cols, "] needs ",
+                to_string(wanted), "; are extents, counts and names those of the model?");
     }
     template <class... Parts>
     [[noreturn]] void refuse(const PlannedTensor& found, const Parts&... parts) const {
@@ -251,13 +256,15 @@ private:
         if (places.empty())
             detail::fail(who_, ": the names say nothing of ", in_quotes(parameter),
                          ", which the layer has; are these the names of such a layer?");
+        constexpr const char* remedy = "; are layer, recipes and counts those of the model?";
         if (places.size() == 1 && checkpoint_.find(places.front().tensor) == nullptr)
-            checkpoint_.at(places.front().tensor);  // throws, with names that are near
+            detail::fail_missing(who_, checkpoint_, places.front().tensor, " for " + parameter,
+                                 remedy);
         std::string tried;
         for (const TensorPlace& place : places)
             tried += (tried.empty() ? "" : " or ") + in_quotes(place.tensor);
         detail::fail<FormatError>(who_, ": the checkpoint has no tensor ", tried, " for ",
-                                  parameter, ", or not of a dtype that its layout names");
+                                  parameter, ", or not of a dtype that its layout names", remedy);
     }
 
     const Checkpoint& checkpoint_;

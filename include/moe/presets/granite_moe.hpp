@@ -4,12 +4,12 @@
 
 #include <string>
 #include <tuple>
-#include <utility>
 
 #include <moe/experts/shared.hpp>
 #include <moe/experts/swiglu.hpp>
 #include <moe/gates/top_k.hpp>
 #include <moe/io/names.hpp>
+#include <moe/presets/mixtral.hpp>
 #include <moe/presets/preset.hpp>
 #include <moe/presets/projections.hpp>
 #include <moe/routers/linear.hpp>
@@ -56,11 +56,8 @@ struct GraniteMoe {
     Index k = 8;
 
     static GraniteMoe of(const ModelConfig& config, Index = 0) {
-        config.expect("hidden_act", "silu");
-        return {.model_dim = config.integer("hidden_size"),
-                .ffn_dim = config.integer("intermediate_size"),
-                .num_experts = config.integer("num_local_experts"),
-                .k = config.integer("num_experts_per_tok")};
+        const Mixtral same = Mixtral::of(config);
+        return {same.model_dim, same.ffn_dim, same.num_experts, same.k};
     }
     Config config() const { return {.model_dim = model_dim}; }
     auto parts() const {

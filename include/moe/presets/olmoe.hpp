@@ -2,14 +2,10 @@
 #ifndef MOE_PRESETS_OLMOE_HPP
 #define MOE_PRESETS_OLMOE_HPP
 
-#include <string>
-#include <tuple>
-
 #include <moe/experts/swiglu.hpp>
 #include <moe/gates/top_k.hpp>
 #include <moe/io/names.hpp>
 #include <moe/presets/preset.hpp>
-#include <moe/presets/projections.hpp>
 #include <moe/presets/qwen_moe.hpp>
 #include <moe/routers/linear.hpp>
 

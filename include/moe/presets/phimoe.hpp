@@ -2,7 +2,6 @@
 #ifndef MOE_PRESETS_PHIMOE_HPP
 #define MOE_PRESETS_PHIMOE_HPP
 
-#include <string>
 #include <tuple>
 
 #include <moe/experts/swiglu.hpp>

@@ -3,6 +3,7 @@
 #define MOE_PRESETS_PRESET_HPP
 
 #include <tuple>
+#include <type_traits>
 
 #include <moe/core/types.hpp>
 #include <moe/io/bind.hpp>
@@ -12,6 +13,22 @@
 namespace moe::inline MOE_ABI {
 
 /// A published model's layers as recipes: what they are made of, and where a checkpoint has them.
+///
+///     struct MyModel {
+///         Index model_dim = 4096, ffn_dim = 14336, num_experts = 8, k = 2;     // as published
+///
+///         Config config() const { return {.model_dim = model_dim}; }
+///         auto parts() const {                                          // router, gate, experts
+///             return std::tuple{LinearRouter{}, TopK{.k = k},
+///                               Swiglu{.count = num_experts, .ffn_dim = ffn_dim}};
+///         }
+///         Names names(Index layer) const {
+///             return {"model.layers." + std::to_string(layer) + ".moe.", {...}};
+///         }
+///     };
+///
+/// explain() calls it by its `name` if it has one; those of the library also have
+/// of(ModelConfig, layer). See for_each_published() to add one to them.
 template <class P>
 concept Preset = requires(const P& preset) {
     preset.config();
@@ -20,6 +37,7 @@ concept Preset = requires(const P& preset) {
 };
 
 /// A layer as the preset describes it, with random weights.
+/// @throws std::invalid_argument if its extents and settings do not fit each other
 template <class S = float, Preset P>
 auto make_layer(const P& preset) {
     return std::apply(
@@ -39,6 +57,7 @@ auto make_deferred(const P& preset) {
 }
 
 /// Layer number `layer` of a model, as moe::bind() of the preset's recipes and names.
+/// @throws as that
 template <class S = float, class Checkpoint, Preset P>
 auto bind(const Checkpoint& checkpoint, const P& preset, Index layer) {
     return std::apply(
@@ -48,7 +67,8 @@ auto bind(const Checkpoint& checkpoint, const P& preset, Index layer) {
         preset.parts());
 }
 
-/// The same as a layer that owns its weights.
+/// The same as a layer that owns its weights, whatever the checkpoint stores.
+/// @throws as moe::load()
 template <class S = float, class Checkpoint, Preset P>
 auto load(const Checkpoint& checkpoint, const P& preset, Index layer) {
     auto loaded = make_deferred<S>(preset);
@@ -57,6 +77,7 @@ auto load(const Checkpoint& checkpoint, const P& preset, Index layer) {
 }
 
 /// A frozen layer as the preset describes it, from a file that save_frozen() filled.
+/// @throws as moe::open_frozen()
 template <class S = float, class Checkpoint, Preset P>
 auto open_frozen(const Checkpoint& checkpoint, const P& preset) {
     return std::apply(

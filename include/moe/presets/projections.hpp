@@ -4,7 +4,6 @@
 
 #include <initializer_list>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include <moe/core/types.hpp>

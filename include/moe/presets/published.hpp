@@ -24,7 +24,12 @@
 
 namespace moe::inline MOE_ABI::presets {
 
-/// f(name, preset) for every published model that has a preset; a new one goes here.
+/// f(name, preset) for every published model that has a preset.
+///
+/// A new one goes here, into moe/presets.hpp, the table of tests/presets/presets_test.cpp,
+/// architectures.cpp of examples/run_layer (and its layers.cpp, if no other has such a layer) and
+/// the page beside it, and into tests/golden/generate_models.py, whose folder models_test.cpp
+/// lists. Tests find it missing in each of these.
 template <class F>
 void for_each_published(F&& f) {
     const auto each = [&f](const auto&... presets) { (f(presets.name, presets), ...); };

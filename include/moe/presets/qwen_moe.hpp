@@ -51,61 +51,6 @@ inline Names qwen3_vl_moe(const std::string& prefix,
 
 namespace presets {
 
-/// Qwen1.5-MoE-A2.7B: softmax scores as they are, and a shared expert behind a sigmoid. 57B-A14B is
-/// {3584, 2560, 64, 8, 20480} (arXiv:2407.10671 section 2.2.2).
-struct Qwen2Moe {
-    static constexpr const char* name = "qwen2_moe";
-
-    Index model_dim = 2048;
-    Index ffn_dim = 1408;
-    Index num_experts = 60;
-    Index k = 4;
-    Index shared_ffn_dim = 5632;
-    bool normalize = false;
-
-    static Qwen2Moe of(const ModelConfig& config, Index = 0) {
-        config.expect("hidden_act", "silu");
-        return {
-            .model_dim = config.integer("hidden_size"),
-            .ffn_dim = config.integer("moe_intermediate_size"),
-            .num_experts = config.integer(config.first_of({"num_experts", "num_local_experts"})),
-            .k = config.integer("num_experts_per_tok"),
-            .shared_ffn_dim = config.integer("shared_expert_intermediate_size"),
-            .normalize = config.flag("norm_topk_prob", false)};
-    }
-    Config config() const { return {.model_dim = model_dim}; }
-    auto parts() const {
-        return std::tuple{LinearRouter{},
-                          TopK{.k = k, .normalize = normalize ? Normalize::plain : Normalize::none},
-                          Swiglu{.count = num_experts, .ffn_dim = ffn_dim},
-                          Shared{Swiglu{.ffn_dim = shared_ffn_dim}, SharedGate::sigmoid}};
-    }
-    Names names(Index layer) const { return names::qwen2_moe(detail::layer_path(layer, "mlp")); }
-};
-
-/// Qwen3-Next-80B-A3B: as Qwen2-MoE with 512 experts, renormalised.
-struct Qwen3Next {
-    static constexpr const char* name = "qwen3_next";
-
-    Index model_dim = 2048;
-    Index ffn_dim = 512;
-    Index num_experts = 512;
-    Index k = 10;
-    Index shared_ffn_dim = 512;
-    bool normalize = true;
-
-    static Qwen3Next of(const ModelConfig& config, Index layer = 0) {
-        const Qwen2Moe same = Qwen2Moe::of(config, layer);
-        return {same.model_dim, same.ffn_dim,        same.num_experts,
-                same.k,         same.shared_ffn_dim, config.flag("norm_topk_prob", true)};
-    }
-    Config config() const { return {.model_dim = model_dim}; }
-    auto parts() const {
-        return Qwen2Moe{model_dim, ffn_dim, num_experts, k, shared_ffn_dim, normalize}.parts();
-    }
-    Names names(Index layer) const { return Qwen2Moe{}.names(layer); }
-};
-
 /// Qwen3-30B-A3B: 8 of 128, renormalised, no shared expert. 235B-A22B is {4096, 1536}
 /// (arXiv:2505.09388).
 struct Qwen3Moe {
@@ -134,6 +79,59 @@ struct Qwen3Moe {
                           Swiglu{.count = num_experts, .ffn_dim = ffn_dim}};
     }
     Names names(Index layer) const { return names::qwen3_moe(detail::layer_path(layer, "mlp")); }
+};
+
+/// Qwen1.5-MoE-A2.7B: softmax scores as they are, and a shared expert behind a sigmoid. 57B-A14B is
+/// {3584, 2560, 64, 8, 20480} (arXiv:2407.10671 section 2.2.2).
+struct Qwen2Moe {
+    static constexpr const char* name = "qwen2_moe";
+
+    Index model_dim = 2048;
+    Index ffn_dim = 1408;
+    Index num_experts = 60;
+    Index k = 4;
+    Index shared_ffn_dim = 5632;
+    bool normalize = false;
+
+    static Qwen2Moe of(const ModelConfig& config, Index layer = 0) {
+        const Qwen3Moe same = Qwen3Moe::of(config, layer);
+        return {same.model_dim,
+                same.ffn_dim,
+                same.num_experts,
+                same.k,
+                config.integer("shared_expert_intermediate_size"),
+                same.normalize};
+    }
+    Config config() const { return {.model_dim = model_dim}; }
+    auto parts() const {
+        return std::tuple_cat(
+            Qwen3Moe{model_dim, ffn_dim, num_experts, k, normalize}.parts(),
+            std::tuple{Shared{Swiglu{.ffn_dim = shared_ffn_dim}, SharedGate::sigmoid}});
+    }
+    Names names(Index layer) const { return names::qwen2_moe(detail::layer_path(layer, "mlp")); }
+};
+
+/// Qwen3-Next-80B-A3B: as Qwen2-MoE with 512 experts, renormalised.
+struct Qwen3Next {
+    static constexpr const char* name = "qwen3_next";
+
+    Index model_dim = 2048;
+    Index ffn_dim = 512;
+    Index num_experts = 512;
+    Index k = 10;
+    Index shared_ffn_dim = 512;
+    bool normalize = true;
+
+    static Qwen3Next of(const ModelConfig& config, Index layer = 0) {
+        const Qwen2Moe same = Qwen2Moe::of(config, layer);
+        return {same.model_dim, same.ffn_dim,        same.num_experts,
+                same.k,         same.shared_ffn_dim, config.flag("norm_topk_prob", true)};
+    }
+    Config config() const { return {.model_dim = model_dim}; }
+    auto parts() const {
+        return Qwen2Moe{model_dim, ffn_dim, num_experts, k, shared_ffn_dim, normalize}.parts();
+    }
+    Names names(Index layer) const { return Qwen2Moe{}.names(layer); }
 };
 
 /// The language model of Qwen3-VL-30B-A3B: Qwen3-MoE, always renormalised, in a packed layout.

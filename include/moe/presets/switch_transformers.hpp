@@ -10,7 +10,6 @@
 #include <moe/gates/top_k.hpp>
 #include <moe/io/names.hpp>
 #include <moe/presets/preset.hpp>
-#include <moe/presets/projections.hpp>
 #include <moe/routers/linear.hpp>
 
 namespace moe::inline MOE_ABI {

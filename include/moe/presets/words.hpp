@@ -193,21 +193,8 @@ inline const char* word(ResidualPlace place) {
     return "?";
 }
 inline const char* word(Activation activation) {
-    switch (activation) {
-        case Activation::relu:
-            return "relu";
-        case Activation::relu_squared:
-            return "relu_squared";
-        case Activation::gelu:
-            return "gelu";
-        case Activation::gelu_tanh:
-            return "gelu_tanh";
-        case Activation::silu:
-            return "silu";
-        case Activation::quick_gelu:
-            return "quick_gelu";
-    }
-    return "?";
+    const char* const known = name(activation);
+    return known == nullptr ? "?" : known;
 }
 inline const char* word(SharedGate gate) {
     switch (gate) {
