@@ -32,7 +32,7 @@ namespace moe::inline MOE_ABI {
 /// Without a parameter it is a tensor that nothing reads: it may be there, whatever its number.
 struct TensorName {
     std::string parameter;  ///< of the layer: visit_parameters() says them
-    std::string tensor;     ///< behind the prefix of the layer; "../" leaves its last part first
+    std::string tensor;     ///< behind the prefix, less its last part for each leading "../"
     Layout layout{};
     std::string scales{};  ///< the tensor of their scales, for MXFP4 and F8_E4M3
     Index first = 0;       ///< the expert whose number in the checkpoint is 0,

@@ -219,8 +219,7 @@ void save(const Layer& layer, const Names& names, SafetensorsWriter& writer,
                  role);
     });
     detail::visit_weights(
-        const_cast<Layer&>(layer),  // only read
-        [&](const std::string& pattern, const Weights<S>& weights, Index first) {
+        layer, [&](const std::string& pattern, const Weights<S>& weights, Index first) {
             if (weights.is_coded() || weights.is_deferred())
                 detail::fail("moe::save: ", pattern,
                              weights.is_coded() ? " are codes; moe::load makes values of them"
