@@ -79,29 +79,31 @@ void read_layer(const Checkpoint& checkpoint, const Names& names, const char* wh
     using S = typename Layer::Scalar;
     TensorPlan<Checkpoint> plan(checkpoint, names, who);
     std::vector<Weights<S>*> deferred;
-    visit_weights(layer, [&](const std::string& pattern, Weights<S>& weights, Index first) {
+    visit_weights(layer, [&](const std::string& pattern, Weights<S>& weights, Index) {
         if (weights.is_bound() || weights.is_coded())
             fail(who, ": ", pattern,
                  " are views, which are only read; load into a layer that owns its weights");
-        if (!weights.is_deferred()) return;
-        deferred.push_back(&weights);
-        for (Index e = 0; e < weights.count(); ++e)
-            plan.want(Names::with_number(pattern, first + e), weights.rows(), weights.cols());
+        if (weights.is_deferred()) deferred.push_back(&weights);
     });
+    // The router first: of a wrong count its shape says more than an expert that is missing.
     const std::vector<OwnedParameter> owned = owned_parameters(layer);
     for (const OwnedParameter& of : owned) plan.want(of.name, of.rows, of.cols);
+    visit_weights(layer, [&](const std::string& pattern, Weights<S>& weights, Index first) {
+        for (Index e = 0; weights.is_deferred() && e < weights.count(); ++e)
+            plan.want(Names::with_number(pattern, first + e), weights.rows(), weights.cols());
+    });
 
-    auto next = plan.find().begin();
+    const auto values = plan.find().begin();
+    for (std::size_t i = 0; i < owned.size(); ++i)
+        if (values[static_cast<std::ptrdiff_t>(i)].is_coded() && owned[i].steps.col != 1)
+            fail(who, ": ", owned[i].name, " is column-major, and codes are read by rows");
+    auto next = values + static_cast<std::ptrdiff_t>(owned.size());
     std::vector<Weights<S>> taken;
     for (const Weights<S>* const weights : deferred) {
         const auto end = next + weights->count();
         taken.push_back(take(*weights, std::vector<PlannedTensor>(next, end)));
         next = end;
     }
-    const auto values = next;
-    for (const OwnedParameter& to : owned)
-        if ((next++)->is_coded() && to.steps.col != 1)
-            fail(who, ": ", to.name, " is column-major, and codes are read by rows");
 
     // Nothing throws from here on.
     next = values;

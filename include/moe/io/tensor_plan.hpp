@@ -124,6 +124,7 @@ public:
     }
 
     /// A vector may be a column, too.
+    /// @throws FormatError if there is no such tensor, or as find() if it is this parameter's alone
     void want(std::string parameter, Index rows, Index cols) {
         const std::vector<TensorPlace> places = names_.places(parameter, prefix_);
         for (const TensorPlace& place : places) {
@@ -147,6 +148,8 @@ public:
                 found.slice.index = place.index;
                 Index& experts = stacked_[found.tensor.name];
                 experts = std::max(experts, place.index + 1);
+            } else {
+                check(found);
             }
             tensors_.push_back(std::move(found));
             return;
@@ -159,8 +162,8 @@ public:
     ///         values, or if tensors of the layer are left over
     const std::vector<PlannedTensor>& find() {
         for (PlannedTensor& found : tensors_) {
-            if (found.slice.layout.stacking != Stacking::separate)
-                found.slice.experts = stacked_[found.tensor.name];
+            if (found.slice.layout.stacking == Stacking::separate) continue;  // checked by want()
+            found.slice.experts = stacked_[found.tensor.name];
             check(found);
         }
         check_left_over();
