@@ -79,6 +79,8 @@ struct DeepseekV2 {
     static DeepseekV2 of(const ModelConfig& config, Index = 0) {
         config.expect("hidden_act", "silu");
         const bool grouped = config.text("topk_method", "greedy") == "group_limited_greedy";
+        if (!grouped) config.expect("topk_method", "greedy");
+        config.expect("scoring_func", "softmax");
         return {.model_dim = config.integer("hidden_size"),
                 .ffn_dim = config.integer("moe_intermediate_size"),
                 .num_experts = config.integer(config.first_of({"n_routed_experts", "num_experts"})),
