@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <moe/presets.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -65,7 +66,7 @@ const std::vector<Published> table{
      {"Swiglu: count 64, ffn_dim 1408", "Shared{Swiglu}: count 1, ffn_dim 2816"}},
     {"deepseek_v2",
      5120,
-     "k 6, score softmax, normalize none, scale 16, 3 of 8 groups by their best, group_mask zero",
+     "k 6, score softmax, normalize none, scale 16, 3 of 8 groups by their best",
      {"Swiglu: count 160, ffn_dim 1536", "Shared{Swiglu}: count 1, ffn_dim 3072"}},
     {"deepseek_v3",
      7168,
@@ -582,6 +583,21 @@ TEST(Presets, SaveAndReadEveryParameterOfEveryModel) {
                       "decoder.block.1.layer.2.mlp.experts.expert_2.wo.weight");
     expect_round_trip(UniMoe{model, ffn, 3, 1, 2, 5},
                       "model.layers.3.mlp.fixed_real_moe.1.down_proj.weight");
+}
+
+TEST(Presets, DeepseekV2GivesNoWeightToGroupsThatAreNotKept) {
+    const presets::DeepseekV2 preset{
+        .model_dim = 4, .ffn_dim = 3, .num_experts = 4, .k = 2, .num_groups = 2, .groups_kept = 1};
+    auto layer = moe::make_layer<float>(preset);
+    const float logits[] = {-1, -2, 0, -200};  // of the group that is kept one score underflows
+    std::fill_n(layer.router().weight.data(), 16, 0.0f);
+    for (Index e = 0; e < 4; ++e) layer.router().weight(e, 0) = logits[e];
+    moe::Matrix<float> x = moe::Matrix<float>::Zero(1, 4), y(1, 4);
+    x(0, 0) = 1;
+    moe::Workspace<float> ws;
+    layer.forward(x, y, ws);
+    for (const moe::Assignment& a : ws.routing().assignments())
+        EXPECT_EQ(a.weight > 0, a.expert == 2) << a.expert << " " << a.weight;
 }
 
 TEST(Presets, ReadMiniMaxM2InFp8AsItIsPublished) {
