@@ -20,6 +20,7 @@
 #include <moe/experts/zero.hpp>
 #include <moe/frozen.hpp>
 #include <moe/gates/top_k.hpp>
+#include <moe/io/save.hpp>
 #include <moe/routers/linear.hpp>
 #include <moe/testing/compare.hpp>
 #include <moe/testing/gradient_check.hpp>
@@ -283,6 +284,42 @@ TEST(AnyLayer, HoldsFrozenLayersForInference) {
 struct OneWay {
     void forward(moe::In<float> x, moe::Out<float> y) const { y = 2 * x; }
 };
+
+TEST(AnyLayer, ShowsAndCountsMatricesThatItOnlyViews) {
+    auto layer = plain<float>();
+    const auto owner = layer;
+    const Index all = num_parameters(layer);
+    auto& group = layer.bank().group<0>();
+    std::vector<moe::WeightView> views;
+    for (Index e = 0; e < 3; ++e) views.push_back(owner.bank().group<0>().up[e]);
+    group.up = moe::Weights<float>(views);
+    AnyLayer<float> any = layer;
+    EXPECT_EQ(num_parameters(layer), all);
+    EXPECT_EQ(num_parameters(any), all);
+    EXPECT_EQ(num_parameters(AnyLayer<float>(moe::freeze(layer))), all);
+    EXPECT_EQ(num_parameters(AnyLayer<float>()), 0);
+
+    std::vector<std::string> bound;
+    moe::detail::visit_weights(any, [&](const std::string& name, const auto& weights, Index) {
+        if (weights.is_bound()) bound.push_back(name);
+    });
+    EXPECT_EQ(bound, std::vector<std::string>{"experts.#.up"});
+
+    const moe::Names names("", {{"router.weight", "router"},
+                                {"experts.#.gate", "#.gate"},
+                                {"experts.#.up", "#.up"},
+                                {"experts.#.down", "#.down"},
+                                {"experts.#.mix", "#.mix"},
+                                {"experts.#.value", "#.value"}});
+    const auto saved = [&](const AnyLayer<float>& from) {
+        moe::SafetensorsWriter writer;
+        moe::save(from, names, writer);
+        return writer.bytes();
+    };
+    EXPECT_EQ(saved(any), saved(owner));
+    EXPECT_NE(support::message([&] { saved(moe::freeze(layer)); }).find("moe::save_frozen"),
+              std::string::npos);
+}
 
 TEST(AnyLayer, HoldsLayersWhoseExpertsHaveNoBackward) {
     const AnyLayer<float> any = moe::Layer{moe::Config{.model_dim = dim}, moe::LinearRouter{},

@@ -184,13 +184,15 @@ public:
         if (model_) model_->visit(pass);
     }
 
-    /// As the bank of the layer inside shows its matrices, views among them; see moe::save.
+    /// The matrices of experts of the layer inside, with views and those without memory.
     void visit_weights(auto&& visit) {
         auto pass = [&](const std::string& pattern, Weights<S>& weights, Index first) {
             visit(pattern, weights, first);
         };
         if (model_) model_->visit_weights(pass);
     }
+    /// See moe::num_parameters; 0 if it holds nothing.
+    Index num_parameters() const { return model_ ? model_->num_parameters() : 0; }
 
     /// An object of the same type that holds d(loss)/d(parameter), all zero; empty where a
     /// parameter is not trainable or wanted(name) is false.
@@ -235,6 +237,7 @@ private:
         virtual void reserve(Index tokens, Index assignments, Workspace<S>& ws) const = 0;
         virtual void visit(Visit visit) = 0;
         virtual void visit_weights(VisitWeights visit) = 0;
+        virtual Index num_parameters() const = 0;
         virtual std::unique_ptr<Base> zeros_like(Wanted wanted) const = 0;
         virtual std::span<S> flatten(std::span<S> memory, const std::shared_ptr<S>& owner) = 0;
     };
@@ -314,7 +317,14 @@ private:
                                                    " is of another scalar than the layer");
             });
         }
-        void visit_weights(VisitWeights visit) override { detail::visit_weights(layer, visit); }
+        void visit_weights(VisitWeights visit) override {
+            detail::visit_weights(layer, [&](const std::string& pattern, Weights<S>& weights,
+                                             Index first) { visit(pattern, weights, first); });
+        }
+        Index num_parameters() const override {
+            using moe::num_parameters;  // and those of frozen layers
+            return num_parameters(layer);
+        }
         std::unique_ptr<Base> zeros_like(Wanted wanted) const override {
             return std::make_unique<Model>(moe::zeros_like(layer, wanted));
         }
@@ -347,6 +357,11 @@ private:
 
     std::unique_ptr<Base> model_;
 };
+
+template <class S>
+Index num_parameters(const AnyLayer<S>& layer) {
+    return layer.num_parameters();
+}
 
 template <class S, class Wanted>
 AnyLayer<S> zeros_like(const AnyLayer<S>& layer, Wanted&& wanted) {

@@ -155,6 +155,30 @@ TEST(Save, LeavesOutGradientsThatAreNotWantedAndZeroesThemInSharedTensors) {
     EXPECT_EQ(saved(grad, names), expected.bytes());
 }
 
+TEST(Save, KeepsThePlacesOfTheLastExpertsInSharedTensors) {
+    for (const Stacking stacking : {Stacking::leading, Stacking::rows}) {
+        const Names names("a.", {{"experts.#.up", "up", {.stacking = stacking}}});
+        Bag<float> grad;
+        grad.parameters.emplace_back("experts.0.up", parameter<float>(stored::matrix(2, 3, 1)));
+        grad.parameters.emplace_back("experts.1.up", moe::Parameter<float>());
+        const Rows nothing(2, std::vector<double>(3, 0));
+        SafetensorsWriter expected;
+        stored::add(expected, "a.up", Dtype::f32, {stored::matrix(2, 3, 1), nothing}, stacking);
+        EXPECT_EQ(saved(grad, names), expected.bytes());
+    }
+}
+
+/// A layer that shows nothing of itself, as a frozen one.
+struct Silent {
+    using Scalar = float;
+};
+moe::Index num_parameters(const Silent&) { return 7; }
+
+TEST(Save, RefusesALayerThatShowsNoneOfItsParameters) {
+    const Names names("a.", {{"router.weight", "router"}});
+    expect_parts(error_of(Silent{}, names), {"none of its 7 parameters", "moe::save_frozen"});
+}
+
 /// A layer with a state.
 struct WithState {
     using Scalar = float;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <moe/presets.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -68,7 +69,7 @@ const std::vector<Published> table{
      {"Swiglu: count 64, ffn_dim 1408", "Shared{Swiglu}: count 1, ffn_dim 2816"}},
     {"deepseek_v2",
      5120,
-     "k 6, score softmax, normalize none, scale 16, 3 of 8 groups by their best, group_mask zero",
+     "k 6, score softmax, normalize none, scale 16, 3 of 8 groups by their best",
      {"Swiglu: count 160, ffn_dim 1536", "Shared{Swiglu}: count 1, ffn_dim 3072"}},
     {"deepseek_v3",
      7168,
@@ -233,7 +234,6 @@ void expect_read(const P& published, const std::vector<Key>& keys, Index layer =
         const std::string wrong =
             message<FormatError>([&] { read(config_of(keys, key.name, std::string("some"))); });
         EXPECT_TRUE(wrong.find(name.substr(name.rfind('.') + 1)) != std::string::npos ||
-                    std::string(key.name) == "topk_method" ||
                     std::string(key.name) == "transformers_version")
             << name << ": " << wrong;
         if (std::holds_alternative<std::nullptr_t>(key.otherwise)) {
@@ -434,6 +434,10 @@ TEST(Presets, RefuseWhatTheyAreNotFor) {
               "moe::ModelConfig: \"router_bias\" is true, which this preset is not for");
     EXPECT_EQ(error("moe_2layer_gate", false, presets::MoePlusPlus{}),
               "moe::ModelConfig: \"moe_2layer_gate\" is false, which this preset is not for");
+    EXPECT_EQ(error("topk_method", std::string("noaux_tc"), presets::DeepseekV2{}),
+              "moe::ModelConfig: \"topk_method\" is \"noaux_tc\", which this preset is not for");
+    EXPECT_EQ(error("scoring_func", std::string("softmax"), presets::DeepseekV3{}),
+              "moe::ModelConfig: \"scoring_func\" is \"softmax\", which this preset is not for");
     EXPECT_EQ(error("swiglu_alpha", 2_i, presets::GptOss{}),
               "moe::ModelConfig: \"swiglu_alpha\" is 2, which this preset is not for");
 }
@@ -608,6 +612,48 @@ TEST(Presets, SaveAndReadEveryParameterOfEveryModel) {
                       "decoder.block.1.layer.2.mlp.experts.expert_2.wo.weight");
     expect_round_trip(UniMoe{model, ffn, 3, 1, 2, 5},
                       "model.layers.3.mlp.fixed_real_moe.1.down_proj.weight");
+}
+
+TEST(Presets, DeepseekV2GivesNoWeightToGroupsThatAreNotKept) {
+    const presets::DeepseekV2 preset{
+        .model_dim = 4, .ffn_dim = 3, .num_experts = 4, .k = 2, .num_groups = 2, .groups_kept = 1};
+    auto layer = moe::make_layer<float>(preset);
+    const float logits[] = {-1, -2, 0, -200};  // of the group that is kept one score underflows
+    std::fill_n(layer.router().weight.data(), 16, 0.0f);
+    for (Index e = 0; e < 4; ++e) layer.router().weight(e, 0) = logits[e];
+    moe::Matrix<float> x = moe::Matrix<float>::Zero(1, 4), y(1, 4);
+    x(0, 0) = 1;
+    moe::Workspace<float> ws;
+    layer.forward(x, y, ws);
+    for (const moe::Assignment& a : ws.routing().assignments())
+        EXPECT_EQ(a.weight > 0, a.expert == 2) << a.expert << " " << a.weight;
+}
+
+TEST(Presets, ReadMiniMaxM2InFp8AsItIsPublished) {
+    const presets::MiniMaxM2 preset{8, 6, 2, 1};
+    auto layer = moe::make_layer<float>(preset);
+    for (Index e = 0; e < 2; ++e) {  // of all, codes 0x38 (1) times 0.5
+        auto& group = layer.bank().group<0>();
+        for (auto* const weights : {&group.gate, &group.up, &group.down})
+            weights->owned(e).view().setConstant(0.5f);
+    }
+    moe::SafetensorsWriter plain, fp8;
+    moe::save(layer, preset.names(3), plain);
+    const std::vector<std::byte> bytes = plain.bytes();
+    const std::vector<std::byte> codes(48, std::byte{0x38});
+    const std::vector<float> scale{0.5f};
+    const moe::SafetensorsView view{bytes};
+    for (moe::TensorView tensor : view) {
+        if (tensor.name.find("experts.") != std::string_view::npos) {
+            fp8.add(std::string(tensor.name) + "_scale_inv", std::span(scale), {1, 1});
+            tensor.dtype = moe::Dtype::f8_e4m3;
+            tensor.bytes = codes;
+        }
+        fp8.add_view(tensor);
+    }
+    const std::vector<std::byte> published = fp8.bytes();
+    auto loaded = moe::load(moe::SafetensorsView{published}, preset, 3);
+    EXPECT_EQ(values_of(loaded), values_of(layer));
 }
 
 TEST(Presets, ReadTheFirstLayerOfMoePlusPlusWithTheMatrixThatItDoesNotUse) {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -91,12 +92,14 @@ public:
                  ", it must be F32, F64, BF16 or F16");
     }
 
+    /// A parameter without values: a tensor for all experts has a place for it.
+    void leave_out(std::string_view parameter) {
+        if (const auto place = place_of(parameter)) count_expert(*place);
+    }
+
     void add(std::string parameter, const WeightView& from, Role role) {
-        const std::vector<TensorPlace> places = names_.places(parameter);
-        const auto place = std::find_if(places.begin(), places.end(), [](const TensorPlace& p) {
-            return p.layout.coding == Coding::plain;
-        });
-        if (place == places.end())
+        const std::optional<TensorPlace> place = place_of(parameter);
+        if (!place)
             fail("moe::save: the names say nothing of ", in_quotes(parameter),
                  ", which the layer has; are these the names of such a layer?");
         const bool wide = options_.dtype == Dtype::f32 || options_.dtype == Dtype::f64;
@@ -118,14 +121,15 @@ public:
         }
         if (place->layout.stacking != Stacking::separate) part.slice.index = place->index;
         check_free(place->tensor, parts);
-        if (place->layout.stacking == Stacking::separate) return;
-        const Index experts = std::max(parts.front().slice.experts, place->index + 1);
-        for (SavedMatrix& each : parts) each.slice.experts = experts;
+        count_expert(*place);
     }
 
-    void write(SafetensorsWriter& writer) const {
-        for (const auto& [name, parts] : tensors_)
+    void write(SafetensorsWriter& writer) {
+        for (auto& [name, parts] : tensors_) {
+            const Index experts = experts_[name];
+            for (SavedMatrix& part : parts) part.slice.experts = experts;
             for (const SavedMatrix& part : parts) check_shape(name, part, parts.front());
+        }
         for (const auto& [name, parts] : tensors_) {
             const Extents shape = parts.front().slice.shape();
             switch (parts.front().dtype) {
@@ -145,6 +149,19 @@ public:
     }
 
 private:
+    /// Where a parameter is written, if the names say it.
+    std::optional<TensorPlace> place_of(std::string_view parameter) const {
+        for (TensorPlace& place : names_.places(parameter))
+            if (place.layout.coding == Coding::plain) return std::move(place);
+        return {};
+    }
+    /// A tensor for all experts holds this one, too.
+    void count_expert(const TensorPlace& place) {
+        Index& experts = experts_[options_.prefix + place.tensor];
+        const bool separate = place.layout.stacking == Stacking::separate;
+        experts = std::max(experts, separate ? Index{1} : place.index + 1);
+    }
+
     static void check_shape(const std::string& name, const SavedMatrix& part,
                             const SavedMatrix& first) {
         const Extents one = part.slice.shape(), other = first.slice.shape();
@@ -178,6 +195,7 @@ private:
     const Names& names_;
     const SaveOptions& options_;
     std::map<std::string, std::vector<SavedMatrix>, std::less<>> tensors_;
+    std::map<std::string, Index, std::less<>> experts_;  // that each tensor holds
 };
 
 }  // namespace detail
@@ -190,8 +208,8 @@ private:
 ///     moe::save(grad, names, writer, {.prefix = "grad."});     // of the same names
 ///
 /// Gradients that are not wanted are left out; where they share a tensor with others, they are 0.
-/// @throws std::invalid_argument if the layer is frozen, if the names do not fit it, or as
-/// SafetensorsWriter::add()
+/// @throws std::invalid_argument if the names do not fit the layer, or if it is frozen, which
+///         save_frozen() is for; or as SafetensorsWriter::add()
 template <class Layer>
 void save(const Layer& layer, const Names& names, SafetensorsWriter& writer,
           const SaveOptions& options = {}) {
@@ -206,9 +224,11 @@ void save(const Layer& layer, const Names& names, SafetensorsWriter& writer,
         if (!layer.is_trainable())
             detail::fail("moe::save: the layer inside is for inference only", packed);
     detail::SavePlan plan(names, options);
+    bool shows = false;
     visit_parameters(layer, [&](std::string_view name, const auto& matrix, Role role) {
         using T = typename std::remove_cvref_t<decltype(matrix)>::Scalar;
-        if (matrix.size() == 0) return;
+        shows = true;
+        if (matrix.size() == 0) return plan.leave_out(name);
         plan.add(std::string(name),
                  {.data = matrix.data(),
                   .dtype = dtype_of<T>,
@@ -220,6 +240,7 @@ void save(const Layer& layer, const Names& names, SafetensorsWriter& writer,
     });
     detail::visit_weights(
         layer, [&](const std::string& pattern, const Weights<S>& weights, Index first) {
+            shows = true;
             if (weights.is_coded() || weights.is_deferred())
                 detail::fail("moe::save: ", pattern,
                              weights.is_coded() ? " are codes; moe::load makes values of them"
@@ -227,6 +248,9 @@ void save(const Layer& layer, const Names& names, SafetensorsWriter& writer,
             for (Index e = 0; weights.is_bound() && e < weights.count(); ++e)
                 plan.add(Names::with_number(pattern, first + e), weights[e], Role::trainable);
         });
+    if (const Index count = shows ? 0 : num_parameters(layer); count > 0)
+        detail::fail("moe::save: the layer shows none of its ", count,
+                     " parameters, as a frozen layer does; moe::save_frozen saves one");
     plan.write(writer);
 }
 

@@ -62,7 +62,9 @@ struct DeepseekMoe {
 };
 
 /// DeepSeek-V2 and V2.5: 6 of 160 experts in the 3 best of 8 groups by their best score, softmax
-/// scores times 16 (arXiv:2405.04434 section 2.2.2). V2-Lite is {2048, 1408, 64, 6, 2, 1, 1, 1}.
+/// scores times 16 (arXiv:2405.04434 section 2.2.2). Other groups get no weight: where the
+/// published code has to choose from them, since scores of the kept ones are 0, it weighs them by
+/// 0. V2-Lite is {2048, 1408, 64, 6, 2, 1, 1, 1}.
 struct DeepseekV2 {
     static constexpr const char* name = "deepseek_v2";
 
@@ -79,6 +81,8 @@ struct DeepseekV2 {
     static DeepseekV2 of(const ModelConfig& config, Index = 0) {
         config.expect("hidden_act", "silu");
         const bool grouped = config.text("topk_method", "greedy") == "group_limited_greedy";
+        if (!grouped) config.expect("topk_method", "greedy");
+        config.expect("scoring_func", "softmax");
         return {.model_dim = config.integer("hidden_size"),
                 .ffn_dim = config.integer("moe_intermediate_size"),
                 .num_experts = config.integer(config.first_of({"n_routed_experts", "num_experts"})),
@@ -92,17 +96,15 @@ struct DeepseekV2 {
     Config config() const { return {.model_dim = model_dim}; }
     auto parts() const {
         const bool normalized = normalize && k > 1;
-        return std::tuple{
-            LinearRouter{},
-            TopK{.k = k,
-                 .normalize = normalized ? Normalize::add_epsilon : Normalize::none,
-                 .scale = normalized ? 1 : scale,
-                 .num_groups = num_groups,
-                 .groups_kept = groups_kept,
-                 .group_score = GroupScore::max,
-                 .group_mask = num_groups > 1 ? GroupMask::zero : GroupMask::minus_infinity},
-            Swiglu{.count = num_experts, .ffn_dim = ffn_dim},
-            Shared{Swiglu{.ffn_dim = num_shared * ffn_dim}}};
+        return std::tuple{LinearRouter{},
+                          TopK{.k = k,
+                               .normalize = normalized ? Normalize::add_epsilon : Normalize::none,
+                               .scale = normalized ? 1 : scale,
+                               .num_groups = num_groups,
+                               .groups_kept = groups_kept,
+                               .group_score = GroupScore::max},
+                          Swiglu{.count = num_experts, .ffn_dim = ffn_dim},
+                          Shared{Swiglu{.ffn_dim = num_shared * ffn_dim}}};
     }
     Names names(Index layer) const { return names::deepseek_v2(detail::layer_path(layer, "mlp")); }
 };

@@ -63,6 +63,7 @@ struct DeepseekV3 {
 
     static DeepseekV3 of(const ModelConfig& config, Index = 0) {
         config.expect("hidden_act", "silu");
+        config.expect("scoring_func", "sigmoid");
         return {.model_dim = config.integer("hidden_size"),
                 .ffn_dim = config.integer("moe_intermediate_size"),
                 .num_experts = config.integer(config.first_of({"n_routed_experts", "num_experts"})),

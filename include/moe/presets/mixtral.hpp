@@ -15,17 +15,17 @@
 namespace moe::inline MOE_ABI {
 namespace names {
 
-/// Mixtral, Phi-3.5-MoE, MiniMax.
+/// Mixtral, Phi-3.5-MoE, MiniMax; FP8 releases, too.
 /// @param prefix  "model.layers.0.block_sparse_moe"
 inline Names mixtral(const std::string& prefix) {
     return {prefix + ".",
             {{"router.weight", "gate.weight"},
-             {"experts.#.gate", "experts.#.w1.weight"},
-             {"experts.#.up", "experts.#.w3.weight"},
-             {"experts.#.down", "experts.#.w2.weight"}}};
+             {"experts.#.gate", "experts.#.w1.weight", {}, "experts.#.w1.weight_scale_inv"},
+             {"experts.#.up", "experts.#.w3.weight", {}, "experts.#.w3.weight_scale_inv"},
+             {"experts.#.down", "experts.#.w2.weight", {}, "experts.#.w2.weight_scale_inv"}}};
 }
 
-/// MiniMax-M2.
+/// MiniMax-M2, which is published in FP8.
 inline Names minimax_m2(const std::string& prefix) {
     constexpr Layout vector{.orientation = Orientation::vector};
     return {prefix + ".", detail::joined({mixtral(prefix).table(),

@@ -30,6 +30,9 @@ namespace presets {
 /// Switch-base-8: the best expert, its softmax score as the weight, ReLU, at most 64 tokens of a
 /// sequence per expert, in inference, too (arXiv:2101.03961). base-128 is {.num_experts = 128}.
 ///
+/// What is more is dropped, as in the paper and in version 5 of transformers. In version 4 it
+/// passes through, weighed: Capacity::Overflow::pass_through.
+///
 /// Calls want Context::sequence_offsets. Layers count those of the encoder, then the decoder's.
 struct SwitchTransformers {
     static constexpr const char* name = "switch_transformers";
