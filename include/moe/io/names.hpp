@@ -75,7 +75,6 @@ public:
             const bool one = entry.parameter.find('#') != std::string::npos;
             const bool by_name = entry.tensor.find('#') != std::string::npos;
             const bool stacked = entry.layout.stacking != Stacking::separate;
-            if (entry.parameter.empty()) continue;
             if (stacked ? by_name || !one : by_name != one)
                 detail::fail("moe::Names: ", detail::in_quotes(entry.parameter), " is to be ",
                              detail::in_quotes(entry.tensor),
