@@ -7,6 +7,9 @@
 struct V {
     S lane[16];
 };
+/// The columns that are read together where they lie: 16, too.
+template <class>
+using Group = V;
 
 [[gnu::always_inline]] inline V splat(S x) {
     V r;

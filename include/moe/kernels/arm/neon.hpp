@@ -30,6 +30,9 @@ inline constexpr int tile_vectors = 1;
 struct V {
     float32x4_t part[4];
 };
+/// The columns that are read together where they lie: 16, too.
+template <class>
+using Group = V;
 
 /// The last call of every kernel; nothing to do here.
 inline void finish() {}

@@ -30,6 +30,9 @@ inline constexpr int tile_vectors = 1;
 struct V {
     float64x2_t part[8];
 };
+/// The columns that are read together where they lie: 16, too.
+template <class>
+using Group = V;
 
 /// The last call of every kernel; nothing to do here.
 inline void finish() {}

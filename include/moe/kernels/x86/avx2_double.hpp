@@ -35,6 +35,9 @@ inline constexpr int tile_vectors = 1;
 struct V {
     __m256d part[4];
 };
+/// The columns that are read together where they lie: 16, too.
+template <class>
+using Group = V;
 
 /// The last call of every kernel: marks the upper parts of the registers as unused. Compilers do so
 /// by themselves, but g++ not at -O0, -O1 and -Os, and SSE code after the kernel then waits for

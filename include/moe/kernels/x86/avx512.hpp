@@ -39,6 +39,9 @@ inline constexpr int tile_vectors = 2;
 struct V {
     __m512 r;
 };
+/// The columns that are read together where they lie: 16, too.
+template <class>
+using Group = V;
 
 [[gnu::always_inline]] inline __mmask16 mask(Index n) {
     n = n < 16 ? n : 16;  // minimum and maximum, not branches: g++ would copy what follows for each

@@ -40,6 +40,9 @@ inline constexpr int tile_vectors = 1;
 struct V {
     __m512d low, high;
 };
+/// The columns that are read together where they lie: 16, too.
+template <class>
+using Group = V;
 
 /// Of the first n lanes of a half.
 [[gnu::always_inline]] inline __mmask8 mask(Index n) {
