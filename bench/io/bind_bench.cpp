@@ -23,8 +23,10 @@ namespace {
 using moe::Index;
 
 /// A row: the next token of a pool each time, whose experts no cache holds.
-///     of_probe        bytes of the token's experts per second over what 8 rows walked together
-///                     are read at, from memory, just before
+///     of_read         time in which the same threads read as many bytes from memory, in 8 rows
+///                     walked together, over the time of this one: in turn with it, medians of both
+///     of_probe        bytes of the token's experts per second over the best of 32 such reads just
+///                     before
 ///     packed          time of the layer packed in the same storage, over the time of this one
 template <class Preset>
 void decode(benchmark::State& state, const Preset& preset, moe::Dtype dtype, moe::Storage storage,
@@ -49,9 +51,12 @@ void decode(benchmark::State& state, const Preset& preset, moe::Dtype dtype, moe
     Index next = 0;
     bench::Race race;
     race.add("", [&] { views.forward(x.middleRows(next, 1), y, ws); });
-    race.add("packed", [&] { packed.forward(x.middleRows(next, 1), other, ws); });
     const double bytes = static_cast<double>(preset.k * 3 * preset.model_dim * preset.ffn_dim *
                                              moe::element_size(dtype));
+    const machine::EightRows rows(static_cast<Index>(bytes));
+    const auto read = [&](Index part, int) { rows.read(part, threads); };
+    race.add("of_read", [&] { ws.executor().run(threads, read); });
+    race.add("packed", [&] { packed.forward(x.middleRows(next, 1), other, ws); });
     race.run(state, false, ws.executor(), [&] {
         next = (next + 1) % tokens;
         return bytes / machine::read_bandwidth(threads).per_second;
