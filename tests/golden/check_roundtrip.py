@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""Checks checkpoints that this library wrote against those of models/: do other readers see the same layers?
+"""Checks what this library writes: do other readers see the layers of models/ in it?
 
-    v/bin/python check_roundtrip.py OUT/mixtral OUT/dbrx     # compared with models/mixtral and models/dbrx
+    cmake --build build --target rewrite_model
+    v/bin/python check_roundtrip.py ../../build/examples/rewrite_model            # all models
+    v/bin/python check_roundtrip.py ../../build/examples/rewrite_model mixtral    # one of them
 
-Each folder holds config.json and model*.safetensors and is called as its original. Its MoE layers must have the names
-and shapes of the original's, transformers must load it without missing, unexpected or mismatched tensors in them, and
-every parameter and buffer of the loaded blocks must equal the original's to the bit. What else is in the checkpoint
-does not matter. Quantised tensors are decoded first; models that transformers lacks are compared by name.
-Exits with 1 if a folder differs.
+rewrite_model reads the MoE layers of a model and writes its folder again, with these layers as moe::save writes them.
+They must have the names and shapes of the original's, transformers must load the folder without missing, unexpected or
+mismatched tensors in them, and every parameter and buffer of the loaded blocks must equal the original's to the bit.
+Quantised tensors are decoded first; models that transformers lacks are compared by name. Exits with 1 if one differs.
 """
 
+import subprocess
 import sys
 import tempfile
 
@@ -34,17 +36,25 @@ def load(folder, tensors):
         return kind.from_pretrained(copy, dtype=torch.float32, output_loading_info=True)
 
 
-def differences(folder):
-    original = models.FOLDER / folder.name
-    case = models.CASES[folder.name]()
+def rewrite(program, case, original, folder):
+    """The folder, written by `program`, which counts the layers of a decoder behind those of the encoder."""
+    config = json.loads((original / "config.json").read_text())
+    layers = [l.index + (config.get("encoder_layers", config.get("num_layers", 0)) if l.at == "decoder." else 0)
+              for l in case.layers]
+    subprocess.run([program, original, folder, *map(str, layers)], check=True)
+
+
+def differences(program, model, folder):
+    original = models.FOLDER / model
+    case = models.CASES[model]()
+    rewrite(program, case, original, folder)
     decode = getattr(case, "decode", lambda checkpoint: checkpoint)
     written, expected = decode(models.read(folder)), decode(models.read(original))
     found = []
     for layer in case.layers:
         for name, tensor in expected.items():
-            # The published checkpoint has none of them, but transformers wants them.
-            of_expert_0 = name.split("experts.")[0] + "experts.0.up_proj.weight"
-            if name.endswith(layer.without_meaning) and of_expert_0 in written:
+            # Nothing reads them, but transformers wants them.
+            if name.startswith(layer.prefix) and name.endswith(layer.without_meaning):
                 written.setdefault(name, tensor)
         ours, theirs = models.tensors_of(layer, written), models.tensors_of(layer, expected)
         for name in sorted(ours.keys() ^ theirs.keys()):
@@ -75,9 +85,10 @@ def main(arguments):
         sys.exit(__doc__)
     torch.set_num_threads(1)
     same = True
-    for folder in map(pathlib.Path, arguments):
-        found = differences(folder.resolve())
-        print(f"{folder.name}: {'differs' if found else 'same'}", *found, sep="\n    ")
+    for name in arguments[1:] or models.CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            found = differences(arguments[0], name, pathlib.Path(folder))
+        print(f"{name}: {'differs' if found else 'same'}", *found, sep="\n    ")
         same = same and not found
     return 0 if same else 1
 

@@ -1602,7 +1602,18 @@ def moe_plus_plus():
         for e in range(ffn, ffn + 2):
             shapes |= {f"{prefix}experts.experts.{e}.constant": (D,), f"{prefix}experts.experts.{e}.wg.weight": (2, D)}
         layers.append(
-            Layer(index, prefix, "", rule, E, expert, router="gate.wg.0.weight", logits=logits, at=f"{index}.")
+            Layer(
+                index,
+                prefix,
+                "",
+                rule,
+                E,
+                expert,
+                router="gate.wg.0.weight",
+                logits=logits,
+                at=f"{index}.",
+                without_meaning=() if index else ("gate.gate_map.weight",),
+            )
         )
     notes = (
         f"Experts 0 to {ffn - 1} are FFNs (up_proj: the gate's rows, then the up rows), {ffn} and {ffn + 1} constant, "
