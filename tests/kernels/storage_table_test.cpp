@@ -14,6 +14,7 @@
 
 #include <gtest/gtest.h>
 
+#include <moe/kernels/reference.hpp>
 #include <moe/kernels/storage_reference.hpp>
 
 #include "guarded.hpp"
@@ -171,6 +172,58 @@ TEST(StorageTable, DecodesEveryNumberOfSixteenBits) {
             check_decode(t, panel, k);
         }
     });
+}
+
+/// Whether `row` has the bits of one chain on what `decode` writes, between guard pages.
+void check_row(const StorageTable& t, Storage storage, Index row_panels, Index records,
+               Numbers& random) {
+    const Index k = records * moe::record_rows, width = t.panel_width, cols = row_panels * width;
+    const Index bytes = records * moe::panel_layout(storage, width).record_bytes;
+    const Index b_panel = bytes + 12;
+    Guarded<float> a_memory(k + 64), c_memory(cols + 64);
+    Guarded<std::byte> b_memory(row_panels * b_panel + 64);
+    float* const a = a_memory.last(k);
+    std::byte* const b = b_memory.last((row_panels - 1) * b_panel + bytes);
+    float* const c = c_memory.last(cols);
+    random.fill(k, a);
+    std::vector<float> decoded(size_of(k * width));
+    for (const bool add : {false, true}) {
+        if (add)
+            random.fill(cols, c);
+        else
+            std::fill(c, c + cols, nan);
+        std::vector<float> want(c, c + cols);
+        for (Index j = 0; j < row_panels; ++j) {
+            StoredPanel panel(storage, width, k, width, random);
+            // NaN, infinities and subnormals, as weights may be.
+            for (Index i = 0; records > 0 && i < 8; ++i) {
+                const auto bits = static_cast<std::uint16_t>(i < 2 ? 0x7F80 + i : random.bits());
+                std::memcpy(panel.data() + 2 * (random.bits() % size_of(k * width)), &bits, 2);
+            }
+            std::copy_n(panel.data(), bytes, b + j * b_panel);
+            t.decode(storage, records, b + j * b_panel, nullptr, decoded.data());
+            moe::exact::tile(1, width, k, a, k, 1, decoded.data(), width, want.data() + j * width,
+                             width, add);
+        }
+        t.row(storage, records, a, b, b_panel, c, add);
+        ASSERT_TRUE(same(cols, c, want.data()))
+            << moe::name(storage) << " records " << records << " add " << add;
+    }
+}
+
+TEST(StorageTable, RowsAreOneFmaChainOnWhatIsDecoded) {
+    for (const moe::Isa isa : moe::supported_isas()) {
+        const StorageTable& t = moe::storage_kernels(isa);
+        const Index row_panels = moe::kernels<float>(isa).row_panels;
+        EXPECT_EQ(t.row == nullptr, row_panels == 1) << t.name;
+        if (t.row == nullptr) continue;
+        Numbers random(6);
+        for (const Storage storage : {Storage::bf16, Storage::f16})
+            for (const Index records : {0, 1, 2, 7}) {
+                check_row(t, storage, row_panels, records, random);
+                if (::testing::Test::HasFatalFailure()) return;
+            }
+    }
 }
 
 TEST(StorageTable, DecodesScalesThatAreNoNormalNumbers) {

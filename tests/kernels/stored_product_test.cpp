@@ -13,6 +13,8 @@
 #include <moe/testing/compare.hpp>
 #include <moe/testing/random.hpp>
 
+#include "scoped_fetcher.hpp"
+
 namespace {
 
 using moe::Compute;
@@ -88,6 +90,41 @@ TEST(StoredProduct, HasTheBitsOfTheDecodedWeights) {
                 }
             }
         }
+    });
+}
+
+/// One row, of so many panels that some are read together, and lengths that end within a record.
+TEST(StoredProduct, OfOneRowHasThemToo) {
+    for_each_isa([](const moe::KernelTable<float>& kernels, const moe::StorageTable& table) {
+        for (const Index k : lengths)
+            for (const Index cols : {4 * kernels.panel_width, 9 * kernels.panel_width - 3}) {
+                const auto w = random_matrix<float>(cols, k, 3), a = random_matrix<float>(1, k, 4);
+                // The same row where its elements are not next to each other.
+                const Matrix<float> column = a.replicate(2, 1).transpose();
+                for (const Storage storage : {Storage::bf16, Storage::f16, Storage::int8}) {
+                    const StoredMatrix b = stored(storage, table, w);
+                    const Matrix<float> decoded = b.decode();
+                    std::vector<float> scratch(
+                        static_cast<std::size_t>(moe::product_scratch(kernels, cols)));
+                    for (const bool add : {false, true})
+                        for (const kernel_test::Fetcher fetcher : kernel_test::fetchers) {
+                            const kernel_test::ScopedFetcher scoped(fetcher);
+                            const Matrix<float> start = random_matrix<float>(1, cols, 5);
+                            Matrix<float> c = start, wanted = start, other = start;
+                            moe::product(kernels, 1, cols, k, Strided<float>{a.data(), k, 1}, b, 0,
+                                         c.data(), cols, add, scratch.data());
+                            moe::product(kernels, 1, cols, k, Strided<float>{column.data(), 1, 2},
+                                         b, 0, other.data(), cols, add, scratch.data());
+                            moe::product(kernels, 1, cols, k, Strided<float>{a.data(), k, 1},
+                                         Strided<float>{decoded.data(), cols, 1}, wanted.data(),
+                                         cols, add, scratch.data());
+                            EXPECT_TRUE(same_bits(c, wanted, {.allow_zeros = true}))
+                                << moe::name(storage) << " " << k << " by " << cols;
+                            EXPECT_TRUE(same_bits(other, wanted, {.allow_zeros = true}))
+                                << moe::name(storage) << " " << k << " by " << cols;
+                        }
+                }
+            }
     });
 }
 

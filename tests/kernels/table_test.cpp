@@ -99,6 +99,8 @@ TYPED_TEST(Table, SaysWhatItIs) {
         EXPECT_GE(t.tile_rows, 1);
         EXPECT_GE(t.column_rows, 1);
         EXPECT_LE(t.column_rows, t.tile_rows);
+        EXPECT_GE(t.row_panels, 1);
+        EXPECT_EQ(t.row == nullptr, t.row_panels == 1);
         EXPECT_NE(std::string(t.name), "");
     });
     EXPECT_STREQ(moe::kernels<TypeParam>(Isa::scalar).name, "scalar");
@@ -145,6 +147,42 @@ TYPED_TEST(Table, TilesAreOneFmaChainPerElement) {
                             << a_row << " a_col " << a_col << " add " << add;
                     }
                 }
+    });
+}
+
+/// Panels with gaps of NaN between them, one row as it lies or with gaps.
+TYPED_TEST(Table, RowsOfPanelsAreOneFmaChainPerElement) {
+    using S = TypeParam;
+    Guarded<S> a_memory(2000), b_memory(80000), c_memory(200);
+    this->each_isa([&](const KernelTable<S>& t) {
+        if (t.row == nullptr) return;
+        Numbers random(2);
+        const Index width = t.panel_width, cols = t.row_panels * width;
+        for (const Index k : {0, 1, 2, 3, 17, 64, 257})
+            for (const Index a_col : {1, 3}) {
+                const Index a_size = k == 0 ? 0 : (k - 1) * a_col + 1, b_panel = k * width + 5;
+                const Index b_size = b_panel * (t.row_panels - 1) + k * width;
+                S* a = a_memory.last(a_size);
+                S* b = b_memory.last(b_size);
+                S* c = c_memory.last(cols);
+                std::fill(a, a + a_size, this->nan);
+                std::fill(b, b + b_size, this->nan);
+                for (Index p = 0; p < k; ++p) random.fill(1, a + p * a_col);
+                for (Index j = 0; j < t.row_panels; ++j) random.fill(k * width, b + j * b_panel);
+                for (const bool add : {false, true}) {
+                    if (add)
+                        random.fill(cols, c);
+                    else
+                        std::fill(c, c + cols, this->nan);
+                    std::vector<S> want(c, c + cols);
+                    for (Index j = 0; j < t.row_panels; ++j)
+                        moe::exact::tile(1, width, k, a, 0, a_col, b + j * b_panel, width,
+                                         want.data() + j * width, width, add);
+                    t.row(k, a, a_col, b, b_panel, c, add);
+                    ASSERT_TRUE(same(cols, c, want.data()))
+                        << "k " << k << " a_col " << a_col << " add " << add;
+                }
+            }
     });
 }
 

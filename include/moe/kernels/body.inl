@@ -6,6 +6,7 @@
 //     constexpr const char* table_name;
 //     constexpr int tile_rows;     // most rows of a tile
 //     constexpr int tile_vectors;  // vectors in a row of a panel
+//     constexpr int row_panels;    // KernelTable::row_panels
 //
 // What it adds is `table`. Only pointers, counts, V and E in here: a standard container or a lambda
 // would be compiled for the wrong instruction set. A product that feeds an addition is an fma.
@@ -336,6 +337,8 @@ inline constexpr KernelTable<S> table{.name = table_name,
                                       .panel_width = panel_width,
                                       .tile_rows = tile_rows,
                                       .tile = tile<All>,
+                                      .row_panels = row_panels,
+                                      .row = row_panels > 1 ? row<All> : nullptr,
                                       .column_rows = column_rows,
                                       .columns = columns<All>,
                                       .pack = pack,

@@ -23,6 +23,7 @@ using S = float;
 inline constexpr const char* table_name = "scalar";
 inline constexpr int tile_rows = 2;
 inline constexpr int tile_vectors = 1;
+inline constexpr int row_panels = 1;
 
 #include <moe/kernels/lanes.inl>
 //
@@ -70,6 +71,7 @@ using S = double;
 inline constexpr const char* table_name = "scalar";
 inline constexpr int tile_rows = 2;
 inline constexpr int tile_vectors = 1;
+inline constexpr int row_panels = 1;
 
 #include <moe/kernels/lanes.inl>
 //

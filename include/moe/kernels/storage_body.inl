@@ -6,6 +6,7 @@
 // Control with flush_subnormals() and restore(), and
 //
 //     constexpr int tile_vectors;  // vectors in a row of a panel
+//     constexpr int row_panels;    // KernelTable<float>::row_panels
 //     constexpr int bf16_rows;     // most rows of a tile
 //     constexpr const char* bf16_name;
 //
@@ -24,6 +25,8 @@ constexpr std::int32_t code_mask = static_cast<std::int32_t>(((1U << bits) - 1) 
 #include <moe/kernels/storage_decode.inl>
 //
 #include <moe/kernels/bf16_pack.inl>
+//
+#include <moe/kernels/storage_row.inl>
 
 // ---- products ----
 

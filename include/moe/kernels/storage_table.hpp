@@ -125,6 +125,15 @@ struct StorageTable {
     void (*decode)(Storage storage, Index records, const std::byte* record, const float* scales,
                    float* to);
 
+    /// C = A B, or C += A B if `add`, for one row of A and the row_panels panels of
+    /// KernelTable<float>::row, of weights in bf16 or f16: the bits of that on what `decode`
+    /// writes. Null where there is no such call.
+    /// @param records  32 rows of B each
+    /// @param a        [32 records]
+    /// @param record   the first of the first panel; b_panel bytes from one panel to the next
+    void (*row)(Storage storage, Index records, const float* a, const std::byte* record,
+                Index b_panel, float* c, bool add);
+
     /// Bytes of one element that encode_bf16 writes: 2 or 4.
     Index bf16_bytes;
     /// x rounded to bf16, to nearest even (NaN stays NaN), then zeros up to a multiple of 64.

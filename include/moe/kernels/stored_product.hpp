@@ -63,8 +63,17 @@ inline void product(const KernelTable<float>& table, Index rows, Index cols, Ind
             },
             record_rows);
     constexpr Index step = detail::few_rows_records * record_rows;
+    // One row of 16-bit weights: widened in registers, as far as records and panels are whole. A
+    // layer of OLMoE's extents took 0.6 of the time for one token in bf16, 0.5 in f16 (Zen 3).
+    const bool by_row = rows == 1 && a.col_stride == 1 && b.table()->row != nullptr &&
+                        (b.storage() == Storage::bf16 || b.storage() == Storage::f16) &&
+                        detail::processor_fetches();
+    const Index together = table.row_panels, whole = k / record_rows;
+    const Index done = by_row ? cols / width / together * together : 0;  // panels
+    for (Index j = 0; j < done; j += together)
+        b.table()->row(b.storage(), whole, a.data, record(j, 0), panel_bytes, c + j * width, add);
     for (Index j = 0; j * width < cols; ++j)
-        for (Index k0 = 0; k0 < k; k0 += step) {
+        for (Index k0 = j < done ? whole * record_rows : 0; k0 < k; k0 += step) {
             const Index kb = std::min(step, k - k0);
             table.tile(rows, std::min(width, cols - j * width), kb, a.data + k0 * a.col_stride,
                        a.row_stride, a.col_stride, slice(j, k0, kb), width, c + j * width, c_row,

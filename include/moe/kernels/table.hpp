@@ -42,7 +42,7 @@ inline constexpr Index gate_up_run = 16;
 /// double, if rounding is not all that differs), and into tests/kernels/table_test.cpp,
 /// bits_main.cpp and, where its speed matters, bench/kernels/tile_bench.cpp. It ends with finish().
 /// What it needs of V or E is added to lanes.inl, single.inl, portable.hpp and the files in x86/
-/// and arm/; a template in products.inl can stand in for instruction sets that have nothing better,
+/// and arm/; a template in columns.inl can stand in for instruction sets that have nothing better,
 /// as read_columns does. A new function of one element, like exp, goes to math_float.inl and
 /// math_double.inl.
 template <class S>
@@ -64,6 +64,14 @@ struct KernelTable {
     /// @param ahead what the next tiles will read comes in while this one computes
     void (*tile)(Index rows, Index cols, Index k, const S* a, Index a_row, Index a_col, const S* b,
                  Index b_row, S* c, Index c_row, bool add, const Ahead<S>& ahead);
+
+    Index row_panels;  ///< panels that one `row` call takes; 1: a tile does as well, there is no
+                       ///< `row`
+
+    /// The same for one row of A and row_panels whole panels of B, side by side.
+    /// @param a  A(p) = a[p * a_col]
+    /// @param b  the first panel; b_panel elements from one to the next
+    void (*row)(Index k, const S* a, Index a_col, const S* b, Index b_panel, S* c, bool add);
 
     Index column_rows;  ///< most rows that one `columns` call takes, at most tile_rows
 

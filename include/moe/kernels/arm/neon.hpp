@@ -26,6 +26,7 @@ using S = float;
 inline constexpr const char* table_name = "neon";
 inline constexpr int tile_rows = 5;
 inline constexpr int tile_vectors = 1;
+inline constexpr int row_panels = 1;
 
 struct V {
     float32x4_t part[4];

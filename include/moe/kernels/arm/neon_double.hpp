@@ -26,6 +26,7 @@ using S = double;
 inline constexpr const char* table_name = "neon";
 inline constexpr int tile_rows = 2;
 inline constexpr int tile_vectors = 1;
+inline constexpr int row_panels = 1;
 
 struct V {
     float64x2_t part[8];

@@ -31,6 +31,7 @@ using S = float;
 inline constexpr const char* table_name = "avx2";
 inline constexpr int tile_rows = 6;
 inline constexpr int tile_vectors = 1;
+inline constexpr int row_panels = 4;
 
 struct V {
     __m256 low, high;

@@ -31,6 +31,7 @@ using S = double;
 inline constexpr const char* table_name = "avx2";
 inline constexpr int tile_rows = 2;
 inline constexpr int tile_vectors = 1;
+inline constexpr int row_panels = 1;
 
 struct V {
     __m256d part[4];

@@ -35,6 +35,7 @@ using S = float;
 inline constexpr const char* table_name = "avx512";
 inline constexpr int tile_rows = 14;
 inline constexpr int tile_vectors = 2;
+inline constexpr int row_panels = 1;
 
 struct V {
     __m512 r;

@@ -36,6 +36,7 @@ using S = double;
 inline constexpr const char* table_name = "avx512";
 inline constexpr int tile_rows = 14;
 inline constexpr int tile_vectors = 1;
+inline constexpr int row_panels = 1;
 
 struct V {
     __m512d low, high;

@@ -43,6 +43,7 @@ using x86::Control;
 using x86::flush_subnormals;
 using x86::restore;
 inline constexpr int tile_vectors = isa_avx2::tile_vectors;
+inline constexpr int row_panels = isa_avx2::row_panels;
 inline constexpr int bf16_rows = 3;
 inline constexpr const char* bf16_name = "avx2";
 

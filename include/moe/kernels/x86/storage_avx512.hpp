@@ -48,6 +48,7 @@ using x86::Control;
 using x86::flush_subnormals;
 using x86::restore;
 inline constexpr int tile_vectors = isa_avx512::tile_vectors;
+inline constexpr int row_panels = isa_avx512::row_panels;
 inline constexpr int bf16_rows = 6;
 inline constexpr const char* bf16_name = "avx512";
 
