@@ -181,6 +181,31 @@ TEST(Bind, CopiesNoWeightsOfExperts) {
     EXPECT_EQ(bound.bank().group<0>().down[2].data, view.at("a.mlp.down.2").bytes.data());
 }
 
+/// A damaged config.json may ask for any number of them.
+TEST(Bind, RefusesMoreThanTheCheckpointHasRoomForBeforeItAllocates) {
+    const Size size{5, 7};
+    const Bytes file = Arrangement{}.file(size);
+    const SafetensorsView view{file};
+    const auto refusal = [&](Index count, Index model_dim) {
+        return message<FormatError>([&] {
+            moe::bind(view, Arrangement{}.names(), {.model_dim = model_dim}, moe::LinearRouter{},
+                      moe::TopK{.k = 1}, moe::Swiglu{.count = count, .ffn_dim = 7});
+        });
+    };
+    Index bytes = 0;
+    for (const moe::TensorView& tensor : view) bytes += static_cast<Index>(tensor.bytes.size());
+    for (const Index large : {Index{1} << 33, Index{1} << 50, std::numeric_limits<Index>::max()}) {
+        EXPECT_EQ(refusal(large, 5).find("moe::bind: "), 0u);
+        EXPECT_NE(refusal(large, 5).find(" experts of model_dim 5 do not fit a checkpoint of " +
+                                         std::to_string(bytes) + " bytes"),
+                  std::string::npos);
+        EXPECT_NE(refusal(experts, large).find("do not fit"), std::string::npos);
+    }
+    // The first that fits is refused for its shape.
+    EXPECT_NE(refusal(2 * bytes / 5 + 1, 5).find("do not fit"), std::string::npos);
+    EXPECT_NE(refusal(2 * bytes / 5, 5).find("has shape"), std::string::npos);
+}
+
 TEST(Bind, GivesTheGradientsOfTheLayerThatOwnsItsWeights) {
     const Size size{5, 7};
     const moe::Matrix<float> x = size.input();

@@ -2,6 +2,7 @@
 #ifndef MOE_IO_BIND_HPP
 #define MOE_IO_BIND_HPP
 
+#include <algorithm>
 #include <cstddef>
 #include <memory>
 #include <string>
@@ -40,6 +41,23 @@ Steps steps_of(const M& matrix) {
         return {1, matrix.rows()};
     else
         return {matrix.cols(), 1};
+}
+
+/// Refuses counts and extents that a damaged file may give, before anything of that size is made:
+/// each expert has model_dim weights at least, its own or the router's, of 4 bits at least.
+template <class Checkpoint, class... Groups>
+void check_size(const Checkpoint& checkpoint, const Config& config, const Groups&... groups) {
+    double bytes = 0, experts = 0;
+    for (const TensorView& tensor : checkpoint) bytes += static_cast<double>(tensor.bytes.size());
+    const auto count = [&](const auto& group) {
+        if constexpr (requires { group.count; }) experts += static_cast<double>(group.count);
+    };
+    (count(groups), ...);
+    if (experts * static_cast<double>(config.model_dim) > 2 * bytes)
+        fail<FormatError>("moe::bind: ", static_cast<Index>(std::min(experts, 1e18)),
+                          " experts of model_dim ", config.model_dim,
+                          " do not fit a checkpoint of ", static_cast<Index>(bytes),
+                          " bytes; are extents, counts and names those of the model?");
 }
 
 /// A parameter that owns its memory.
@@ -135,6 +153,7 @@ template <class S = float, class Checkpoint, class R, class G, class... Groups>
 Layer<S, R, G, Groups...> bind(const Checkpoint& checkpoint, const Names& names,
                                const Config& config, const R& router, const G& gate,
                                const Groups&... groups) {
+    detail::check_size(checkpoint, config, groups...);
     Layer<S, R, G, Groups...> layer{deferred, config, router, gate, groups...};
     const auto owner = detail::owner_of(checkpoint);
     detail::read_layer(checkpoint, names, "moe::bind", layer,
