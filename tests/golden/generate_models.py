@@ -202,7 +202,7 @@ class Layer:
     input_weighted: bool = False
     identities: int = 0  # experts after the others that return their input
     without_gradient: tuple = ()  # ends of names
-    without_meaning: tuple = ()  # ends of names that a checkpoint need not have
+    without_meaning: tuple = ()  # ends of names that nothing reads, so that a checkpoint need not have them
     only: tuple = ("",)  # beginnings of names after the prefix
     at: str = ""  # where names in expected.safetensors begin
     run: Callable | None = None  # (module, x) -> logits, ids, weights, y

@@ -4,7 +4,6 @@
 //
 //     rewrite_model IN OUT LAYER...
 #include <cstdio>
-#include <cstdlib>
 #include <exception>
 #include <filesystem>
 #include <set>
@@ -29,7 +28,7 @@ void rewrite(const std::string& from, const std::string& to, std::span<char*> la
     std::set<std::string> prefixes;
     for (const char* const number : layers) {
         const run_layer::ModelLayer layer =
-            run_layer::read_layer(config, checkpoint, std::atoi(number), {});
+            run_layer::read_layer(config, checkpoint, std::stoi(number), {});
         moe::save(layer.layer, layer.names, all);
         moe::save(layer.layer, layer.names, saved);
         for (const std::string& prefix : layer.names.prefixes()) prefixes.insert(prefix);

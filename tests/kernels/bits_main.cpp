@@ -72,7 +72,7 @@ void products_and_sums(Isa isa, const char* type) {
     random.fill(rows * k, a.data());
     random.fill(k * cols, b.data());
     random.fill(rows * cols, c.data());
-    Hash by_rows, by_columns, few_by_rows, few_by_columns, dot, sum, axpy;
+    Hash by_rows, by_columns, few_by_rows, few_by_columns, packed_row, dot, sum, axpy;
     moe::product(t, rows, cols, k, {a.data(), k, 1}, {b.data(), cols, 1}, c.data(), cols, true,
                  scratch.data());
     by_rows.add(rows * cols, c.data());
@@ -87,6 +87,11 @@ void products_and_sums(Isa isa, const char* type) {
                      scratch.data());
         few_by_columns.add(few * cols, c.data());
     }
+    moe::PackedMatrix<S> packed;
+    packed.pack(t, {b.data(), cols, 1}, k, cols);
+    moe::detail::fetcher_in_use = moe::detail::Fetcher::processor;  // several panels at once
+    moe::product(t, 1, cols, k, {a.data(), k, 1}, packed.view(), c.data(), cols, false);
+    packed_row.add(cols, c.data());
     for (Index n = 0; n < 100; ++n) {
         const S d = t.dot(n * n, a.data(), b.data()), s = t.sum(n * n, b.data());
         dot.add(1, &d);
@@ -98,6 +103,7 @@ void products_and_sums(Isa isa, const char* type) {
     print("product/columns", type, isa, by_columns);
     print("product/few_rows", type, isa, few_by_rows);
     print("product/few_rows_columns", type, isa, few_by_columns);
+    print("product/packed_row", type, isa, packed_row);
     print("dot", type, isa, dot);
     print("sum", type, isa, sum);
     print("axpy", type, isa, axpy);

@@ -195,9 +195,13 @@ void check_row(const StorageTable& t, Storage storage, Index row_panels, Index r
         std::vector<float> want(c, c + cols);
         for (Index j = 0; j < row_panels; ++j) {
             StoredPanel panel(storage, width, k, width, random);
-            // NaN, infinities and subnormals, as weights may be.
-            for (Index i = 0; records > 0 && i < 8; ++i) {
-                const auto bits = static_cast<std::uint16_t>(i < 2 ? 0x7F80 + i : random.bits());
+            // Infinities and NaN in some columns, subnormals in any.
+            const bool wide = storage == Storage::bf16;
+            const int special[] = {wide ? 0x7F80 : 0x7C00, wide ? 0xFF80 : 0xFC00,
+                                   wide ? 0x7F81 : 0x7C01};
+            const int small[] = {0x0001, 0x8001, wide ? 0x007F : 0x03FF};
+            for (std::size_t i = 0; records > 0 && i < 6; ++i) {
+                const auto bits = static_cast<std::uint16_t>(i < 3 ? special[i] : small[i - 3]);
                 std::memcpy(panel.data() + 2 * (random.bits() % size_of(k * width)), &bits, 2);
             }
             std::copy_n(panel.data(), bytes, b + j * b_panel);
@@ -212,18 +216,19 @@ void check_row(const StorageTable& t, Storage storage, Index row_panels, Index r
 }
 
 TEST(StorageTable, RowsAreOneFmaChainOnWhatIsDecoded) {
-    for (const moe::Isa isa : moe::supported_isas()) {
-        const StorageTable& t = moe::storage_kernels(isa);
-        const Index row_panels = moe::kernels<float>(isa).row_panels;
-        EXPECT_EQ(t.row == nullptr, row_panels == 1) << t.name;
-        if (t.row == nullptr) continue;
+    Index checked = 0;
+    each_table([&](const StorageTable& t) {
+        EXPECT_EQ(t.row == nullptr, t.row_panels == 1);
+        if (t.row == nullptr) return;
+        ++checked;
         Numbers random(6);
         for (const Storage storage : {Storage::bf16, Storage::f16})
             for (const Index records : {0, 1, 2, 7}) {
-                check_row(t, storage, row_panels, records, random);
+                check_row(t, storage, t.row_panels, records, random);
                 if (::testing::Test::HasFatalFailure()) return;
             }
-    }
+    });
+    if (checked == 0) GTEST_SKIP() << "no instruction set of this machine has such a kernel";
 }
 
 TEST(StorageTable, DecodesScalesThatAreNoNormalNumbers) {

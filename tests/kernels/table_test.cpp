@@ -154,8 +154,10 @@ TYPED_TEST(Table, TilesAreOneFmaChainPerElement) {
 TYPED_TEST(Table, RowsOfPanelsAreOneFmaChainPerElement) {
     using S = TypeParam;
     Guarded<S> a_memory(2000), b_memory(80000), c_memory(200);
+    Index checked = 0;
     this->each_isa([&](const KernelTable<S>& t) {
         if (t.row == nullptr) return;
+        ++checked;
         Numbers random(2);
         const Index width = t.panel_width, cols = t.row_panels * width;
         for (const Index k : {0, 1, 2, 3, 17, 64, 257})
@@ -164,7 +166,7 @@ TYPED_TEST(Table, RowsOfPanelsAreOneFmaChainPerElement) {
                 const Index b_size = b_panel * (t.row_panels - 1) + k * width;
                 S* a = a_memory.last(a_size);
                 S* b = b_memory.last(b_size);
-                S* c = c_memory.last(cols);
+                S* c = a_col == 1 ? c_memory.last(cols) : c_memory.first(cols);
                 std::fill(a, a + a_size, this->nan);
                 std::fill(b, b + b_size, this->nan);
                 for (Index p = 0; p < k; ++p) random.fill(1, a + p * a_col);
@@ -184,6 +186,7 @@ TYPED_TEST(Table, RowsOfPanelsAreOneFmaChainPerElement) {
                 }
             }
     });
+    if (checked == 0) GTEST_SKIP() << "no instruction set of this machine has such a kernel";
 }
 
 TYPED_TEST(Table, TilesDoNotTouchWhatIsBesideThem) {

@@ -6,7 +6,13 @@
 //     constexpr const char* table_name;
 //     constexpr int tile_rows;     // most rows of a tile
 //     constexpr int tile_vectors;  // vectors in a row of a panel
-//     constexpr int row_panels;    // KernelTable::row_panels
+//     constexpr int row_panels;    // KernelTable::row_panels, 1 to 4; 1 if a tile of one row has
+//                                  // chains enough
+//     template <class T> Group;    // the columns of elements T that are read together where they
+//                                  // lie: V, or a struct of the first 8 lanes of one
+//
+// A Group that is no V needs splat(Group, S), load(Group, const S*), store(S*, Group, Index), fma,
+// part(S, Group, int, Group) and read_columns(from, from_row, Group (&)[column_step]).
 //
 // What it adds is `table`. Only pointers, counts, V and E in here: a standard container or a lambda
 // would be compiled for the wrong instruction set. A product that feeds an addition is an fma.

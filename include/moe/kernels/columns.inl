@@ -69,22 +69,24 @@ inline Index run_length(Index bytes) {
 
 template <class T>
 inline constexpr Index group_columns = static_cast<Index>(sizeof(Group<T>) / sizeof(S));
+static_assert(group_columns<S> == lanes || 2 * group_columns<S> == lanes);
+static_assert(row_panels >= 1 && row_panels <= 4);  // what is unrolled
 
 /// What else a Group can, where it is a V: splat and load by the type of the first parameter.
 [[gnu::always_inline]] inline V splat(V, S x) { return splat(x); }
 [[gnu::always_inline]] inline V load(V, const S* p) { return load(p, lanes); }
 
-/// Groups that take turns, a line of each: two where they are less than a V and A has so few rows
-/// that the chains of one are too few for narrow elements. 1 row of 1024 x 2048 in bf16 took 15.6
-/// GB/s of weights from the caches so and 12.7 without (AVX2, Zen 3).
+/// Groups that take turns, a line of each: two where a Group is half a V, elements are narrow and A
+/// has at most two rows, as one Group has too few chains then. 1 row of 1024 x 2048 in bf16 took
+/// 15.6 GB/s of weights from the caches so and 12.7 without (AVX2, Zen 3).
 template <int Rows, class T>
 inline constexpr int groups_in_turn = parts<T> > 1 && Rows <= 2
                                           ? static_cast<int>(lanes / group_columns<T>)
                                           : 1;
 
-/// What is prefetched where a Group is less than a V, which is few enough columns for the processor
-/// to fetch by itself, but for the beginnings: a line of each, 512 bytes later.
-/// @tparam all    a line of the next columns, where it is one, or any
+/// What is prefetched where a Group is less than a V: of each column the line 512 bytes later,
+/// behind its end that of the next columns.
+/// @tparam all    false: only the latter, as the processor finds the rest by itself
 /// @param from    a line of the columns now read, `left` bytes before their end
 /// @param others  from the end of a column to the beginning of the next ones
 template <int columns, bool all>
@@ -124,9 +126,9 @@ template <class T, int Rows>
 /// widened there; Rows accumulators are kept.
 ///
 /// 1 row of 768 x 2048 took 160 us with bf16, 168 with f16 and 141 with int8, from the caches, and
-/// 279 with float; from memory 322, 291, 171 and 497 (one core of a Sapphire Rapids). Two sixteens
-/// in turn, so that two chains run at the same time, were no faster with one row of narrow elements
-/// and slower with two.
+/// 279 with float; from memory 322, 291, 171 and 497 (one core of a Sapphire Rapids). Where a Group
+/// is a V, two in turn, so that two chains run at the same time, were no faster with one row of
+/// narrow elements and slower with two.
 template <int Rows, class T>
 void columns_of(Index cols, Index k, const S* a, Index a_row, const T* b, Index b_col,
                 const S* scales, S* c, Index c_row, bool add) {

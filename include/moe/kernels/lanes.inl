@@ -7,7 +7,6 @@
 struct V {
     S lane[16];
 };
-/// The columns that are read together where they lie: 16, too.
 template <class>
 using Group = V;
 

@@ -5,8 +5,8 @@
 //     V widen(const T* from, V scale)         16 elements
 //     V part(T, V words, int q, V scale)      element q of each word, which holds 4 bytes
 //
-// for T Bf16, F16 and std::int8_t, of which only the last looks at the scale. Templates all: a
-// program that views no such weights compiles none of them.
+// (and `part` of a Group<T> that is less) for T Bf16, F16 and std::int8_t, of which only the last
+// looks at the scale. Templates all: a program that views no such weights compiles none of them.
 
 template <class T>
 void narrow_columns(Index rows, Index cols, Index k, const S* a, Index a_row, const void* b,

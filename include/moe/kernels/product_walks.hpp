@@ -218,7 +218,7 @@ void product_in_place(const KernelTable<S>& table, Index rows, Index cols, Index
 /// Tiles prefetch 8 KiB ahead of what they read: 1, 2, 4, 6, 8 and 12 rows of 768 x 2048 ran at 13,
 /// 27, 54, 72, 80 and 99 GFLOP/s so and at 14, 31, 56, 83, 81 and 80 without, 1, 2, 4 and 6 rows
 /// with AVX2 at 16, 30, 53 and 66, and at 14, 24, 39 and 49 (Zen 4). `row` made a layer of OLMoE's
-/// extents 1.5 times as fast for one token, 0.93 of what a plain read takes (AVX2, Zen 3).
+/// extents 1.5 times as fast for one token, 0.93 of the rate of a plain read (AVX2, Zen 3).
 template <class S>
 void product_one_by_one(const KernelTable<S>& table, Index rows, Index cols, Index k, Strided<S> a,
                         const S* panels, S* c, Index c_row, bool add) {

@@ -308,6 +308,7 @@ template <class All>
 inline constexpr StorageTable table{.name = table_name,
                                     .panel_width = panel_width,
                                     .decode = decode<All>,
+                                    .row_panels = row_panels,
                                     .row = row_panels > 1 ? row<All> : nullptr,
                                     .bf16_bytes = 4,
                                     .encode_bf16 = encode_bf16,

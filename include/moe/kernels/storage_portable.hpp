@@ -229,6 +229,7 @@ template <class>
 inline constexpr StorageTable table{.name = "scalar",
                                     .panel_width = panel_width,
                                     .decode = decode,
+                                    .row_panels = 1,
                                     .row = nullptr,
                                     .bf16_bytes = 4,
                                     .encode_bf16 = encode_bf16,

@@ -125,12 +125,14 @@ struct StorageTable {
     void (*decode)(Storage storage, Index records, const std::byte* record, const float* scales,
                    float* to);
 
-    /// C = A B, or C += A B if `add`, for one row of A and the row_panels panels of
-    /// KernelTable<float>::row, of weights in bf16 or f16: the bits of that on what `decode`
-    /// writes. Null where there is no such call.
-    /// @param records  32 rows of B each
+    Index row_panels;  ///< panels that one `row` call takes; 1: there is no `row`, it is null
+
+    /// C = A B, or C += A B if `add`, for one row of A and row_panels panels in bf16 or f16: one
+    /// chain per element, as KernelTable<float>::tile has on what `decode` writes.
+    /// @param records  32 rows of B each, or 0
     /// @param a        [32 records]
     /// @param record   the first of the first panel; b_panel bytes from one panel to the next
+    /// @param c        [row_panels * panel_width]
     void (*row)(Storage storage, Index records, const float* a, const std::byte* record,
                 Index b_panel, float* c, bool add);
 

@@ -65,10 +65,10 @@ inline void product(const KernelTable<float>& table, Index rows, Index cols, Ind
     constexpr Index step = detail::few_rows_records * record_rows;
     // One row of 16-bit weights: widened in registers, as far as records and panels are whole. A
     // layer of OLMoE's extents took 0.6 of the time for one token in bf16, 0.5 in f16 (Zen 3).
-    const bool by_row = rows == 1 && a.col_stride == 1 && b.table()->row != nullptr &&
+    const Index together = b.table()->row_panels, whole = k / record_rows;
+    const bool by_row = rows == 1 && a.col_stride == 1 && together > 1 && whole > 0 &&
                         (b.storage() == Storage::bf16 || b.storage() == Storage::f16) &&
                         detail::processor_fetches();
-    const Index together = table.row_panels, whole = k / record_rows;
     const Index done = by_row ? cols / width / together * together : 0;  // panels
     for (Index j = 0; j < done; j += together)
         b.table()->row(b.storage(), whole, a.data, record(j, 0), panel_bytes, c + j * width, add);

@@ -65,17 +65,17 @@ struct KernelTable {
     void (*tile)(Index rows, Index cols, Index k, const S* a, Index a_row, Index a_col, const S* b,
                  Index b_row, S* c, Index c_row, bool add, const Ahead<S>& ahead);
 
-    Index row_panels;  ///< panels that one `row` call takes; 1: a tile does as well, there is no
-                       ///< `row`
+    Index row_panels;  ///< panels that one `row` call takes; 1: there is no `row`, it is null
 
-    /// The same for one row of A and row_panels whole panels of B, side by side.
+    /// As `tile`, for one row of A and row_panels whole panels of B, side by side.
     /// @param a  A(p) = a[p * a_col]
     /// @param b  the first panel; b_panel elements from one to the next
+    /// @param c  [row_panels * panel_width]
     void (*row)(Index k, const S* a, Index a_col, const S* b, Index b_panel, S* c, bool add);
 
     Index column_rows;  ///< most rows that one `columns` call takes, at most tile_rows
 
-    /// The same where the columns of B are contiguous, as in x W^T with W [out, in], from where
+    /// As `tile`, where the columns of B are contiguous, as in x W^T with W [out, in], from where
     /// they lie. The columns behind the last are prefetched.
     /// @param rows  1 to column_rows
     /// @param cols  any number

@@ -31,7 +31,6 @@ inline constexpr int row_panels = 1;
 struct V {
     float32x4_t part[4];
 };
-/// The columns that are read together where they lie: 16, too.
 template <class>
 using Group = V;
 

@@ -31,7 +31,6 @@ inline constexpr int row_panels = 1;
 struct V {
     float64x2_t part[8];
 };
-/// The columns that are read together where they lie: 16, too.
 template <class>
 using Group = V;
 

@@ -40,11 +40,10 @@ struct V {
 struct Half {
     __m256 r;
 };
-/// The columns that are read together where they lie, elements of type T. 16 that are a multiple of
-/// 4 KiB apart do not fit one set of a first-level cache of 32 KiB, where each line is read four
-/// times: 1 row of 1024 x 2048 took weights from memory at 13.3 GB/s so, and at 19.5 in eights, in
-/// bf16 at 11.1 and 12.7, 6 rows at 4.9 and 7.0, 5.5 and 8.7. One row of int8 has too few chains
-/// with eights, 6.4 GB/s instead of 10.5 (Zen 3).
+/// 16 columns a multiple of 4 KiB apart do not fit one set of a first-level cache of 32 KiB, and
+/// each line is read in four steps. GB/s of weights from memory, 1024 x 2048, in sixteens and in
+/// eights: 1 row 13.3 and 19.5, in bf16 11.1 and 12.7; 6 rows 5.0 and 7.0, in bf16 5.5 and 8.7; but
+/// 1 row of int8 10.5 and 6.4, whose chains are too few (Zen 3).
 template <class T>
 using Group = std::conditional_t<sizeof(T) == 1, V, Half>;
 struct Mask {
@@ -209,6 +208,7 @@ inline void transpose(Index rows, Index cols, const S* from, Index from_row, S* 
 }
 [[gnu::always_inline]] inline Half splat(Half, S x) { return {_mm256_set1_ps(x)}; }
 [[gnu::always_inline]] inline Half load(Half, const S* p) { return {_mm256_loadu_ps(p)}; }
+/// All of it; the count is for V.
 [[gnu::always_inline]] inline void store(S* p, Half x, Index) { _mm256_storeu_ps(p, x.r); }
 [[gnu::always_inline]] inline Half fma(Half x, Half y, Half z) {
     return {_mm256_fmadd_ps(x.r, y.r, z.r)};

@@ -36,7 +36,6 @@ inline constexpr int row_panels = 1;
 struct V {
     __m256d part[4];
 };
-/// The columns that are read together where they lie: 16, too.
 template <class>
 using Group = V;
 

@@ -40,7 +40,6 @@ inline constexpr int row_panels = 1;
 struct V {
     __m512 r;
 };
-/// The columns that are read together where they lie: 16, too.
 template <class>
 using Group = V;
 

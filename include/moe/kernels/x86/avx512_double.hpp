@@ -41,7 +41,6 @@ inline constexpr int row_panels = 1;
 struct V {
     __m512d low, high;
 };
-/// The columns that are read together where they lie: 16, too.
 template <class>
 using Group = V;
 

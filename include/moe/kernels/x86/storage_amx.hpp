@@ -49,6 +49,7 @@ template <class All>
 inline constexpr StorageTable table{.name = "amx",
                                     .panel_width = panel_width,
                                     .decode = storage_avx512::table<All>.decode,
+                                    .row_panels = storage_avx512::table<All>.row_panels,
                                     .row = storage_avx512::table<All>.row,
                                     .bf16_bytes = 2,
                                     .encode_bf16 = encode_bf16,
