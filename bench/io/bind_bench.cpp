@@ -22,7 +22,8 @@ namespace {
 
 using moe::Index;
 
-/// A row: the next token of a pool each time, whose experts no cache holds.
+/// A row: the next token of a pool each time, whose experts no cache holds: each way has just read
+/// as many bytes, of the same experts if they are more than twice the last cache.
 ///     of_read         time in which the same threads read as many bytes from memory, in 8 rows
 ///                     walked together, over the time of this one: in turn with it, medians of both
 ///     of_probe        bytes of the token's experts per second over the best of 32 such reads just
@@ -57,7 +58,8 @@ void decode(benchmark::State& state, const Preset& preset, moe::Dtype dtype, moe
     const auto read = [&](Index part, int) { rows.read(part, threads); };
     race.add("of_read", [&] { ws.executor().run(threads, read); });
     race.add("packed", [&] { packed.forward(x.middleRows(next, 1), other, ws); });
-    race.run(state, false, ws.executor(), [&] {
+    const bool hot = bytes > 2 * static_cast<double>(machine::last_level_cache());
+    race.run(state, hot, ws.executor(), [&] {
         next = (next + 1) % tokens;
         return bytes / machine::read_bandwidth(threads).per_second;
     });
