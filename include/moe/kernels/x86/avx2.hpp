@@ -41,9 +41,9 @@ struct Half {
     __m256 r;
 };
 /// 16 columns a multiple of 4 KiB apart do not fit one set of a first-level cache of 32 KiB, and
-/// each line is read in four steps. GB/s of weights from memory, 1024 x 2048, in sixteens and in
-/// eights: 1 row 13.3 and 19.5, in bf16 11.1 and 12.7; 6 rows 5.0 and 7.0, in bf16 5.5 and 8.7; but
-/// 1 row of int8 10.5 and 6.4, whose chains are too few (Zen 3).
+/// each line is read in four steps. GB/s of weights from memory, 768 x 2048, in sixteens and in
+/// eights: 1, 4 and 6 rows 14, 10 and 7, and 20, 17 and 15; 1 and 4 rows in bf16 11.1 and 7.3, and
+/// 12.7 and 9.1 (tile_bench, Zen 3). Eights have too few chains for int8.
 template <class T>
 using Group = std::conditional_t<sizeof(T) == 1, V, Half>;
 struct Mask {
